@@ -6,5 +6,7 @@ import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Said once per process by torch when the first CSR or BSR tensor is made; not ours to fix, and warnings are errors.
-    config.addinivalue_line("filterwarnings", "ignore:Sparse (CSR|BSR) tensor support is in beta state:UserWarning")
+    # Warnings are errors here, and torch says this one once per process about its own CSR and BSR tensors.
+    config.addinivalue_line(
+        "filterwarnings", "ignore:Sparse (CSR|BSR) tensor support is in beta state:UserWarning"
+    )

@@ -1,0 +1,136 @@
+"""What CSR and BSR share: values and column indices listed row by row, and the offset of each row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from sparseinfer import _core
+from sparseinfer.formats import _checks
+
+Self = TypeVar("Self", bound="Compressed")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Compressed:
+    """Base of the compressed-row formats; holds plain, contiguous CPU tensors that require no grad.
+
+    A unit is one weight (CSR) or one block (BSR). Tensors that already are contiguous are kept, not copied.
+    """
+
+    values: Tensor
+    crow_indices: Tensor
+    col_indices: Tensor
+    shape: tuple[int, int]
+
+    _layout: ClassVar[torch.layout]
+    _values_ndim: ClassVar[int]
+
+    def __post_init__(self) -> None:
+        checked = {
+            "values": _checks.plain("values", self.values, _checks.VALUE_DTYPES, self._values_ndim),
+            "crow_indices": _checks.plain("crow_indices", self.crow_indices, (torch.int64,), 1),
+            "col_indices": _checks.plain("col_indices", self.col_indices, (torch.int32,), 1),
+            "shape": _checks.pair("shape", self.shape, minimum=0),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        self.validate()
+
+    def validate(self) -> None:
+        """Raise ValueError unless the three tensors describe one matrix of this shape.
+
+        Offsets start at 0, never fall and end at the number of units; columns ascend strictly within a row
+        and lie inside the shape. Construction calls it; call it again where the tensors may have been written
+        to since.
+        """
+        rows, columns = self._grid()
+        if columns > _checks.INT32_MAX:
+            raise ValueError(f"shape: expected at most {_checks.INT32_MAX} columns, got {columns}")
+        units = self.values.shape[0]
+        _checks.length("crow_indices", self.crow_indices, rows + 1, "rows + 1")
+        _checks.length("col_indices", self.col_indices, units, "values.shape[0]")
+        _core.check_csr(self.crow_indices.data_ptr(), self.col_indices.data_ptr(), rows, columns, units)
+
+    @classmethod
+    def from_torch(cls: type[Self], t: Tensor) -> Self:
+        """Copy a CPU tensor [n, k] of the same layout, torch.sparse_csr or torch.sparse_bsr.
+
+        Stored zeros stay stored. TypeError: another layout or dtype. ValueError: another device, a batch, bad
+        indices.
+        """
+        t = _checks.on_cpu("tensor", t).detach()
+        if t.layout != cls._layout:
+            hint = "from_dense takes dense tensors"
+            raise TypeError(f"tensor: expected layout {cls._layout}, got {t.layout} ({hint})")
+        if t.ndim != 2:
+            raise ValueError(f"tensor: expected 2 dimensions, got shape {tuple(t.shape)}")
+        values = t.values().clone()
+        block_columns = values.shape[2] if values.ndim == 3 else 1
+        return cls(
+            values,
+            _checks.wide_indices("crow_indices", t.crow_indices()),
+            _checks.narrow_indices("col_indices", t.col_indices(), t.shape[1] // block_columns),
+            (t.shape[0], t.shape[1]),
+        )
+
+    def to_torch_sparse(self) -> Tensor:
+        """The same matrix as a torch tensor with int64 indices. The values are shared, not copied."""
+        return torch.sparse_compressed_tensor(
+            self.crow_indices,
+            self.col_indices.to(torch.int64),
+            self.values,
+            size=self.shape,
+            layout=self._layout,
+            check_invariants=False,
+        )
+
+    @property
+    def nnz(self) -> int:
+        """Stored values, stored zeros included."""
+        return self.values.numel()
+
+    @property
+    def density(self) -> float:
+        """nnz / (n * k); 0.0 for a matrix without elements."""
+        n, k = self.shape
+        return self.nnz / (n * k) if n * k else 0.0
+
+    @property
+    def sparsity(self) -> float:
+        """1 - density."""
+        return 1.0 - self.density
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.values.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of values and both index tensors."""
+        return self.values.nbytes + self.crow_indices.nbytes + self.col_indices.nbytes
+
+    def _grid(self) -> tuple[int, int]:
+        """(rows, columns) that the indices count."""
+        return self.shape
+
+    def _unit_rows(self) -> Tensor:
+        """Row of each unit, int64 [values.shape[0]]."""
+        rows = torch.arange(self.crow_indices.numel() - 1)
+        return rows.repeat_interleave(self.crow_indices.diff(), output_size=self.values.shape[0])
+
+    def _describe(self) -> str:
+        return f"shape={self.shape}, nnz={self.nnz}, sparsity={self.sparsity:.4f}, dtype={self.dtype}"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._describe()})"
+
+
+def offsets(kept: Tensor) -> Tensor:
+    """Row offsets, int64 [rows + 1], of the units kept by a bool mask [rows, columns]."""
+    crow = torch.zeros(kept.shape[0] + 1, dtype=torch.int64)
+    torch.cumsum(kept.sum(dim=1), dim=0, out=crow[1:])
+    return crow

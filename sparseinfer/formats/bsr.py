@@ -1,0 +1,60 @@
+"""BSR: compressed rows of dense blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sparseinfer.formats import _checks
+from sparseinfer.formats._compressed import Compressed, offsets
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BSR(Compressed):
+    """Block compressed rows of a weight matrix [n, k] with blocks of r rows and c columns, in CPU memory.
+
+    values        [nblocks, r, c]  float32, bfloat16 or float16, block row by block row, each block row-major
+    crow_indices  [n / r + 1]      int64, block row i owns values[crow_indices[i] : crow_indices[i + 1]]
+    col_indices   [nblocks]        int32, block column, strictly ascending within a block row
+    shape         (n, k)           r divides n, c divides k
+
+    Construction checks everything and raises like CSR, and ValueError for a block that does not divide the
+    shape. nnz counts every value of a stored block.
+    """
+
+    _layout: ClassVar[torch.layout] = torch.sparse_bsr
+    _values_ndim: ClassVar[int] = 3
+
+    @classmethod
+    def from_dense(cls, w: Tensor, block_size: tuple[int, int]) -> BSR:
+        """Keep the blocks of w [n, k], any strides, in which an element is not zero (NaN is not zero)."""
+        w = _checks.plain("weight", w, _checks.VALUE_DTYPES, 2)
+        r, c = _checks.pair("block_size", block_size, minimum=1)
+        rows, columns = _checks.blocks_divide((w.shape[0], w.shape[1]), (r, c))
+        blocks = w.view(rows, r, columns, c).transpose(1, 2)
+        kept = (blocks != 0).flatten(2).any(dim=2)
+        block_rows, block_columns = kept.nonzero(as_tuple=True)
+        values = blocks[block_rows, block_columns]
+        return cls(values, offsets(kept), block_columns.to(torch.int32), (w.shape[0], w.shape[1]))
+
+    def to_dense(self) -> Tensor:
+        """The matrix [n, k], bit for bit what was stored, zeros elsewhere."""
+        (rows, columns), (r, c) = self._grid(), self.block_size
+        blocks = torch.zeros((rows, columns, r, c), dtype=self.dtype)
+        blocks[self._unit_rows(), self.col_indices.to(torch.int64)] = self.values
+        return blocks.transpose(1, 2).reshape(self.shape)
+
+    @property
+    def block_size(self) -> tuple[int, int]:
+        """(r, c)."""
+        return self.values.shape[1], self.values.shape[2]
+
+    def _grid(self) -> tuple[int, int]:
+        block_size = _checks.pair("block_size", self.block_size, minimum=1)
+        return _checks.blocks_divide(self.shape, block_size)
+
+    def _describe(self) -> str:
+        return f"{super()._describe()}, block_size={self.block_size}"

@@ -1,0 +1,67 @@
+"""CSR: the non-zero weights row by row, the format that every other one can be made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparseinfer.formats import _checks
+from sparseinfer.formats._compressed import Compressed, offsets
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CSR(Compressed):
+    """Compressed sparse rows of a weight matrix [n, k], in CPU memory.
+
+    values        [nnz]    float32, bfloat16 or float16, row by row
+    crow_indices  [n + 1]  int64, row i owns values[crow_indices[i] : crow_indices[i + 1]]
+    col_indices   [nnz]    int32, strictly ascending within a row
+    shape         (n, k)
+
+    Construction checks everything and raises TypeError (not a tensor, wrong dtype) or ValueError (wrong
+    device, rank or length, offsets not monotone, a column out of range, unsorted or repeated).
+    """
+
+    _layout: ClassVar[torch.layout] = torch.sparse_csr
+    _values_ndim: ClassVar[int] = 1
+
+    @classmethod
+    def from_dense(cls, w: Tensor) -> CSR:
+        """Keep the non-zero elements of w [n, k], any strides. NaN and Inf are kept, -0.0 is a zero."""
+        w = _checks.plain("weight", w, _checks.VALUE_DTYPES, 2)
+        kept = w != 0
+        rows, columns = kept.nonzero(as_tuple=True)
+        return cls(w[rows, columns], offsets(kept), columns.to(torch.int32), tuple(w.shape))
+
+    @classmethod
+    def from_scipy(cls, matrix: Any) -> CSR:
+        """Copy a scipy.sparse csr_matrix or csr_array [n, k] of float32 or float16.
+
+        Stored zeros stay stored. TypeError: not scipy CSR, or another dtype (float64 is not narrowed
+        silently). ValueError: bad indices (`matrix.sum_duplicates()` cures unsorted and repeated columns).
+        """
+        if getattr(matrix, "format", None) != "csr":
+            hint = "convert it with .tocsr()"
+            raise TypeError(
+                f"matrix: expected a scipy.sparse CSR matrix, got {type(matrix).__name__} ({hint})"
+            )
+        if matrix.dtype not in (np.float32, np.float16):
+            hint = "convert it with .astype(numpy.float32)"
+            raise TypeError(f"matrix: expected dtype float32 or float16, got {matrix.dtype} ({hint})")
+        n, k = _checks.pair("shape", matrix.shape, minimum=0)
+        return cls(
+            torch.from_numpy(np.array(matrix.data)),
+            _checks.wide_indices("crow_indices", torch.from_numpy(np.array(matrix.indptr))),
+            _checks.narrow_indices("col_indices", torch.from_numpy(np.array(matrix.indices)), k),
+            (n, k),
+        )
+
+    def to_dense(self) -> Tensor:
+        """The matrix [n, k], bit for bit what was stored, zeros elsewhere."""
+        w = torch.zeros(self.shape, dtype=self.dtype)
+        w[self._unit_rows(), self.col_indices.to(torch.int64)] = self.values
+        return w
