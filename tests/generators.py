@@ -1,8 +1,8 @@
 """Seeded random matrices for every test of the package.
 
 Everything here is a pure function of its arguments: the same call gives the same matrix in every test file
-and on every machine. Integer-valued data is exact in float32, bfloat16 and float16, so a result that differs from
-the reference by one bit is an index error and never rounding.
+and on every machine. Integer-valued data is exact in float32, bfloat16 and float16, so a result that differs
+from the reference by one bit is an index error and never rounding.
 """
 
 from __future__ import annotations

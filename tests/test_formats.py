@@ -84,7 +84,7 @@ def test_empty_shapes(shape):
     csr = CSR.from_dense(w)
     assert_csr_is(csr, scipy.sparse.csr_array(shape, dtype=np.float32))
     for fmt in (csr, BSR.from_dense(w, (1, 1)), BSR.from_dense(w, (5, 5))):
-        assert (fmt.nnz, fmt.density, fmt.sparsity) == (0, 0.0, 1.0)
+        assert (fmt.nnz, fmt.density, fmt.sparsity) == (0, 1.0, 0.0)
         assert fmt.to_dense().shape == shape
         assert type(fmt).from_torch(fmt.to_torch_sparse()).shape == shape
     assert CSR.from_scipy(scipy.sparse.csr_array(shape, dtype=np.float32)).shape == shape

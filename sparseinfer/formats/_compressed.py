@@ -95,9 +95,9 @@ class Compressed:
 
     @property
     def density(self) -> float:
-        """nnz / (n * k); 0.0 for a matrix without elements."""
+        """nnz / (n * k); 1.0 for a matrix without elements, of which none is missing."""
         n, k = self.shape
-        return self.nnz / (n * k) if n * k else 0.0
+        return self.nnz / (n * k) if n * k else 1.0
 
     @property
     def sparsity(self) -> float:

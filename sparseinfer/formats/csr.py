@@ -35,7 +35,7 @@ class CSR(Compressed):
         w = _checks.plain("weight", w, _checks.VALUE_DTYPES, 2)
         kept = w != 0
         rows, columns = kept.nonzero(as_tuple=True)
-        return cls(w[rows, columns], offsets(kept), columns.to(torch.int32), tuple(w.shape))
+        return cls(w[rows, columns], offsets(kept), columns.to(torch.int32), (w.shape[0], w.shape[1]))
 
     @classmethod
     def from_scipy(cls, matrix: Any) -> CSR:
