@@ -80,7 +80,7 @@ def narrow_indices(name: str, indices: Tensor, columns: int) -> Tensor:
         low, high = (int(bound) for bound in indices.aminmax())
         if low < 0 or high >= min(columns, INT32_MAX):
             got = low if low < 0 else high
-            raise ValueError(f"{name}: expected indices in [0, {min(columns, INT32_MAX)}), got {got}")
+            raise ValueError(f"{name}: expected values in [0, {min(columns, INT32_MAX)}), got {got}")
     return indices.to(torch.int32, copy=True)
 
 
