@@ -1,0 +1,145 @@
+// sparseinfer._core: integers and addresses only. Callers (sparseinfer/ops) own the memory and check dtypes, shapes and
+// devices; everything that can be read wrongly inside a buffer is checked on this side.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "sparseinfer/cpu_features.h"
+#include "sparseinfer/pack.h"
+#include "sparseinfer/registry.h"
+#include "sparseinfer/spmm.h"
+
+namespace py = pybind11;
+using namespace sparseinfer;
+
+namespace {
+
+template <class T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+template <class Enum, int N>
+Enum parse(const std::string& name, const char* const (&names)[N], const char* what) {
+  std::string valid;
+  for (int i = 0; i < N; ++i) {
+    if (name == names[i]) return static_cast<Enum>(i);
+    valid += (i ? ", " : "") + std::string(names[i]);
+  }
+  throw std::invalid_argument(std::string(what) + ": expected one of " + valid + ", got " + name);
+}
+
+py::list kernels() {
+  py::list list;
+  for (const RegisteredKernel& r : registry()) {
+    py::dict row;
+    row["name"] = r.kernel.name;
+    row["op"] = "spmm";
+    row["packing"] = r.kernel.packing;
+    row["dtype"] = r.kernel.dtype;
+    row["tile"] = r.kernel.tile;
+    row["isa"] = r.kernel.isa;
+    row["available"] = r.available;
+    list.append(row);
+  }
+  return list;
+}
+
+py::array_t<uint8_t> pack_array(const std::string& packing, const std::string& dtype, int64_t n, int64_t k, int64_t nnz,
+                                int64_t block_rows, int64_t block_cols, uintptr_t crow, uintptr_t col, uintptr_t values,
+                                int64_t max_splits, int64_t panel) {
+  const SparseView view{n, k, nnz, block_rows, block_cols, pointer<const int64_t>(crow), pointer<const int32_t>(col),
+                        pointer<const void>(values), parse<DType>(dtype, kDTypeNames, "dtype")};
+  const auto kind = parse<PackingKind>(packing, kPackingNames, "packing");
+  auto* blob = [&] {
+    py::gil_scoped_release release;
+    return new Blob(pack(kind, view, {max_splits, panel}));
+  }();
+  py::capsule owner(blob, [](void* p) { delete static_cast<Blob*>(p); });
+  return py::array_t<uint8_t>({blob->size()}, {1}, reinterpret_cast<uint8_t*>(blob->data()), owner);
+}
+
+py::dict describe(uintptr_t data, int64_t bytes) {
+  const PackingHeader* h = check_header(pointer<const void>(data), bytes);
+  py::dict d;
+  d["packing"] = kPackingNames[static_cast<int>(h->kind)];
+  d["dtype"] = kDTypeNames[static_cast<int>(h->dtype)];
+  d["n"] = h->n;
+  d["k"] = h->k;
+  d["nnz"] = h->nnz;
+  d["nbytes"] = h->bytes;
+  d["block_size"] = py::make_tuple(h->block_rows, h->block_cols);
+  d["splits"] = h->splits;
+  d["nonce"] = h->nonce;
+  return d;
+}
+
+// False, and nothing computed, when the packing at this address is not the one the caller checked.
+bool spmm(int64_t kernel, uintptr_t x, int64_t m, int64_t ldx, uintptr_t packed, uint64_t nonce, uintptr_t bias, uintptr_t y,
+          int64_t ldy, int64_t activation, int64_t parts) {
+  const auto& all = registry();
+  if (kernel < 0 || kernel >= static_cast<int64_t>(all.size()) || !all[static_cast<size_t>(kernel)].available) {
+    throw std::invalid_argument("kernel: expected the id of an available kernel, got " + std::to_string(kernel));
+  }
+  const SpmmKernel& k = all[static_cast<size_t>(kernel)].kernel;
+  const auto* header = pointer<const PackingHeader>(packed);
+  if (header->nonce != nonce) return false;
+  if (std::strcmp(kPackingNames[static_cast<int>(header->kind)], k.packing) != 0 ||
+      std::strcmp(kDTypeNames[static_cast<int>(header->dtype)], k.dtype) != 0) {
+    throw std::invalid_argument(std::string("kernel: expected a ") + k.packing + " packing of " + k.dtype + " for " + k.name +
+                                ", got " + kPackingNames[static_cast<int>(header->kind)] + " of " +
+                                kDTypeNames[static_cast<int>(header->dtype)]);
+  }
+  SpmmArgs args{pointer<const void>(x), pointer<void>(y), pointer<const float>(bias), header, m, ldx, ldy,
+                static_cast<Activation>(activation), nullptr};
+  py::gil_scoped_release release;
+  run_spmm(k, args, Spread{static_cast<int>(parts)});
+  return true;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "Native kernels of sparseinfer. Private: use sparseinfer.ops.";
+  m.attr("__version__") = SPARSEINFER_VERSION;
+  m.attr("activations") = py::tuple(py::cast(std::vector<std::string>(kActivationNames, kActivationNames + kNumActivations)));
+  m.attr("packings") = py::tuple(py::cast(std::vector<std::string>(kPackingNames, kPackingNames + kNumPackings)));
+
+  m.def("isa_levels", &supported_isa_names);
+  m.def("active_isa", [] { return std::string(kIsaNames[static_cast<int>(active_isa())]); });
+  m.def("kernels", &kernels);
+  m.def("set_parallel_for", [](uintptr_t address) { set_parallel_for(reinterpret_cast<ParallelForFn>(address)); }, py::arg("address"));
+  m.def("has_parallel_for", &has_parallel_for);
+  m.def(
+      "check_csr",
+      [](uintptr_t crow, uintptr_t col, int64_t n, int64_t k, int64_t nnz) {
+        py::gil_scoped_release release;
+        check_compressed(pointer<const int64_t>(crow), pointer<const int32_t>(col), n, k, nnz);
+      },
+      py::arg("crow"), py::arg("col"), py::arg("n"), py::arg("k"), py::arg("nnz"));
+  m.def("pack", &pack_array, py::arg("packing"), py::arg("dtype"), py::arg("n"), py::arg("k"), py::arg("nnz"),
+        py::arg("block_rows"), py::arg("block_cols"), py::arg("crow"), py::arg("col"), py::arg("values"),
+        py::arg("max_splits") = PackOptions{}.max_splits, py::arg("panel") = 0);
+  m.def("describe", &describe, py::arg("data"), py::arg("nbytes"));
+  m.def(
+      "check_packing",
+      [](uintptr_t data, int64_t bytes) {
+        py::gil_scoped_release release;
+        check_packing(pointer<const void>(data), bytes);
+      },
+      py::arg("data"), py::arg("nbytes"));
+  m.def(
+      "unpack",
+      [](uintptr_t data, int64_t bytes, uintptr_t crow, uintptr_t col, uintptr_t values) {
+        py::gil_scoped_release release;
+        const PackingHeader* h = check_packing(pointer<const void>(data), bytes);
+        unpack(h, pointer<int64_t>(crow), pointer<int32_t>(col), pointer<void>(values));
+      },
+      py::arg("data"), py::arg("nbytes"), py::arg("crow"), py::arg("col"), py::arg("values"));
+  m.def("spmm", &spmm, py::arg("kernel"), py::arg("x"), py::arg("m"), py::arg("ldx"), py::arg("packed"), py::arg("nonce"), py::arg("bias"),
+        py::arg("y"), py::arg("ldy"), py::arg("activation"), py::arg("parts") = 0);
+}

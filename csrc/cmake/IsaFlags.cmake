@@ -1,0 +1,10 @@
+# The instruction-set levels: compiler flags of cpu/kernels_<level>.cpp, and nothing else in the build has any.
+# No level may use -march=native or -ffast-math: a wheel runs on other machines, and NaN must stay NaN.
+set(SPARSEINFER_ISA_FLAGS_scalar "")
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+  set(SPARSEINFER_ISAS scalar avx2 avx512)
+  set(SPARSEINFER_ISA_FLAGS_avx2 -mavx2 -mfma -mf16c)
+  set(SPARSEINFER_ISA_FLAGS_avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512)
+else()
+  set(SPARSEINFER_ISAS scalar)
+endif()

@@ -1,0 +1,12 @@
+#include "sparseinfer/cpu_features.h"
+#include "sparseinfer/dtypes.h"
+#include "sparseinfer/packings.h"
+
+namespace sparseinfer {
+
+const char* const kDTypeNames[kNumDTypes] = {"f32", "bf16", "f16"};
+const char* const kActivationNames[kNumActivations] = {"none", "relu", "gelu", "gelu_tanh", "silu"};
+const char* const kPackingNames[kNumPackings] = {"csr", "rowgroup", "rowlist", "bsr"};
+const char* const kIsaNames[kNumIsas] = {"scalar", "avx2", "avx512"};
+
+}  // namespace sparseinfer

@@ -1,0 +1,212 @@
+// Nothing that comes from outside is trusted: sizes and indices are checked here, before any kernel runs.
+#include <cstdarg>
+#include <cstdio>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+#include "sparseinfer/pack.h"
+
+namespace sparseinfer {
+namespace {
+
+[[noreturn]] __attribute__((format(printf, 1, 2))) void fail(const char* format, ...) {
+  char text[256];
+  va_list args;
+  va_start(args, format);
+  std::vsnprintf(text, sizeof text, format, args);
+  va_end(args);
+  throw std::invalid_argument(text);
+}
+
+using ll = long long;
+
+void require(bool ok, const char* what) {
+  if (!ok) fail("packed: expected an intact packing made by sparseinfer, got one with damaged %s", what);
+}
+
+// [offset, offset + count * size) lies inside the blob, aligned.
+void check_section(const PackingHeader* h, int64_t offset, int64_t count, int64_t size, const char* what) {
+  require(offset >= static_cast<int64_t>(sizeof(PackingHeader)) && offset % kPackingAlign == 0 && offset <= h->bytes, what);
+  require(count >= 0 && count <= (h->bytes - offset) / size, what);
+}
+
+void check_split_rows(const PackingHeader* h, int64_t multiple) {
+  const int64_t* rows = section<int64_t>(h, h->split_rows);
+  require(rows[0] == 0 && rows[h->splits] == h->n, "row splits");
+  for (int64_t s = 0; s < h->splits; ++s) {
+    require(rows[s] % multiple == 0 && rows[s + 1] > rows[s] && rows[s + 1] - rows[s] <= kMaxSplitRows, "row splits");
+  }
+}
+
+// The streams of one cell, taken piece by piece: every piece must lie before the next cell's start.
+class CellReader {
+ public:
+  CellReader(const PackingHeader* h, int64_t cell)
+      : at_(section<Cell>(h, h->cells)[cell]), end_(section<Cell>(h, h->cells)[cell + 1]) {
+    require(at_.values <= end_.values && at_.offsets <= end_.offsets && at_.counts <= end_.counts && at_.rows <= end_.rows,
+            "cells");
+  }
+  int64_t take_offsets(int64_t count) { return take(at_.offsets, end_.offsets, count); }
+  int64_t take_values(int64_t count) { return take(at_.values, end_.values, count); }
+  int64_t take_counts(int64_t count) { return take(at_.counts, end_.counts, count); }
+  int64_t take_rows(int64_t count) { return take(at_.rows, end_.rows, count); }
+  bool has_counts() const { return at_.counts < end_.counts; }
+  void finish() const {
+    require(at_.values == end_.values && at_.offsets == end_.offsets && at_.counts == end_.counts && at_.rows == end_.rows,
+            "cells");
+  }
+
+ private:
+  static int64_t take(int64_t& at, int64_t end, int64_t count) {
+    require(count >= 0 && count <= end - at, "counts");
+    const int64_t start = at;
+    at += count;
+    return start;
+  }
+  Cell at_, end_;
+};
+
+void check_offsets(const PackingHeader* h, int64_t start, int64_t count, int64_t limit) {
+  const uint8_t* offsets = section<uint8_t>(h, h->offsets) + start;
+  for (int64_t i = 0; i < count; ++i) require(offsets[i] < limit, "offsets");
+}
+
+void check_rowgroup_cell(const PackingHeader* h, int64_t rows, int64_t width, CellReader& cell) {
+  for (int64_t group = 0; group < (rows + kGroupRows - 1) / kGroupRows; ++group) {
+    const PatternCounts& counts = section<PatternCounts>(h, h->counts)[cell.take_counts(1)];
+    const int64_t rows_left = rows - group * kGroupRows;
+    for (int p = 1; p < kPatterns; ++p) {
+      require(rows_left >= kGroupRows || p >> rows_left == 0 || counts.of[p] == 0, "counts");
+      check_offsets(h, cell.take_offsets(counts.of[p]), counts.of[p], width);
+      cell.take_values(int64_t{counts.of[p]} * __builtin_popcount(static_cast<unsigned>(p)));
+    }
+  }
+}
+
+void check_rowlist_cell(const PackingHeader* h, int64_t rows, int64_t width, CellReader& cell) {
+  while (cell.has_counts()) {
+    const Run& run = section<Run>(h, h->counts)[cell.take_counts(1)];
+    const int64_t first = cell.take_rows(run.rows);
+    for (int64_t i = 0; i < run.rows; ++i) require(section<uint16_t>(h, h->rows)[first + i] < rows, "rows");
+    const int64_t units = int64_t{run.length} * run.rows;
+    check_offsets(h, cell.take_offsets(units), units, width);
+    cell.take_values(units);
+  }
+}
+
+void check_bsr_cell(const PackingHeader* h, int64_t rows, int64_t width, CellReader& cell) {
+  const int64_t strip = strip_rows(h->block_rows);
+  for (int64_t i = 0; i < rows / strip; ++i) {
+    const int64_t blocks = section<uint8_t>(h, h->counts)[cell.take_counts(1)];
+    check_offsets(h, cell.take_offsets(blocks), blocks, width / h->block_cols);
+    cell.take_values(blocks * strip * h->block_cols);
+  }
+}
+
+void check_csr(const PackingHeader* h) {
+  check_section(h, h->counts, h->n + 1, 8, "offsets");
+  check_section(h, h->offsets, h->nnz, 4, "columns");
+  check_section(h, h->values, h->nnz, 4, "values");
+  check_compressed(section<int64_t>(h, h->counts), section<int32_t>(h, h->offsets), h->n, h->k, h->nnz);
+}
+
+}  // namespace
+
+void check_compressed(const int64_t* crow, const int32_t* col, int64_t rows, int64_t cols, int64_t stored) {
+  if (crow[0] != 0) fail("crow_indices: expected the first entry to be 0, got %lld", static_cast<ll>(crow[0]));
+  if (crow[rows] != stored) {
+    fail("crow_indices: expected the last entry to be the number of stored values %lld, got %lld", static_cast<ll>(stored),
+         static_cast<ll>(crow[rows]));
+  }
+  // Monotone first: only then is every crow[row] a position in col.
+  for (int64_t row = 0; row < rows; ++row) {
+    if (crow[row + 1] < crow[row]) {
+      fail("crow_indices: expected a non-decreasing sequence, got %lld after %lld at row %lld", static_cast<ll>(crow[row + 1]),
+           static_cast<ll>(crow[row]), static_cast<ll>(row));
+    }
+  }
+  for (int64_t row = 0; row < rows; ++row) {
+    int64_t previous = -1;
+    for (int64_t i = crow[row]; i < crow[row + 1]; ++i) {
+      if (col[i] < 0 || col[i] >= cols) {
+        fail("col_indices: expected values in [0, %lld), got %lld in row %lld", static_cast<ll>(cols), static_cast<ll>(col[i]),
+             static_cast<ll>(row));
+      }
+      if (col[i] <= previous) {
+        fail("col_indices: expected ascending columns without repeats, got %lld after %lld in row %lld",
+             static_cast<ll>(col[i]), static_cast<ll>(previous), static_cast<ll>(row));
+      }
+      previous = col[i];
+    }
+  }
+}
+
+const PackingHeader* check_header(const void* data, int64_t bytes) {
+  const auto* h = static_cast<const PackingHeader*>(data);
+  if (reinterpret_cast<uintptr_t>(data) % kPackingAlign != 0) fail("packed: expected 64-byte aligned memory (clone the tensor)");
+  if (bytes < static_cast<int64_t>(sizeof(PackingHeader)) || h->magic != kPackingMagic) {
+    fail("packed: expected a packing made by sparseinfer.ops.pack, got %lld other bytes", static_cast<ll>(bytes));
+  }
+  if (h->bytes != bytes) fail("packed: expected %lld bytes, got %lld", static_cast<ll>(h->bytes), static_cast<ll>(bytes));
+  require(static_cast<uint32_t>(h->kind) < kNumPackings && static_cast<uint32_t>(h->dtype) < kNumDTypes, "header");
+  return h;
+}
+
+const PackingHeader* check_packing(const void* data, int64_t bytes) {
+  const PackingHeader* h = check_header(data, bytes);
+  constexpr int64_t kMaxDim = std::numeric_limits<int32_t>::max();
+  require(h->n >= 0 && h->n <= kMaxDim && h->k >= 0 && h->k <= kMaxDim && h->nnz >= 0, "shape");
+  require(h->splits >= 0 && h->splits <= h->n && (h->splits > 0) == (h->n > 0), "row splits");
+  check_section(h, h->split_rows, h->splits + 1, 8, "row splits");
+  require(h->block_rows >= 1 && h->block_cols >= 1 && h->block_rows <= kMaxDim && h->block_cols <= kMaxDim, "header");
+  if (h->kind == PackingKind::kCsr) {
+    check_split_rows(h, 1);
+    check_csr(h);
+    return h;
+  }
+
+  require(h->unit == 1 && h->panel >= 1, "header");
+  const int64_t units = (h->k + h->unit - 1) / h->unit;
+  require(h->panels == (units + h->panel - 1) / h->panel, "header");
+  check_section(h, h->cells, h->splits * h->panels + 1, sizeof(Cell), "cells");
+  const Cell& total = section<Cell>(h, h->cells)[h->splits * h->panels];
+  const Cell& first = section<Cell>(h, h->cells)[0];
+  require(first.values == 0 && first.offsets == 0 && first.counts == 0 && first.rows == 0, "cells");
+  require(total.values == h->nnz, "values");
+  check_section(h, h->values, total.values, 4, "values");
+  check_section(h, h->offsets, total.offsets, 1, "offsets");
+
+  void (*check_cell)(const PackingHeader*, int64_t, int64_t, CellReader&) = nullptr;
+  switch (h->kind) {
+    case PackingKind::kRowgroup:
+      check_section(h, h->counts, total.counts, sizeof(PatternCounts), "counts");
+      check_cell = check_rowgroup_cell;
+      break;
+    case PackingKind::kRowlist:
+      check_section(h, h->counts, total.counts, sizeof(Run), "counts");
+      check_section(h, h->rows, total.rows, sizeof(uint16_t), "rows");
+      check_cell = check_rowlist_cell;
+      break;
+    default:
+      require(h->n % h->block_rows == 0 && h->k % h->block_cols == 0 && h->panel % h->block_cols == 0, "header");
+      check_section(h, h->counts, total.counts, 1, "counts");
+      check_cell = check_bsr_cell;
+      break;
+  }
+  check_split_rows(h, h->kind == PackingKind::kRowgroup ? kGroupRows
+                      : h->kind == PackingKind::kBsr    ? strip_rows(h->block_rows)
+                                                        : 1);
+  const int64_t* split_rows = section<int64_t>(h, h->split_rows);
+  for (int64_t s = 0; s < h->splits; ++s) {
+    for (int64_t p = 0; p < h->panels; ++p) {
+      CellReader cell(h, s * h->panels + p);
+      const int64_t left = units - p * h->panel;
+      check_cell(h, split_rows[s + 1] - split_rows[s], left < h->panel ? left : h->panel, cell);
+      cell.finish();
+    }
+  }
+  return h;
+}
+
+}  // namespace sparseinfer

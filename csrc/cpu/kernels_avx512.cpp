@@ -1,0 +1,10 @@
+// The kernels at level avx512; compiled with that level's flags (cmake/IsaFlags.cmake).
+#include "cpu/simd_avx512.h"
+
+#include "cpu/bsr-inl.h"
+#include "cpu/csr-inl.h"
+#include "cpu/rowgroup-inl.h"
+#include "cpu/rowlist-inl.h"
+
+#define SI_ISA avx512
+#include "cpu/table-inl.h"

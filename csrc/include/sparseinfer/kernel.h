@@ -1,0 +1,41 @@
+// What a kernel is: plain functions over a range of work, with no threads, no allocation and no C++ library.
+#pragma once
+
+#include <stdint.h>
+
+#include "sparseinfer/dtypes.h"
+#include "sparseinfer/packings.h"
+
+namespace sparseinfer {
+
+// y[m, n] = activation(x[m, k] . W[n, k]^T + bias[n])
+struct SpmmArgs {
+  const void* x;           // [m, k], dtype of the kernel, row stride ldx elements, last dimension contiguous
+  void* y;                 // [m, n], same dtype, row stride ldy elements
+  const float* bias;       // [n], nullable
+  const PackingHeader* w;  // validated by check_packing
+  int64_t m, ldx, ldy;
+  Activation activation;
+  char* workspace;  // `workspace_bytes`, shared by all threads of one call
+};
+
+struct SpmmKernel {
+  const char* name;     // spmm_{packing}_{dtype}_{tile}__{isa}: symbol, log name, test id and bench row
+  const char* packing;  // name of the packing it reads
+  const char* dtype;
+  const char* tile;
+  const char* isa;
+
+  int64_t (*workspace_bytes)(const SpmmArgs&);
+  int64_t (*scratch_bytes)(const SpmmArgs&);  // per thread
+
+  // Fills the workspace; `prepare_items` pieces that may run in any order on any thread. 0 items: nothing to do.
+  int64_t (*prepare_items)(const SpmmArgs&);
+  void (*prepare)(const SpmmArgs&, int64_t begin, int64_t end);
+
+  // Computes the rows of splits [begin, end) for all m tokens. Every y element is written by exactly one split, and
+  // summed in an order that does not depend on begin and end.
+  void (*run)(const SpmmArgs&, int64_t begin, int64_t end, char* scratch);
+};
+
+}  // namespace sparseinfer

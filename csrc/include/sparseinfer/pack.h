@@ -1,0 +1,55 @@
+// From CSR or BSR to a packing and back. All functions check their input and throw std::invalid_argument.
+#pragma once
+
+#include <stdint.h>
+
+#include <memory>
+#include <vector>
+
+#include "sparseinfer/packings.h"
+
+namespace sparseinfer {
+
+// CSR, or BSR when block_rows * block_cols > 1. Pointers are not owned.
+struct SparseView {
+  int64_t n, k, nnz;  // nnz: stored values, blocks count block_rows * block_cols each
+  int64_t block_rows, block_cols;
+  const int64_t* crow;  // [n / block_rows + 1]
+  const int32_t* col;   // [stored blocks], block columns, ascending in a row
+  const void* values;   // [stored blocks][block_rows][block_cols]
+  DType dtype;
+};
+
+// 64-byte aligned bytes.
+class Blob {
+ public:
+  explicit Blob(int64_t bytes);
+  ~Blob();
+  Blob(Blob&&) noexcept;
+  Blob(const Blob&) = delete;
+  char* data() const { return data_; }
+  int64_t size() const { return size_; }
+
+ private:
+  char* data_;
+  int64_t size_;
+};
+
+// Throws unless offsets are monotone with the right ends and columns are in range and strictly ascending in a row.
+void check_compressed(const int64_t* crow, const int32_t* col, int64_t rows, int64_t cols, int64_t stored);
+
+struct PackOptions {
+  int64_t max_splits = 64;
+  int64_t panel = 0;  // 0: the packing's own default
+};
+Blob pack(PackingKind kind, const SparseView& w, const PackOptions& options);
+
+// Throws unless every size and index in the blob is one that `pack` could have written: afterwards a kernel that
+// reads the blob stays inside it and inside x and y.
+const PackingHeader* check_packing(const void* data, int64_t bytes);
+const PackingHeader* check_header(const void* data, int64_t bytes);
+
+// Exact inverse of `pack`. `crow` [n / block_rows + 1], `col` and `values` sized by the header's nnz.
+void unpack(const PackingHeader* w, int64_t* crow, int32_t* col, void* values);
+
+}  // namespace sparseinfer

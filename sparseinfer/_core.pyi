@@ -1,0 +1,47 @@
+"""Native kernels of sparseinfer. Addresses are `Tensor.data_ptr()`; memory belongs to the caller."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__version__: str
+activations: tuple[str, ...]
+packings: tuple[str, ...]
+
+def isa_levels() -> list[str]: ...
+def active_isa() -> str: ...
+def kernels() -> list[dict[str, Any]]: ...
+def set_parallel_for(address: int) -> None: ...
+def has_parallel_for() -> bool: ...
+def check_csr(crow: int, col: int, n: int, k: int, nnz: int) -> None: ...
+def pack(
+    packing: str,
+    dtype: str,
+    n: int,
+    k: int,
+    nnz: int,
+    block_rows: int,
+    block_cols: int,
+    crow: int,
+    col: int,
+    values: int,
+    max_splits: int = 64,
+    panel: int = 0,
+) -> NDArray[np.uint8]: ...
+def describe(data: int, nbytes: int) -> dict[str, Any]: ...
+def check_packing(data: int, nbytes: int) -> None: ...
+def unpack(data: int, nbytes: int, crow: int, col: int, values: int) -> None: ...
+def spmm(
+    kernel: int,
+    x: int,
+    m: int,
+    ldx: int,
+    packed: int,
+    nonce: int,
+    bias: int,
+    y: int,
+    ldy: int,
+    activation: int,
+    parts: int = 0,
+) -> bool: ...

@@ -1,0 +1,31 @@
+"""Operators: packings, kernels and `torch.ops.sparseinfer.linear`.
+
+Importing this package registers the operator's schema, its fake and its CPU implementation.
+"""
+
+from sparseinfer.ops import cpu as _cpu
+from sparseinfer.ops import schema as _schema
+from sparseinfer.ops.kernels import KernelInfo, active_isa, default_kernel, isa_levels, kernels
+from sparseinfer.ops.packing import PackedInfo, describe, pack, unpack
+from sparseinfer.ops.plan import Bucket, Plan, format_plan, parse_plan
+from sparseinfer.ops.reference import reference_linear
+
+_schema.define()
+_cpu.register()
+
+__all__ = [
+    "Bucket",
+    "KernelInfo",
+    "PackedInfo",
+    "Plan",
+    "active_isa",
+    "default_kernel",
+    "describe",
+    "format_plan",
+    "isa_levels",
+    "kernels",
+    "pack",
+    "parse_plan",
+    "reference_linear",
+    "unpack",
+]

@@ -1,0 +1,140 @@
+"""The operator on the CPU: checks with messages, memory, then one native call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparseinfer._native import core
+from sparseinfer.ops.kernels import kernel_id
+from sparseinfer.ops.packing import DTYPES, check_tensor
+from sparseinfer.ops.plan import parse_plan
+from sparseinfer.ops.schema import library
+
+ACTIVATIONS = {name: number for number, name in enumerate(core.activations)}
+
+
+@dataclass(frozen=True, slots=True)
+class Trusted:
+    """A packing that passed the native check, and what tells it from other bytes at its address."""
+
+    nbytes: int
+    version: int
+    nonce: int
+    n: int
+    k: int
+    dtype: torch.dtype
+
+    def fits(self, packed: Tensor, n: int, k: int, dtype: torch.dtype) -> bool:
+        same = self.nbytes == packed.numel() and self.version == _version(packed)
+        return same and self.n == n and self.k == k and self.dtype == dtype
+
+
+# By address. A packing is checked whole when it is first used and again when its tensor was written to; the nonce
+# in its header, compared by every native call, tells a new packing in recycled memory.
+_trusted: dict[int, Trusted] = {}
+_MAX_TRUSTED = 65536
+
+
+def _version(packed: Tensor) -> int:
+    return -1 if packed.is_inference() else packed._version
+
+
+def _check(packed: Tensor) -> Trusted:
+    check_tensor(packed)
+    address, nbytes = packed.data_ptr(), packed.numel()
+    core.check_packing(address, nbytes)
+    header = core.describe(address, nbytes)
+    if len(_trusted) >= _MAX_TRUSTED:
+        _trusted.clear()
+    trusted = Trusted(
+        nbytes, _version(packed), header["nonce"], header["n"], header["k"], DTYPES[header["dtype"]]
+    )
+    _trusted[address] = trusted
+    return trusted
+
+
+def linear(
+    x: Tensor, packings: list[Tensor], bias: Tensor | None, n: int, plan: str, activation: str
+) -> Tensor:
+    """y [..., n] = activation(x [..., k] · Wᵀ + bias [n]), with W [n, k] in the packing that `plan` names.
+
+    Any leading dimensions and strides of x. ValueError and TypeError say what was expected.
+    """
+    return run(x, packings, bias, n, plan, activation)
+
+
+def run(
+    x: Tensor,
+    packings: list[Tensor],
+    bias: Tensor | None,
+    n: int,
+    plan: str,
+    activation: str,
+    *,
+    parts: int = 0,
+) -> Tensor:
+    """`linear`; `parts` > 0 computes that many row ranges one after another instead of on torch's threads."""
+    if x.ndim == 0:
+        raise ValueError("x: expected at least 1 dimension, got a scalar")
+    k = x.shape[-1]
+    rows = x if x.ndim == 2 else x.reshape(-1, k) if k else x.reshape(x.shape[:-1].numel(), 0)
+    if k and rows.stride(1) != 1 and rows.shape[0]:
+        rows = rows.contiguous()
+    m = rows.shape[0]
+    buckets = parse_plan(plan)
+    bucket = next(b for b in buckets if b.max_tokens is None or m <= b.max_tokens)
+    if bucket.packing >= len(packings):
+        raise ValueError(f"packings: expected at least {bucket.packing + 1} for plan {plan}, got {len(packings)}")
+    packed = packings[bucket.packing]
+
+    if x.device.type != "cpu":
+        raise ValueError(f"x: expected a tensor on the CPU, got one on {x.device}")
+    trusted = _trusted.get(packed.data_ptr())
+    if trusted is None or not trusted.fits(packed, n, k, x.dtype):
+        trusted = _check(packed)
+    if x.dtype != trusted.dtype:
+        raise TypeError(f"x: expected dtype {trusted.dtype}, got {x.dtype}")
+    if k != trusted.k:
+        raise ValueError(f"x: expected {trusted.k} in_features in the last dimension, got shape {tuple(x.shape)}")
+    if n != trusted.n:
+        raise ValueError(f"n: expected {trusted.n} out_features as packed, got {n}")
+    if bias is not None:
+        _check_bias(bias, n)
+        bias = bias.contiguous()
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+
+    y = torch.empty((*x.shape[:-1], n), dtype=x.dtype)
+    done = core.spmm(
+        kernel_id(bucket.kernel),
+        rows.data_ptr(),
+        m,
+        rows.stride(0),
+        packed.data_ptr(),
+        trusted.nonce,
+        0 if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        n,
+        ACTIVATIONS[activation],
+        parts,
+    )
+    if not done:  # other bytes of the same size at this address: check those, then start over
+        _check(packed)
+        return run(x, packings, bias, n, plan, activation, parts=parts)
+    return y
+
+
+def _check_bias(bias: Tensor, n: int) -> None:
+    if bias.shape != (n,):
+        raise ValueError(f"bias: expected shape ({n},), got {tuple(bias.shape)}")
+    if bias.dtype != torch.float32:
+        raise TypeError(f"bias: expected dtype torch.float32, got {bias.dtype}")
+    if bias.device.type != "cpu":
+        raise ValueError(f"bias: expected a tensor on the CPU, got one on {bias.device}")
+
+
+def register() -> None:
+    library.impl("linear", linear, "CPU")

@@ -1,0 +1,72 @@
+"""The kernel registry as Python sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from torch import Tensor
+
+from sparseinfer._native import core
+from sparseinfer.ops.packing import describe
+
+
+@dataclass(frozen=True)
+class KernelInfo:
+    """One compiled kernel. `available`: this machine has the instructions of its level `isa`."""
+
+    name: str
+    op: str
+    packing: str
+    dtype: str
+    tile: str
+    isa: str
+    available: bool
+
+    @property
+    def base_name(self) -> str:
+        """The name without the instruction-set suffix, as plans write it."""
+        return self.name.rsplit("__", 1)[0]
+
+
+@lru_cache(maxsize=1)
+def kernels() -> tuple[KernelInfo, ...]:
+    """Every kernel of this build, at every level, slowest level first."""
+    return tuple(KernelInfo(**row) for row in core.kernels())
+
+
+def isa_levels() -> list[str]:
+    """Instruction-set levels that this build has and this machine supports, slowest first."""
+    return core.isa_levels()
+
+
+def active_isa() -> str:
+    """The level in use: the best one, or the one SPARSEINFER_ISA names.
+
+    ValueError: the variable names an unknown or unsupported level.
+    """
+    return core.active_isa()
+
+
+@lru_cache(maxsize=1024)
+def kernel_id(base_name: str) -> int:
+    """Id, for `_core.spmm`, of the kernel at the active level. A full name, with suffix, forces its level.
+
+    ValueError: no such kernel, or not on this machine.
+    """
+    levels = isa_levels()
+    wanted = [f"{base_name}__{active_isa()}", base_name]
+    for index, kernel in enumerate(kernels()):
+        if kernel.name in wanted and kernel.isa in levels:
+            return index
+    names = sorted({k.base_name for k in kernels()})
+    raise ValueError(f"kernel: expected one of {', '.join(names)} (levels {', '.join(levels)}), got {base_name}")
+
+
+def default_kernel(packed: Tensor) -> str:
+    """Base name of the kernel that reads this packing."""
+    info = describe(packed)
+    for kernel in kernels():
+        if kernel.packing == info.packing and kernel.dtype == info.dtype:
+            return kernel.base_name
+    raise ValueError(f"packed: expected a packing with a kernel, got {info.packing} of {info.dtype}")

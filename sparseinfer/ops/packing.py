@@ -1,0 +1,93 @@
+"""Packings: kernel-private layouts of a weight, each one a uint8 tensor.
+
+A packing is made from a format in memory and never written to disk; `unpack` gives the format back, bit for bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparseinfer._native import core
+from sparseinfer.formats import BSR, CSR
+
+DTYPE_NAMES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+
+
+@dataclass(frozen=True)
+class PackedInfo:
+    """What a packing holds. `nbytes` counts everything, indices and header too."""
+
+    packing: str
+    dtype: str
+    n: int
+    k: int
+    nnz: int
+    nbytes: int
+    block_size: tuple[int, int]
+
+    @property
+    def sparsity(self) -> float:
+        return 1.0 - self.nnz / (self.n * self.k) if self.n * self.k else 0.0
+
+
+def pack(fmt: CSR | BSR, packing: str, *, max_splits: int = 64) -> Tensor:
+    """Pack a format for the kernels of `packing`: "csr", "rowgroup" or "rowlist" from CSR, "bsr" from BSR.
+
+    Returns a uint8 tensor [nbytes]. `max_splits` bounds the row ranges that threads share. ValueError: an unknown
+    packing, a dtype it has no kernels for, blocks where it wants none.
+    """
+    if packing not in core.packings:
+        raise ValueError(f"packing: expected one of {', '.join(core.packings)}, got {packing!r}")
+    wanted = BSR if packing == "bsr" else CSR
+    if not isinstance(fmt, wanted):
+        raise TypeError(f"format: expected {wanted.__name__} for packing {packing}, got {type(fmt).__name__}")
+    block_size = fmt.block_size if isinstance(fmt, BSR) else (1, 1)
+    n, k = fmt.shape
+    array = core.pack(
+        packing,
+        DTYPE_NAMES[fmt.dtype],
+        n,
+        k,
+        fmt.nnz,
+        *block_size,
+        fmt.crow_indices.data_ptr(),
+        fmt.col_indices.data_ptr(),
+        fmt.values.data_ptr(),
+        max_splits,
+    )
+    with torch.inference_mode(False):  # an inference tensor could not be told apart from a changed one
+        return torch.from_numpy(array)
+
+
+def describe(packed: Tensor) -> PackedInfo:
+    """Read a packing's header. ValueError: not a packing."""
+    check_tensor(packed)
+    header = core.describe(packed.data_ptr(), packed.numel())
+    return PackedInfo(**{name: header[name] for name in PackedInfo.__dataclass_fields__})
+
+
+def unpack(packed: Tensor) -> CSR | BSR:
+    """The format a packing was made from, bit for bit. ValueError: not an intact packing."""
+    info = describe(packed)
+    r, c = info.block_size
+    blocks = info.nnz // (r * c)
+    values = torch.empty((blocks, r, c) if info.packing == "bsr" else blocks, dtype=DTYPES[info.dtype])
+    crow = torch.empty(info.n // r + 1, dtype=torch.int64)
+    col = torch.empty(blocks, dtype=torch.int32)
+    core.unpack(packed.data_ptr(), packed.numel(), crow.data_ptr(), col.data_ptr(), values.data_ptr())
+    if info.packing == "bsr":
+        return BSR(values, crow, col, (info.n, info.k), (r, c))
+    return CSR(values, crow, col, (info.n, info.k))
+
+
+def check_tensor(packed: Tensor) -> None:
+    """ValueError unless `packed` is a contiguous uint8 vector in CPU memory, as `pack` makes them."""
+    if packed.device.type != "cpu" or packed.dtype != torch.uint8 or not packed.is_contiguous():
+        raise ValueError(
+            "packed: expected a contiguous uint8 tensor on the CPU, "
+            f"got {packed.dtype} on {packed.device} with stride {packed.stride()}"
+        )
