@@ -8,7 +8,7 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from sparseinfer import _core
+from sparseinfer._native import core
 from sparseinfer.formats import _checks
 
 Self = TypeVar("Self", bound="Compressed")
@@ -53,7 +53,7 @@ class Compressed:
         units = self.values.shape[0]
         _checks.length("crow_indices", self.crow_indices, rows + 1, "rows + 1")
         _checks.length("col_indices", self.col_indices, units, "values.shape[0]")
-        _core.check_csr(self.crow_indices.data_ptr(), self.col_indices.data_ptr(), rows, columns, units)
+        core.check_csr(self.crow_indices.data_ptr(), self.col_indices.data_ptr(), rows, columns, units)
 
     @classmethod
     def from_torch(cls: type[Self], t: Tensor) -> Self:
