@@ -1,0 +1,7 @@
+"""`python -m sparseinfer` is the command line."""
+
+import sys
+
+from sparseinfer.cli import main
+
+sys.exit(main())

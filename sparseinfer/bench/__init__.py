@@ -1,0 +1,1 @@
+"""Measurements on this machine: one layer (`layer`), a whole model (`demo`), the installation (`doctor`)."""

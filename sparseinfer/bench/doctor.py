@@ -1,0 +1,70 @@
+"""What this installation can do on this machine, and why it cannot do the rest."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import torch
+from rich.table import Table
+
+from sparseinfer import ops
+from sparseinfer._native import core
+from sparseinfer.bench.machine import cpu_model, last_level_cache_bytes, versions
+
+
+def facts() -> dict[str, str]:
+    """Topic -> finding, in the order to read them in."""
+    return {
+        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+        "cpu": f"{cpu_model()}, last-level cache {last_level_cache_bytes() >> 20} MiB",
+        "instruction sets": _isa(),
+        "kernels": _kernels(),
+        "threads": _threads(),
+        "cuda": _cuda(),
+    }
+
+
+def table() -> Table:
+    """`facts` as a table."""
+    found = Table(title="sparseinfer doctor", title_justify="left", title_style="bold", show_header=False)
+    found.add_column(style="bold", no_wrap=True)
+    found.add_column(overflow="fold")
+    for topic, finding in facts().items():
+        found.add_row(topic, finding)
+    return found
+
+
+def _isa() -> str:
+    built = dict.fromkeys(kernel.isa for kernel in ops.kernels())
+    missing = [isa for isa in built if isa not in ops.isa_levels()]
+    text = f"{', '.join(ops.isa_levels())}; in use: {ops.active_isa()}"
+    return f"{text}; built, but not on this machine: {', '.join(missing)}" if missing else text
+
+
+def _kernels() -> str:
+    available = [kernel for kernel in ops.kernels() if kernel.available]
+    lines = [f"{len(available)} of {len(ops.kernels())} run here"]
+    for isa in ops.isa_levels():
+        names = [kernel.base_name for kernel in available if kernel.isa == isa]
+        lines.append(f"{isa}: {', '.join(names)}")
+    return "\n".join(lines)
+
+
+def _threads() -> str:
+    count = torch.get_num_threads()
+    if core.has_parallel_for():
+        return f"{count}, on torch's own pool (torch_parallel_for found)"
+    return f"1 of torch's {count}: this torch does not export torch_parallel_for, so kernels run serially"
+
+
+def _cuda() -> str:
+    reasons = []
+    if find_spec("sparseinfer._cuda") is None:
+        reasons.append("this build has no CUDA kernels")
+    if torch.version.cuda is None:
+        reasons.append("this torch is built without CUDA")
+    elif not torch.cuda.is_available():
+        reasons.append("torch finds no usable GPU")
+    if reasons:
+        return f"no: {'; '.join(reasons)}"
+    return f"yes: {torch.cuda.get_device_name()}"

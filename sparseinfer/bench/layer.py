@@ -1,0 +1,185 @@
+"""One linear layer, sparse against dense: random weights, results checked against fp64, then timed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from sparseinfer import ops
+from sparseinfer.bench.candidates import DENSE, Entry, dense_entries, sparse_entries
+from sparseinfer.bench.machine import last_level_cache_bytes
+from sparseinfer.bench.timing import Call, Timing, interleave, num_threads
+
+# Copies of the weights of a cold run fill the last-level cache this many times over.
+_COLD_CACHES = 2
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `run` measures: every shape (n, k) at every sparsity and number of tokens m.
+
+    `isas` are instruction-set levels, none meaning the active one. `block` (r, c) draws the zeros in whole
+    blocks. `budget_s` is the time spent on one cell.
+    """
+
+    shapes: Sequence[tuple[int, int]] = ((768, 768), (3072, 768), (768, 3072))
+    sparsities: Sequence[float] = (0.5, 0.7, 0.8, 0.9, 0.95)
+    tokens: Sequence[int] = (1, 16, 128)
+    threads: int = 1
+    cold: bool = False
+    block: tuple[int, int] | None = None
+    isas: Sequence[str] = ()
+    budget_s: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("shapes", "sparsities", "tokens"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: expected at least one, got none")
+        for n, k in self.shapes:
+            _expect(n >= 1 and k >= 1, "shapes", "n and k of at least 1", f"{n}x{k}")
+            if self.block is not None:
+                r, c = self.block
+                _expect(r >= 1 and c >= 1, "block", "sizes of at least 1", f"{r}x{c}")
+                _expect(n % r == 0 and k % c == 0, "block", f"a divisor of {n}x{k}", f"{r}x{c}")
+        for sparsity in self.sparsities:
+            _expect(0 <= sparsity < 1, "sparsities", "fractions in [0, 1)", sparsity)
+        for m in self.tokens:
+            _expect(m >= 1, "tokens", "at least 1", m)
+        levels = ops.isa_levels()
+        for isa in self.isas:
+            _expect(isa in levels, "isas", f"one of {', '.join(levels)}", isa)
+        _expect(self.threads >= 1, "threads", "at least 1", self.threads)
+        _expect(0 < self.budget_s < math.inf, "budget_s", "a positive number of seconds", self.budget_s)
+
+    @property
+    def cells(self) -> int:
+        return len(self.shapes) * len(self.sparsities) * len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One entry of one cell. `sparsity` is the one asked for; `gbps` counts weights, x and y once each."""
+
+    n: int
+    k: int
+    tokens: int
+    sparsity: float
+    name: str
+    kind: str
+    packing: str
+    nbytes: int
+    us: float
+    median_us: float
+    samples: int
+    gflops: float
+    eff_gflops: float
+    gbps: float
+    x_dense: float = field(default=math.nan)
+
+
+class NumericsError(RuntimeError):
+    """A candidate's result is not the fp64 one within the rounding that its sum allows."""
+
+
+def run(settings: Settings, on_cell: Callable[[list[Row]], None] = lambda rows: None) -> list[Row]:
+    """Measures every cell; `on_cell` gets the rows of each as soon as it is done.
+
+    Raises NumericsError, before any timing of that cell, when a candidate computes something else.
+    """
+    rows: list[Row] = []
+    with num_threads(settings.threads), torch.inference_mode():
+        for cell in _cells(settings):
+            rows += cell
+            on_cell(cell)
+    return rows
+
+
+def random_layer(
+    n: int, k: int, sparsity: float, *, block: tuple[int, int] | None = None, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Weight [n, k] with round(sparsity · numel) zeros (or zero blocks) at random places, and bias [n]."""
+    generator = torch.Generator().manual_seed(seed)
+    r, c = block or (1, 1)
+    units = (n // r) * (k // c)
+    mask = torch.ones(units, dtype=torch.bool)
+    mask[torch.randperm(units, generator=generator)[: round(sparsity * units)]] = False
+    weight = torch.randn(n, k, generator=generator)
+    weight *= mask.view(n // r, k // c).repeat_interleave(r, 0).repeat_interleave(c, 1)
+    return weight, torch.randn(n, generator=generator)
+
+
+def check(entry: Entry, x: Tensor, weight: Tensor, bias: Tensor) -> None:
+    """Raises NumericsError unless |y − ref| ≤ 2·eps·(nnz_row + 1)·(max|x|·max|w| + |bias|), ref in fp64.
+
+    The bound is that of any order of summation, and holds for dense products too: adding a zero is exact.
+    """
+    y = entry.make()(x)
+    shape = (x.shape[0], weight.shape[0])
+    if y.shape != shape:
+        raise NumericsError(f"{entry.name}: expected a result {list(shape)}, got {list(y.shape)}")
+    reference = x.double() @ weight.double().t() + bias.double()
+    eps = torch.finfo(torch.float32).eps
+    terms = (weight != 0).sum(1) + 1
+    allowed = 2 * eps * terms * (x.abs().max() * weight.abs().max() + bias.abs()).double()
+    # Not `> allowed`: a NaN must count as wrong.
+    wrong = ~((y.double() - reference).abs() <= allowed)
+    if wrong.any():
+        i, j = wrong.nonzero()[0].tolist()
+        expected = f"{reference[i, j]:.6g} ± {allowed[j]:.1g}"
+        size = f"n={shape[1]}, k={weight.shape[1]}, m={shape[0]}"
+        raise NumericsError(f"{entry.name}: expected y[{i}, {j}] = {expected}, got {y[i, j]:.6g} ({size})")
+
+
+def _cells(settings: Settings) -> Iterator[list[Row]]:
+    for n, k in settings.shapes:
+        for sparsity in settings.sparsities:
+            weight, bias = random_layer(n, k, sparsity, block=settings.block, seed=settings.seed)
+            sparse = list(sparse_entries(weight, bias, block=settings.block, isas=settings.isas))
+            for m in settings.tokens:
+                found = [*dense_entries(weight, bias, m), *sparse]
+                x = torch.randn(m, k, generator=torch.Generator().manual_seed(settings.seed + 1))
+                for entry in found:
+                    check(entry, x, weight, bias)
+                calls = {entry.name: _calls(entry, x, settings.cold) for entry in found}
+                times = interleave(calls, budget_s=settings.budget_s, before=x.sum)
+                dense_us = min(times[entry.name].min_us for entry in found if entry.kind == DENSE)
+                yield [_row(entry, times[entry.name], m, n, k, sparsity, dense_us) for entry in found]
+
+
+def _calls(entry: Entry, x: Tensor, cold: bool) -> list[Call]:
+    copies = 1
+    if cold:
+        copies = max(2, math.ceil(_COLD_CACHES * last_level_cache_bytes() / max(entry.nbytes, 1 << 16)))
+    return [partial(entry.make(), x) for _ in range(copies)]
+
+
+def _row(entry: Entry, timing: Timing, m: int, n: int, k: int, sparsity: float, dense_us: float) -> Row:
+    us = timing.min_us
+    return Row(
+        n=n,
+        k=k,
+        tokens=m,
+        sparsity=sparsity,
+        name=entry.name,
+        kind=entry.kind,
+        packing=entry.packing,
+        nbytes=entry.nbytes,
+        us=us,
+        median_us=timing.median_us,
+        samples=timing.samples,
+        gflops=2e-3 * m * entry.multiplies / us,
+        eff_gflops=2e-3 * m * n * k / us,
+        gbps=1e-3 * (entry.nbytes + 4 * m * (n + k)) / us,
+        x_dense=dense_us / us,
+    )
+
+
+def _expect(ok: bool, name: str, expected: str, got: object) -> None:
+    if not ok:
+        raise ValueError(f"{name}: expected {expected}, got {got}")

@@ -1,0 +1,69 @@
+"""What a figure needs beside it to mean anything: the machine, the instruction set, the versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+_VERSIONED = ("sparseinfer", "numpy", "scipy", "transformers")
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+_FALLBACK_LLC_BYTES = 32 << 20
+
+
+def describe_machine(isa: str) -> dict[str, object]:
+    """JSON-ready description of this machine; `isa` is the level that the kernels ran at."""
+    return {
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "last_level_cache_bytes": last_level_cache_bytes(),
+        "os": f"{platform.system()} {platform.machine()}",
+        "isa": isa,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, torch, sparseinfer and of the optional packages that are installed."""
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    found |= {name: _version(name) for name in _VERSIONED}
+    return {name: version for name, version in found.items() if version}
+
+
+def cpu_model() -> str:
+    """The name that the CPU gives itself, and its family and model numbers, which tell a generation apart."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = {
+        key: match.group(1).strip()
+        for key in ("model name", "cpu family", "model")
+        if (match := re.search(rf"^{key}\s*:(.*)$", text, re.MULTILINE))
+    }
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in fields and "model" in fields:
+        return f"{name} (family {fields['cpu family']}, model {fields['model']})"
+    return name
+
+
+def last_level_cache_bytes() -> int:
+    """Size of the largest cache that CPU 0 sees; 32 MiB where the system does not say."""
+    sizes = [_cache_bytes(path) for path in _CACHES.glob("index*/size")]
+    return max(sizes, default=0) or _FALLBACK_LLC_BYTES
+
+
+def _cache_bytes(path: Path) -> int:
+    match = re.fullmatch(r"(\d+)([KMG]?)", path.read_text(encoding="ascii").strip())
+    return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]] if match else 0
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""

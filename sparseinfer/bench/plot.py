@@ -1,0 +1,54 @@
+"""Speed-up over sparsity, one line per token count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from sparseinfer.bench.layer import Row
+from sparseinfer.bench.report import means
+
+_TICKS = (0.25, 0.5, 1, 2, 3, 5, 10, 20, 50, 100)
+
+
+def plot(rows: Sequence[Row], path: Path, *, title: str = "") -> None:
+    """Draws the best sparse kernel over the best dense one, with the ideal 1/(1 − s) and break-even.
+
+    The file type follows the suffix of `path`. Raises RuntimeError when matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise RuntimeError("plot: expected matplotlib, got none (pip install matplotlib)") from None
+    found = means(rows)
+    low, high = min(mean.sparsity for mean in found), max(mean.sparsity for mean in found)
+    figure = Figure(figsize=(7.5, 5), layout="constrained")
+    axes = figure.add_subplot()
+    grid = [low + i * (high - low) / 200 for i in range(201)]
+    axes.plot(grid, [1 / (1 - s) for s in grid], "--", color="0.45", label="ideal 1/(1 − s)")
+    for tokens in sorted({mean.tokens for mean in found}):
+        x = [mean.sparsity for mean in found if mean.tokens == tokens]
+        y = [mean.x_dense for mean in found if mean.tokens == tokens]
+        (line,) = axes.plot(x, y, "o-", label=f"m = {tokens}")
+        crossing = break_even(x, y)
+        if crossing is not None:
+            axes.plot(crossing, 1, "X", color=line.get_color(), markersize=11, zorder=3)
+            axes.annotate(f"{crossing:.2f}", (crossing, 1), xytext=(4, -14), textcoords="offset points")
+    axes.axhline(1, color="0.2", linewidth=1)
+    axes.annotate("break-even", (high, 1), xytext=(0, 4), textcoords="offset points", ha="right")
+    axes.set(xlabel="sparsity", ylabel="speed-up over the best dense", yscale="log", title=title)
+    ticks = [tick for tick in _TICKS if tick <= 1.5 / (1 - high)]
+    axes.set_yticks(ticks, [f"{tick:g}×" for tick in ticks])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+def break_even(sparsities: Sequence[float], speed_ups: Sequence[float]) -> float | None:
+    """The lowest sparsity where the line rises through 1, interpolated; None where it never does."""
+    for (s0, y0), (s1, y1) in pairwise(zip(sparsities, speed_ups, strict=True)):
+        if y0 < 1 <= y1:
+            return s0 + (1 - y0) / (y1 - y0) * (s1 - s0)
+    return None

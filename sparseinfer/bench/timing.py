@@ -1,0 +1,110 @@
+"""Round-robin timing: candidates take turns, so that a noisy machine disturbs all of them alike.
+
+Only ratios of one run mean something. The minimum is the figure to compare, the median tells the noise.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+Call = Callable[[], object]
+
+# A sample shorter than this repeats its call: the clock and the Python loop then cost less than 1 % of it.
+_MIN_SAMPLE_S = 50e-6
+# A candidate this many times slower than the fastest one is visited in fewer rounds.
+_SLOW_FACTOR = 4
+_MAX_PERIOD = 8
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One candidate's result. `min_us` and `median_us` are microseconds per call over `samples` samples."""
+
+    min_us: float
+    median_us: float
+    samples: int
+
+
+def interleave(
+    candidates: Mapping[str, Sequence[Call]],
+    *,
+    budget_s: float,
+    min_rounds: int = 7,
+    max_rounds: int = 5000,
+    before: Call | None = None,
+) -> dict[str, Timing]:
+    """Times the candidates for `budget_s` seconds, or longer until each of them has `min_rounds` samples.
+
+    A candidate with one call is timed warm: an untimed call first brings its weights into the cache. One with
+    several calls is timed cold: they do the same work on different copies of the weights and take turns.
+    `before` runs ahead of every cold sample, untimed (it brings the activations back into the cache).
+    """
+    if not candidates or not all(candidates.values()):
+        raise ValueError("candidates: expected at least one name, each with at least one call, got none")
+    samplers = {name: _Sampler(calls, before) for name, calls in candidates.items()}
+    fastest = min(s.estimate_s for s in samplers.values())
+    periods = {name: _period(s.estimate_s, fastest) for name, s in samplers.items()}
+    samples: dict[str, list[float]] = {name: [] for name in candidates}
+    start = time.perf_counter()
+    for round_ in itertools.count():
+        enough = min(len(s) for s in samples.values()) >= min_rounds
+        if (enough and time.perf_counter() - start >= budget_s) or round_ >= max_rounds:
+            break
+        for name, sampler in samplers.items():
+            if round_ % periods[name] == 0 or len(samples[name]) < min_rounds:
+                samples[name].append(sampler.sample())
+    return {
+        name: Timing(min(s) * 1e6, statistics.median(s) * 1e6, len(s)) for name, s in samples.items() if s
+    }
+
+
+@contextmanager
+def num_threads(count: int) -> Iterator[None]:
+    """Sets torch's intra-op threads for the block, then restores the earlier count."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """NaN for an empty sequence; the values must be positive."""
+    return math.exp(math.fsum(map(math.log, values)) / len(values)) if values else math.nan
+
+
+def _period(estimate_s: float, fastest_s: float) -> int:
+    return max(1, min(_MAX_PERIOD, round(estimate_s / (_SLOW_FACTOR * fastest_s))))
+
+
+class _Sampler:
+    def __init__(self, calls: Sequence[Call], before: Call | None) -> None:
+        self._warm = len(calls) == 1
+        self._before = before
+        self._next = itertools.cycle(calls).__next__
+        for call in calls:
+            call()
+        self._repeats = 1
+        self.estimate_s = min(self.sample() for _ in range(3))
+        self._repeats = max(1, math.ceil(_MIN_SAMPLE_S / self.estimate_s))
+
+    def sample(self) -> float:
+        """Seconds per call."""
+        if self._warm:
+            self._next()()
+        elif self._before is not None:
+            self._before()
+        calls = [self._next() for _ in range(self._repeats)]
+        start = time.perf_counter_ns()
+        for call in calls:
+            call()
+        return (time.perf_counter_ns() - start) * 1e-9 / self._repeats
