@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -38,7 +39,8 @@ def plot(rows: Sequence[Row], path: Path, *, title: str = "") -> None:
     axes.axhline(1, color="0.2", linewidth=1)
     axes.annotate("break-even", (high, 1), xytext=(0, 4), textcoords="offset points", ha="right")
     axes.set(xlabel="sparsity", ylabel="speed-up over the best dense", yscale="log", title=title)
-    ticks = [tick for tick in _TICKS if tick <= 1.5 / (1 - high)]
+    lowest = min(1.0, *(mean.x_dense for mean in found))
+    ticks = [tick for tick in _TICKS if 0.8 * lowest <= tick <= 1.5 / (1 - high)]
     axes.set_yticks(ticks, [f"{tick:g}×" for tick in ticks])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
@@ -47,8 +49,8 @@ def plot(rows: Sequence[Row], path: Path, *, title: str = "") -> None:
 
 
 def break_even(sparsities: Sequence[float], speed_ups: Sequence[float]) -> float | None:
-    """The lowest sparsity where the line rises through 1, interpolated; None where it never does."""
+    """The lowest sparsity where the line rises through 1, as drawn on a log axis; None where it never does."""
     for (s0, y0), (s1, y1) in pairwise(zip(sparsities, speed_ups, strict=True)):
         if y0 < 1 <= y1:
-            return s0 + (1 - y0) / (y1 - y0) * (s1 - s0)
+            return s0 - math.log(y0) / math.log(y1 / y0) * (s1 - s0)
     return None

@@ -1,0 +1,61 @@
+# make demo    the main job on a real model: prune, convert, check, time
+# make test    the tests
+# make bench   the pytest-benchmark suites
+# make lint    ruff, clang-format, mypy
+# make dev     editable install that rebuilds the native module whenever it is imported
+# make clean   removes everything that make made
+#
+# Everything is installed into .venv, at the versions in constraints.txt. PYTHON=python3.12 picks the interpreter.
+
+PYTHON ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet --constraint constraints.txt
+# Without build isolation the pinned build tools are used, and the build folder keeps what has not changed.
+PACKAGE := $(INSTALL) --no-build-isolation -C build-dir=build --editable
+
+NATIVE := pyproject.toml CMakeLists.txt $(shell find csrc -type f)
+CXX_SOURCES := $(filter %.h %.cpp %.cu %.cuh,$(shell find csrc -type f))
+
+.PHONY: demo test bench lint dev clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.demo
+	$(BIN)/sparseinfer demo
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.test
+	$(BIN)/python -m pytest bench
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+	$(BIN)/mypy
+
+dev: $(VENV)/.tools
+	$(INSTALL) --no-build-isolation -C build-dir=build -C editable.rebuild=true --editable '.[demo,plot,test,lint]'
+	touch $(VENV)/.demo $(VENV)/.test
+
+$(VENV)/.demo: $(VENV)/.tools $(NATIVE)
+	@echo 'Building sparseinfer and installing what the demo needs (the first time takes some minutes) ...'
+	$(PACKAGE) '.[demo]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.tools $(NATIVE)
+	@echo 'Building sparseinfer and installing what the tests need (the first time takes some minutes) ...'
+	$(PACKAGE) '.[demo,plot,test,lint]'
+	@touch $@
+
+$(VENV)/.tools: constraints.txt tools/make_venv.sh
+	@bash tools/make_venv.sh $(VENV) $(PYTHON)
+	$(INSTALL) --upgrade pip
+	$(INSTALL) cmake ninja pybind11 scikit-build-core
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist .benchmarks .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
