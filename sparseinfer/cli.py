@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         status: int = options.command(options)
-    except (ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         _console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--isa", nargs="+", default=[], help="instruction-set levels; default: the active one")
     bench.add_argument("--cold", action="store_true", help="weights from memory instead of the cache")
     bench.add_argument("--seed", type=int, default=0)
-    bench.add_argument("--plot", type=Path, metavar="FILE", help="draw the speed-ups (needs matplotlib)")
+    bench.add_argument("--plot", type=_output, metavar="FILE", help="draw the speed-ups (needs matplotlib)")
     bench.add_argument("--quiet", action="store_true", help="print the geometric means only")
     _common(bench, budget=1.0, budget_help="seconds of timing per shape, sparsity and token count")
     bench.set_defaults(command=_bench)
@@ -134,7 +134,7 @@ def _common(parser: argparse.ArgumentParser, *, budget: float, budget_help: str)
     parser.add_argument("--sparsity", type=float, nargs="+", default=_SPARSITIES, metavar="S")
     parser.add_argument("--threads", type=_positive, default=1, help="default: 1")
     parser.add_argument("--budget", type=float, default=budget, metavar="SECONDS", help=budget_help)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write results and machine")
+    parser.add_argument("--json", type=_output, metavar="FILE", help="write results and machine")
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -142,6 +142,14 @@ def _size(text: str) -> tuple[int, int]:
     if not match:
         raise argparse.ArgumentTypeError(f"expected two sizes such as 3072x768, got {text!r}")
     return int(match[1]), int(match[2])
+
+
+def _output(text: str) -> Path:
+    """Refused here rather than after minutes of measuring."""
+    path = Path(text)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"expected a file in an existing folder, got {text!r}")
+    return path
 
 
 def _positive(text: str) -> int:

