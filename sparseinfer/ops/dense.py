@@ -1,0 +1,54 @@
+"""The dense competitors: each way this torch multiplies by a dense weight; sparse is held to the best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+DenseLinear = Callable[[Tensor], Tensor]
+
+_PREPACK_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def prepack_available(weight: Tensor) -> bool:
+    """Whether this torch can hold the weight [n, k] in oneDNN's own blocked layout."""
+    return (
+        torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and weight.dtype in _PREPACK_DTYPES
+        and weight.device.type == "cpu"
+        and weight.numel() > 0
+    )
+
+
+def prepack(weight: Tensor, bias: Tensor | None = None, *, tokens: int | None = None) -> DenseLinear:
+    """x [..., k] -> x · weightᵀ + bias, with the weight [n, k] reordered once, here, as oneDNN wants it.
+
+    `tokens` is the number of rows to lay the weight out for; other numbers of rows work too. It is what
+    torch's own compiler does with a frozen linear. RuntimeError if `prepack_available(weight)` is false.
+    """
+    if not prepack_available(weight):
+        raise RuntimeError(
+            "weight: expected a non-empty float32 or bfloat16 tensor on cpu and a torch with oneDNN, "
+            f"got {weight.dtype} {tuple(weight.shape)} on {weight.device} (see prepack_available)"
+        )
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), tokens)
+    linear = torch.ops.mkldnn._linear_pointwise
+    return lambda x: linear(x, packed, bias, "none", [], "")
+
+
+def dense_candidates(
+    weight: Tensor, bias: Tensor | None = None, *, tokens: int | None = None
+) -> dict[str, DenseLinear]:
+    """Everything to compare a sparse linear with, by name; the best dense is the fastest of them.
+
+    weight [n, k], bias [n] or None; `tokens` as in `prepack`. Each maps x [..., k] to [..., n].
+    """
+    found: dict[str, DenseLinear] = {"F.linear": lambda x: F.linear(x, weight, bias)}
+    if prepack_available(weight):
+        found["onednn-prepacked"] = prepack(weight, bias, tokens=tokens)
+    return found
