@@ -1,0 +1,8 @@
+"""From a pruned dense model to one that runs faster: planned per layer, measured on this machine."""
+
+from __future__ import annotations
+
+from sparseinfer.convert.apply import convert, convert_
+from sparseinfer.convert.report import Explanation, LayerReport, explain
+
+__all__ = ["Explanation", "LayerReport", "convert", "convert_", "explain"]

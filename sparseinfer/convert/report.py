@@ -1,0 +1,155 @@
+"""What convert decided for each layer, and why."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
+
+from torch import nn
+
+from sparseinfer import ops
+from sparseinfer.modules import SparseLinear
+
+_ATTRIBUTE = "_sparseinfer_report"
+_WIDTH = 160
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer that convert looked at.
+
+    shape        (n, k)
+    sparsity     fraction of zeros; None where the weight was not looked at
+    decision     "sparse" or "dense"
+    kernels      (max_tokens or None for no limit, kernel) per bucket; () if dense
+    tokens       token counts that were measured, ascending; dense_us and sparse_us are parallel to it
+    dense_us     microseconds of the best dense
+    sparse_us    microseconds of the best packing, also where it lost
+    dense_nbytes of weight and bias as they were
+    nbytes       of all that the layer holds now
+    """
+
+    layer: str
+    shape: tuple[int, int]
+    sparsity: float | None
+    decision: str
+    reason: str
+    kernels: tuple[tuple[int | None, str], ...] = ()
+    tokens: tuple[int, ...] = ()
+    dense_us: tuple[float, ...] = ()
+    sparse_us: tuple[float, ...] = ()
+    dense_nbytes: int = 0
+    nbytes: int = 0
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The layers in the order of the model. `str()` is a table."""
+
+    rows: tuple[LayerReport, ...]
+
+    def to_json(self) -> str:
+        """A JSON object {"layers": [...], "dense_nbytes": int, "nbytes": int}; fields as in LayerReport."""
+        rows = [asdict(row) for row in self.rows]
+        return json.dumps(
+            {"layers": rows, "dense_nbytes": self.dense_nbytes, "nbytes": self.nbytes}, indent=2
+        )
+
+    @property
+    def dense_nbytes(self) -> int:
+        return sum(row.dense_nbytes for row in self.rows)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(row.nbytes for row in self.rows)
+
+    def table(self) -> Any:
+        """The same as a rich.table.Table."""
+        from rich.markup import escape
+        from rich.table import Table
+
+        sparse = sum(row.decision == "sparse" for row in self.rows)
+        size = f"{self.nbytes:,} bytes, {self.dense_nbytes:,} if dense"
+        table = Table(title=f"{sparse} of {len(self.rows)} layers sparse, {size}", title_justify="left")
+        for column in _COLUMNS:
+            table.add_column(column.name, justify=column.justify, overflow="fold")
+        for row in self.rows:
+            table.add_row(*(escape(column.cell(row)) for column in _COLUMNS))
+        return table
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        text = io.StringIO()
+        Console(file=text, width=_WIDTH, color_system=None).print(self.table())
+        return text.getvalue().rstrip()
+
+
+def explain(model: nn.Module) -> Explanation:
+    """What `convert` decided for each layer of the model that it returned, with the times it measured.
+
+    A model that was put together from converted parts has no such record: its SparseLinear layers are listed
+    as they are, without times. TypeError: not a module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    rows: tuple[LayerReport, ...] | None = getattr(model, _ATTRIBUTE, None)
+    return Explanation(_inspected(model) if rows is None else rows)
+
+
+def attach(model: nn.Module, rows: tuple[LayerReport, ...]) -> None:
+    """Leave the record where `explain` looks for it; it is copied and pickled with the model."""
+    setattr(model, _ATTRIBUTE, rows)
+
+
+def kernels(plan: str) -> tuple[tuple[int | None, str], ...]:
+    """(max_tokens, kernel) per bucket of a plan."""
+    return tuple((bucket.max_tokens, bucket.kernel) for bucket in ops.parse_plan(plan))
+
+
+def _inspected(model: nn.Module) -> tuple[LayerReport, ...]:
+    return tuple(
+        LayerReport(
+            layer=fqn,
+            shape=(module.out_features, module.in_features),
+            sparsity=module.sparsity,
+            decision="sparse",
+            reason="found in the model",
+            kernels=kernels(module.plan),
+            dense_nbytes=module.out_features * (module.in_features + (module.bias is not None)) * 4,
+            nbytes=module.nbytes,
+        )
+        for fqn, module in model.named_modules()
+        if isinstance(module, SparseLinear)
+    )
+
+
+def _kernels(row: LayerReport) -> str:
+    return "\n".join(kernel if limit is None else f"{kernel} (m<={limit})" for limit, kernel in row.kernels)
+
+
+def _lines(values: Sequence[float], pattern: str) -> str:
+    return "\n".join(pattern.format(value) for value in values)
+
+
+class _Column(NamedTuple):
+    name: str
+    justify: Literal["left", "right"]
+    cell: Callable[[LayerReport], str]
+
+
+_COLUMNS = (
+    _Column("layer", "left", lambda row: row.layer or "(model)"),
+    _Column("n x k", "right", lambda row: "{} x {}".format(*row.shape)),
+    _Column("sparsity", "right", lambda row: "" if row.sparsity is None else f"{row.sparsity:.3f}"),
+    _Column("decision", "left", lambda row: row.decision),
+    _Column("kernel", "left", _kernels),
+    _Column("m", "right", lambda row: _lines(row.tokens, "{}")),
+    _Column("dense us", "right", lambda row: _lines(row.dense_us, "{:.1f}")),
+    _Column("sparse us", "right", lambda row: _lines(row.sparse_us, "{:.1f}")),
+    _Column("bytes", "right", lambda row: f"{row.nbytes:,}"),
+    _Column("reason", "left", lambda row: row.reason),
+)

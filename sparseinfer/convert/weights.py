@@ -1,0 +1,139 @@
+"""What a Linear multiplies by, whoever computes it, and why some Linears have to stay as they are."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize, prune
+
+# Their C++ fast path reads the children's weights and never calls the children.
+_READS_CHILDREN = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """weight [n, k] and bias [n] of a Linear, detached."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @cached_property
+    def sparsity(self) -> float:
+        """Fraction of the weight's elements that are zero."""
+        return 1.0 - int(self.weight.count_nonzero()) / self.weight.numel()
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+
+def require_inference(modules: Mapping[str, nn.Module]) -> None:
+    """ValueError that names the first parameter without data, or with a gradient training is about to use."""
+    for fqn, module in modules.items():
+        for name, parameter in module.named_parameters(prefix=fqn):
+            if is_lazy(parameter):
+                hint = "run the model once first"
+                raise ValueError(f"{name}: expected an initialised parameter, got a lazy one ({hint})")
+            if parameter.is_meta:
+                hint = "load the model first"
+                raise ValueError(f"{name}: expected a parameter with data, got a meta tensor ({hint})")
+            if module.training and parameter.grad is not None:
+                hint = "finish training, then call model.eval()"
+                raise ValueError(f"{name}: expected no gradient, got one in training mode ({hint})")
+
+
+def refusals(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, str]:
+    """fqn -> why the module cannot be replaced, for those that cannot, whatever their weights hold."""
+    fast_path = {
+        child: type(parent).__name__
+        for parent in model.modules()
+        if isinstance(parent, _READS_CHILDREN)
+        for child in parent.children()
+    }
+    owners = _owners(model)
+    found = {}
+    for fqn, module in modules.items():
+        if module in fast_path:
+            found[fqn] = f"{fast_path[module]} reads its weight directly"
+        elif reason := _refusal(module) or _shared(module, fqn, owners):
+            found[fqn] = reason
+    return found
+
+
+def read(module: nn.Module) -> Weights | str:
+    """What a module without refusal multiplies by at its next forward, or why no kernel takes that."""
+    weight, bias = _effective(module, "weight"), _effective(module, "bias")
+    if weight is None:
+        return "it has no weight"
+    for t in (weight, bias):
+        if t is None:
+            continue
+        if type(t) is not Tensor or t.layout != torch.strided:
+            return f"it holds a {type(t).__name__} of layout {t.layout}, not a plain tensor"
+        if t.device.type != "cpu":
+            return f"it is on {t.device}; the kernels run on cpu"
+        if t.dtype != torch.float32:
+            return f"its dtype is {t.dtype}; the kernels take torch.float32"
+    if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
+        return "its weight and bias are not [n, k] and [n]"
+    return Weights(weight, bias) if weight.numel() else "its weight has no elements"
+
+
+def _refusal(module: nn.Module) -> str | None:
+    if parametrize.type_before_parametrizations(module) is not nn.Linear:
+        return f"{type(module).__name__} is a subclass of nn.Linear that may compute something else"
+    if "forward" in vars(module):
+        return "its forward has been replaced"
+    if _has_hooks(module):
+        return "it has hooks that a sparse layer would lose"
+    return None
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    before = module._forward_pre_hooks.values()
+    foreign = [hook for hook in before if not isinstance(hook, prune.BasePruningMethod)]
+    return any((foreign, module._forward_hooks, module._backward_hooks, module._backward_pre_hooks))
+
+
+def _shared(module: nn.Module, fqn: str, owners: Mapping[object, set[str]]) -> str | None:
+    for name, parameter in module.named_parameters():
+        if others := owners[_memory(parameter)] - {fqn}:
+            return f"its {name} is shared with {', '.join(sorted(map(repr, others)))}"
+    return None
+
+
+def _owners(model: nn.Module) -> dict[object, set[str]]:
+    """Memory of a parameter -> fqns of the modules that hold it.
+
+    A module under two names is one owner, under its first name; a parametrization belongs to its module.
+    """
+    owners: defaultdict[object, set[str]] = defaultdict(set)
+    for fqn, module in model.named_modules():
+        owner = f".{fqn}".split(".parametrizations.")[0][1:]
+        for parameter in module.parameters(recurse=False):
+            owners[_memory(parameter)].add(owner)
+    return owners
+
+
+def _memory(t: Tensor) -> object:
+    plain = type(t) is nn.Parameter and t.layout == torch.strided and t.device.type == "cpu" and t.numel()
+    return t.data_ptr() if plain else id(t)
+
+
+@torch.no_grad()
+def _effective(module: nn.Module, name: str) -> Tensor | None:
+    """`module.weight` or `module.bias` as the next forward would compute it.
+
+    torch.nn.utils.prune does that in a hook, `weight_orig * weight_mask`, so the attribute may be stale.
+    """
+    original, mask = module._parameters.get(f"{name}_orig"), module._buffers.get(f"{name}_mask")
+    if original is not None and mask is not None:
+        return (original * mask).detach()
+    t: Tensor | None = getattr(module, name)
+    return None if t is None else t.detach()

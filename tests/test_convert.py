@@ -1,0 +1,539 @@
+"""convert, convert_ and explain. Times are scripted, except where a test is about the measurement itself."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from generators import tokens, values, weight
+from torch import Tensor, nn
+from torch.ao.pruning import WeightNormSparsifier
+from torch.nn.utils import parametrizations, prune
+
+from sparseinfer import SparseLinear, convert, convert_, explain
+from sparseinfer.convert import measure, planner
+from sparseinfer.convert.measure import Times
+from sparseinfer.convert.weights import Weights
+
+K, N = 40, 24
+
+
+class Script:
+    """Stands in for the measurement: sparse takes `ratio(packing, tokens)` times the dense time."""
+
+    def __init__(self) -> None:
+        self.ratio: Callable[[str, int], float] = lambda packing, m: 0.5
+        self.calls: list[tuple[tuple[str, ...], int]] = []
+
+    def __call__(
+        self, weights: Weights, packings: tuple[str, ...], packed: Callable[[str], Tensor], m: int
+    ) -> Times:
+        self.calls.append((packings, m))
+        return Times(m, {"F.linear": 10.0}, {name: 10.0 * self.ratio(name, m) for name in packings})
+
+
+@pytest.fixture(autouse=True)
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
+    script = Script()
+    monkeypatch.setattr(planner, "measure", script)
+    return script
+
+
+def linear(n: int = N, k: int = K, sparsity: float = 0.8, seed: int = 0) -> nn.Linear:
+    layer = nn.Linear(k, n)
+    with torch.no_grad():
+        layer.weight.copy_(weight("random", n, k, sparsity, integer=True, seed=seed))
+        layer.bias.copy_(values(n, integer=True, seed=seed))
+    return layer
+
+
+def model() -> nn.Sequential:
+    """Two sparse Linears and one without zeros; integer-valued: results are compared with equality."""
+    return nn.Sequential(linear(), nn.ReLU(), linear(K, N), linear(8, K, sparsity=0.0)).eval()
+
+
+def kinds(module: nn.Module) -> list[type]:
+    return [type(child) for child in module.children()]
+
+
+def assert_unchanged(module: nn.Module, before: nn.Module) -> None:
+    assert kinds(module) == kinds(before)
+    state, expected = module.state_dict(), before.state_dict()
+    assert list(state) == list(expected)
+    assert all(torch.equal(state[name], expected[name]) for name in state)
+
+
+def outputs_equal(fast: nn.Module, dense: nn.Module, m: int = 20) -> bool:
+    x = tokens(m, K, integer=True)
+    with torch.no_grad():
+        return torch.equal(fast(x), dense(x))
+
+
+class TestConvert:
+    def test_a_copy_that_computes_the_same(self) -> None:
+        dense = model()
+        before = copy.deepcopy(dense)
+        fast = convert(dense)
+        assert kinds(fast) == [SparseLinear, nn.ReLU, SparseLinear, nn.Linear]
+        assert all(outputs_equal(fast, dense, m) for m in (1, 15, 16, 40))
+        assert_unchanged(dense, before)
+        assert fast[3].weight.data_ptr() != dense[3].weight.data_ptr()
+        assert not hasattr(dense, "_sparseinfer_report")
+
+    def test_in_place(self) -> None:
+        dense = model()
+        fast = copy.deepcopy(dense)
+        kept = fast[3]
+        assert convert_(fast) is fast
+        assert kinds(fast) == [SparseLinear, nn.ReLU, SparseLinear, nn.Linear]
+        assert fast[3] is kept
+        assert outputs_equal(fast, dense)
+
+    def test_a_model_that_is_one_linear(self) -> None:
+        dense = linear()
+        fast = convert(dense)
+        assert type(fast) is SparseLinear
+        assert outputs_equal(fast, dense)
+        assert explain(fast).rows[0].layer == ""
+        with pytest.raises(
+            ValueError, match="model: expected a module that holds Linears, got Linear itself"
+        ):
+            convert_(dense)
+
+    def test_a_module_used_twice_stays_one_module(self) -> None:
+        shared = linear(K, K)
+        dense = nn.Sequential(shared, nn.ReLU(), nn.Sequential(shared)).eval()
+        for fast in (convert(dense), convert_(copy.deepcopy(dense))):
+            assert type(fast[0]) is SparseLinear
+            assert fast[0] is fast[2][0]
+            assert len(explain(fast).rows) == 1
+
+    def test_weights_that_became_sparse_are_held_only_packed(self) -> None:
+        fast = convert(nn.Sequential(linear()), tokens=(32,))
+        assert list(fast.parameters()) == []
+        assert {name for name, _ in fast.named_buffers()} == {"0.bias", "0.packing_0"}
+
+    def test_training_flags_are_kept(self) -> None:
+        dense = model().train()
+        dense[2].eval()
+        fast = convert(dense, example_inputs=tokens(4, K))
+        assert [child.training for child in fast] == [True, True, False, True]
+        assert [child.training for child in dense] == [True, True, False, True]
+
+    def test_random_numbers_of_the_caller_are_left_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(planner, "measure", measure.measure)
+        dense, state = model(), torch.get_rng_state()
+        convert(dense, tokens=(3,))
+        assert torch.equal(torch.get_rng_state(), state)
+
+    def test_twice(self) -> None:
+        fast = convert(model())
+        again = convert(fast)
+        assert kinds(again) == kinds(fast)
+        assert [row.layer for row in explain(again).rows] == ["3"]
+
+    def test_state_dict_round_trip(self) -> None:
+        dense = model()
+        state = convert(dense).state_dict()
+        other = nn.Sequential(
+            linear(seed=7), nn.ReLU(), linear(K, N, seed=8), linear(8, K, 0.0, seed=9)
+        ).eval()
+        fast = convert(other)
+        fast.load_state_dict(state)
+        assert outputs_equal(fast, dense)
+
+    def test_deepcopy_and_pickle_keep_the_record(self) -> None:
+        fast = convert(model())
+        for twin in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+            assert explain(twin) == explain(fast)
+            assert outputs_equal(twin, fast)
+
+
+class TestSelection:
+    def test_targets_ignore_and_filter(self) -> None:
+        assert kinds(convert(model(), targets=["0"])) == [SparseLinear, nn.ReLU, nn.Linear, nn.Linear]
+        assert kinds(convert(model(), ignore=["re:[03]$"])) == [nn.Linear, nn.ReLU, SparseLinear, nn.Linear]
+        fast = convert(model(), filter_fn=lambda module, fqn: module.in_features == K)
+        assert kinds(fast) == [SparseLinear, nn.ReLU, nn.Linear, nn.Linear]
+
+    @pytest.mark.parametrize("function", [convert, convert_])
+    def test_a_filter_that_selects_nothing_warns_here(self, function: Callable[..., nn.Module]) -> None:
+        with pytest.warns(UserWarning, match="got none of 3") as caught:
+            function(model(), filter_fn=lambda module, fqn: False)
+        assert caught[0].filename == __file__
+
+
+class TestZeros:
+    """Zeros that torch's own pruning made, in both of its ways."""
+
+    def pruned(self) -> nn.Sequential:
+        dense = model()
+        for layer in (dense[0], dense[2]):
+            layer.weight.data.copy_(values(*layer.weight.shape, integer=True))
+            prune.random_unstructured(layer, "weight", amount=0.8)
+        return dense
+
+    def parametrized(self) -> nn.Sequential:
+        dense = model()
+        for layer in (dense[0], dense[2]):
+            layer.weight.data.copy_(values(*layer.weight.shape, integer=True))
+        sparsifier = WeightNormSparsifier(sparsity_level=0.8, sparse_block_shape=(1, 1), zeros_per_block=1)
+        sparsifier.prepare(dense, [{"tensor_fqn": "0.weight"}, {"tensor_fqn": "2.weight"}])
+        sparsifier.step()
+        return dense
+
+    @pytest.mark.parametrize("make", ["pruned", "parametrized"])
+    def test_are_read(self, make: str) -> None:
+        dense = getattr(self, make)()
+        for fast in (convert(dense), convert_(copy.deepcopy(dense) if make == "parametrized" else dense)):
+            reference = getattr(self, make)() if fast is dense else dense
+            assert kinds(fast)[:3] == [SparseLinear, nn.ReLU, SparseLinear]
+            assert not any("weight_orig" in name or "parametrizations" in name for name in fast.state_dict())
+            assert fast is dense or outputs_equal(fast, reference)
+        assert explain(fast).rows[0].sparsity == pytest.approx(0.8, abs=0.01)
+
+    def test_masks_changed_since_the_last_forward_count(self) -> None:
+        dense = self.pruned()
+        dense[0].weight_mask.zero_()
+        fast = convert(dense)
+        assert fast[0].nnz == 0
+        assert outputs_equal(fast, dense)
+
+    def test_a_pruned_bias(self) -> None:
+        dense = self.pruned()
+        prune.random_unstructured(dense[0], "bias", amount=0.5)
+        assert outputs_equal(convert(dense), dense)
+
+    def test_several_prunings_of_one_weight(self) -> None:
+        dense = self.pruned()
+        prune.random_unstructured(dense[0], "weight", amount=0.5)
+        fast = convert(dense)
+        assert fast[0].sparsity > 0.85
+        assert outputs_equal(fast, dense)
+
+    def test_pruned_layers_that_stay_dense_are_copied_whole(self, script: Script) -> None:
+        script.ratio = lambda packing, m: 2.0
+        dense = self.pruned()
+        fast = convert(dense)
+        assert kinds(fast) == kinds(dense)
+        assert outputs_equal(fast, dense)
+        dense[0].weight_mask.zero_()
+        assert not outputs_equal(fast, dense)
+
+    def test_other_parametrizations(self) -> None:
+        dense = nn.Sequential(parametrizations.weight_norm(linear())).eval()
+        fast = convert(dense)
+        assert type(fast[0]) is SparseLinear
+        x = tokens(4, K)
+        with torch.no_grad():
+            torch.testing.assert_close(fast(x), dense(x))
+
+
+class TestPlan:
+    def test_csr_for_few_tokens_and_the_better_packing_for_many(self, script: Script) -> None:
+        script.ratio = lambda packing, m: {"csr": 0.6, "rowgroup": 0.5, "rowlist": 0.4}[packing]
+        row = explain(convert(nn.Sequential(linear()))).rows[0]
+        assert [(limit, kernel.split("_")[1]) for limit, kernel in row.kernels] == [
+            (15, "csr"),
+            (None, "rowlist"),
+        ]
+        assert (row.tokens, row.sparse_us) == ((1, 16, 128), (6.0, 4.0, 4.0))
+
+    @pytest.mark.parametrize(("counts", "packing"), [((1, 4), "csr"), ((16,), "rowgroup")])
+    def test_one_packing_where_one_is_enough(
+        self, script: Script, counts: tuple[int, ...], packing: str
+    ) -> None:
+        script.ratio = lambda packing, m: 0.9 if packing == "rowlist" else 0.5
+        fast = convert(nn.Sequential(linear()), tokens=counts)
+        assert [name for name, _ in fast.named_buffers()] == ["0.bias", "0.packing_0"]
+        assert f"packings=[{packing}]" in repr(fast)
+        assert all(outputs_equal(fast, nn.Sequential(linear()), m) for m in (1, 40))
+
+    def test_what_is_measured_depends_on_the_sparsity(self, script: Script) -> None:
+        convert(nn.Sequential(*(linear(100, K, s) for s in (0.2, 0.5, 0.8, 0.95))), tokens=(16,))
+        assert [packings for packings, _ in script.calls] == [
+            ("rowgroup",),
+            ("rowgroup", "rowlist"),
+            ("rowlist",),
+        ]
+
+    def test_dense_where_dense_is_faster(self, script: Script) -> None:
+        script.ratio = lambda packing, m: 3.0 if m == 16 else 0.9
+        fast = convert(nn.Sequential(linear()), tokens=(1, 16))
+        assert kinds(fast) == [nn.Linear]
+        row = explain(fast).rows[0]
+        assert row.decision == "dense"
+        assert row.reason == "dense is faster: 10.0 us against 30.0 us (rowgroup) at m=16"
+        assert row.kernels == ()
+        assert row.nbytes == row.dense_nbytes
+
+    def test_the_sum_over_token_counts_decides(self, script: Script) -> None:
+        script.ratio = lambda packing, m: 1.5 if m == 1 else 0.4
+        assert kinds(convert(nn.Sequential(linear()), tokens=(1, 16))) == [SparseLinear]
+        assert kinds(convert(nn.Sequential(linear()), tokens=(1,))) == [nn.Linear]
+
+    def test_a_tie_stays_dense(self, script: Script) -> None:
+        script.ratio = lambda packing, m: 1.0
+        assert kinds(convert(nn.Sequential(linear()))) == [nn.Linear]
+
+    def test_too_dense_is_not_even_measured(self, script: Script) -> None:
+        row = explain(convert(nn.Sequential(linear(sparsity=0.1)))).rows[0]
+        assert row.reason.startswith("too dense to win")
+        assert script.calls == []
+
+    def test_many_tokens_are_measured_as_fewer(self, script: Script) -> None:
+        convert(nn.Sequential(linear()), tokens=(300, 5000))
+        assert [m for _, m in script.calls] == [measure.MAX_TOKENS]
+
+
+class TestExampleInputs:
+    @pytest.mark.parametrize("wrap", [lambda x: (x,), lambda x: [x], lambda x: {"input": x}, lambda x: x])
+    def test_token_counts_are_learned(self, script: Script, wrap: Callable[[Tensor], object]) -> None:
+        dense = nn.Sequential(linear()).eval()
+        row = explain(convert(dense, example_inputs=wrap(torch.ones(2, 3, K)))).rows[0]
+        assert row.tokens == (6,)
+        assert not dense[0]._forward_pre_hooks
+
+    def test_layers_that_the_run_does_not_reach_use_tokens(self) -> None:
+        class Partial(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.used, self.unused = linear(), linear()
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.used(self.used(x)[..., :1].expand(-1, K))
+
+        rows = explain(convert(Partial(), example_inputs=torch.ones(9, K), tokens=(2,))).rows
+        assert [row.tokens for row in rows] == [(9,), (2,)]
+
+    def test_many_counts_are_thinned_out(self) -> None:
+        class Decode(nn.Sequential):
+            def forward(self, x: Tensor) -> Tensor:
+                for count in range(1, 41):
+                    self[0](x[:count])
+                return x
+
+        row = explain(convert(Decode(linear()), example_inputs=torch.ones(40, K))).rows[0]
+        assert row.tokens == (1, 14, 27, 40)
+
+    def test_empty_examples_say_nothing(self) -> None:
+        row = explain(convert(model(), example_inputs=torch.ones(0, K))).rows[0]
+        assert row.tokens == (1, 16, 128)
+
+    @pytest.mark.parametrize("function", [convert, convert_])
+    def test_inputs_that_do_not_fit(self, function: Callable[..., nn.Module]) -> None:
+        dense = nn.Sequential(model(), nn.BatchNorm1d(8)).train()
+        before = copy.deepcopy(dense)
+        with pytest.raises(
+            ValueError, match=r"example_inputs: expected inputs that the model accepts, got Runtime"
+        ):
+            function(dense, example_inputs=(torch.ones(2, K + 1),))
+        assert_unchanged(dense, before)
+        assert all(module.training for module in dense)
+        assert not any(module._forward_pre_hooks for module in dense.modules())
+
+    def test_the_run_leaves_no_trace(self) -> None:
+        dense = nn.Sequential(linear(), nn.BatchNorm1d(N), nn.Dropout()).train()
+        before, state = copy.deepcopy(dense), torch.get_rng_state()
+        convert(dense, example_inputs=torch.ones(3, K))
+        assert_unchanged(dense, before)
+        assert torch.equal(torch.get_rng_state(), state)
+
+
+class TestStaysDense:
+    """Layers that must not be replaced, each with its reason."""
+
+    def reason(self, dense: nn.Module, fqn: str = "0") -> str:
+        fast = convert(dense)
+        assert type(fast.get_submodule(fqn)) is type(dense.get_submodule(fqn))
+        (row,) = (row for row in explain(fast).rows if row.layer == fqn)
+        assert row.decision == "dense"
+        return row.reason
+
+    def test_attention(self) -> None:
+        dense = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True).eval()
+        for parameter in dense.parameters():
+            nn.init.zeros_(parameter) if parameter.ndim > 1 else None
+        assert "MultiheadAttention reads its weight directly" in self.reason(dense, "self_attn.out_proj")
+        assert "TransformerEncoderLayer reads its weight directly" in self.reason(dense, "linear1")
+        x = torch.randn(2, 5, 32)
+        with torch.no_grad():
+            assert torch.equal(convert(dense)(x), dense(x))
+
+    def test_tied_weights(self) -> None:
+        dense = nn.Sequential(nn.Embedding(N, K), linear())
+        dense[0].weight = dense[1].weight
+        assert self.reason(dense, "1") == "its weight is shared with '0'"
+        fast = convert(dense)
+        assert fast[0].weight is fast[1].weight
+        dense[0].weight = nn.Parameter(dense[1].weight.data)
+        assert self.reason(dense, "1") == "its weight is shared with '0'"
+
+    def test_subclasses(self) -> None:
+        class Scaled(nn.Linear):
+            def forward(self, x: Tensor) -> Tensor:
+                return 2 * super().forward(x)
+
+        layer = Scaled(K, N)
+        nn.init.zeros_(layer.weight)
+        assert "Scaled is a subclass" in self.reason(nn.Sequential(layer))
+
+    def test_hooks_and_replaced_forwards(self) -> None:
+        hooked = nn.Sequential(linear())
+        hooked[0].register_forward_hook(lambda module, args, y: y + 1)
+        assert "hooks" in self.reason(hooked)
+        replaced = nn.Sequential(linear())
+        replaced[0].forward = lambda x: x
+        assert "forward has been replaced" in self.reason(replaced)
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+    def test_other_dtypes(self, dtype: torch.dtype) -> None:
+        assert f"its dtype is {dtype}" in self.reason(nn.Sequential(linear()).to(dtype))
+
+    def test_other_tensors(self) -> None:
+        dense = nn.Sequential(linear())
+        dense[0].weight = nn.Parameter(dense[0].weight.detach().to_sparse_csr(), requires_grad=False)
+        (row,) = explain(convert_(dense)).rows
+        assert "layout torch.sparse_csr, not a plain tensor" in row.reason
+
+    def test_odd_shapes(self) -> None:
+        dense = nn.Sequential(linear())
+        dense[0].bias = nn.Parameter(torch.ones(1))
+        assert "are not [n, k] and [n]" in self.reason(dense)
+        dense = nn.Sequential(linear())
+        dense[0].weight = nn.Parameter(torch.zeros(N, 0))
+        assert "no elements" in self.reason(dense)
+
+
+class TestBadInput:
+    @pytest.mark.parametrize("function", [convert, convert_])
+    @pytest.mark.parametrize(
+        ("arguments", "error", "message"),
+        [
+            ({"tokens": ()}, ValueError, "tokens: expected positive integers"),
+            ({"tokens": (0,)}, ValueError, "tokens: expected positive integers"),
+            ({"tokens": (1.5,)}, TypeError, "tokens: expected a sequence of integers"),
+            ({"tokens": 16}, TypeError, "tokens: expected a sequence of integers"),
+            ({"targets": 3}, TypeError, "targets"),
+            ({"targets": "re:("}, ValueError, "targets"),
+            ({"filter_fn": 3}, TypeError, "filter_fn"),
+        ],
+    )
+    def test_arguments(
+        self,
+        function: Callable[..., nn.Module],
+        arguments: dict[str, object],
+        error: type[Exception],
+        message: str,
+    ) -> None:
+        dense = model()
+        before = copy.deepcopy(dense)
+        with pytest.raises(error, match=message):
+            function(dense, **arguments)
+        assert_unchanged(dense, before)
+
+    @pytest.mark.parametrize("function", [convert, convert_, explain])
+    def test_not_a_module(self, function: Callable[..., object]) -> None:
+        with pytest.raises(TypeError, match=r"model: expected a torch.nn.Module, got int"):
+            function(3)
+
+    def test_no_data(self) -> None:
+        with pytest.raises(ValueError, match=r"0.weight: expected a parameter with data, got a meta tensor"):
+            convert(nn.Sequential(nn.Linear(4, 4, device="meta")))
+        with pytest.raises(ValueError, match=r"0.weight: expected an initialised parameter, got a lazy one"):
+            convert(nn.Sequential(nn.LazyLinear(4)))
+
+    def test_in_the_middle_of_training(self) -> None:
+        dense = model().train()
+        dense(tokens(3, K)).sum().backward()
+        with pytest.raises(ValueError, match=r"0.weight: expected no gradient.*model.eval\(\)"):
+            convert_(dense)
+        assert kinds(convert_(dense.eval()))[0] is SparseLinear
+
+    def test_a_failure_while_packing_changes_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        dense = model()
+        before = copy.deepcopy(dense)
+        plan, calls = planner.plan, []
+
+        def fail_at_the_second(weights: Weights, counts: tuple[int, ...]) -> planner.Plan:
+            calls.append(weights)
+            if len(calls) == 2:
+                raise MemoryError
+            return plan(weights, counts)
+
+        from sparseinfer.convert import apply
+
+        monkeypatch.setattr(apply, "plan", fail_at_the_second)
+        with pytest.raises(MemoryError):
+            convert_(dense)
+        assert_unchanged(dense, before)
+
+
+class TestExplain:
+    def test_rows(self) -> None:
+        fast = convert(model())
+        explained = explain(fast)
+        assert [row.layer for row in explained.rows] == ["0", "2", "3"]
+        assert [row.decision for row in explained.rows] == ["sparse", "sparse", "dense"]
+        first, _, last = explained.rows
+        assert first.shape == (N, K)
+        assert first.sparsity == pytest.approx(fast[0].sparsity)
+        assert first.reason == "faster than dense: 2.0x at m=1, 2.0x at m=16, 2.0x at m=128"
+        assert (first.dense_nbytes, first.nbytes) == ((N * K + N) * 4, fast[0].nbytes)
+        assert last.nbytes == last.dense_nbytes == (8 * K + 8) * 4
+        assert explained.nbytes == sum(row.nbytes for row in explained.rows)
+
+    def test_table_and_json(self) -> None:
+        explained = explain(convert(nn.ModuleDict({"[red]": nn.Sequential(linear())})))
+        text = str(explained)
+        assert "1 of 1 layers sparse" in text
+        assert "[red].0" in text
+        assert "spmm_csr_f32" in text
+        parsed = json.loads(explained.to_json())
+        assert parsed["nbytes"] == explained.nbytes
+        assert parsed["layers"][0]["layer"] == "[red].0"
+        assert parsed["layers"][0]["kernels"][0][0] == 15
+
+    def test_a_model_without_a_record(self) -> None:
+        layer = convert(nn.Sequential(linear()))[0]
+        (row,) = explain(nn.Sequential(nn.ReLU(), layer)).rows
+        assert (row.layer, row.decision, row.tokens) == ("1", "sparse", ())
+        assert row.nbytes == layer.nbytes
+        assert row.dense_nbytes == (N * K + N) * 4
+        assert explain(nn.ReLU()).rows == ()
+
+
+class TestMeasurement:
+    def test_times_every_way_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(measure, "_cache", {})
+        weights = Weights(weight("random", 64, 64), values(64))
+        asked: list[str] = []
+        packer = planner._Packer(weights.weight)
+
+        def packed(name: str) -> Tensor:
+            asked.append(name)
+            return packer(name)
+
+        first = measure.measure(weights, ("csr", "rowlist"), packed, 4)
+        assert first.tokens == 4
+        assert "F.linear" in first.dense
+        assert set(first.sparse) == {"csr", "rowlist"}
+        assert all(us > 0 for us in (*first.dense.values(), *first.sparse.values()))
+        assert first.dense_us == min(first.dense.values())
+        assert measure.measure(weights, ("csr", "rowlist"), packed, 4) is first
+        assert asked == ["csr", "rowlist"]
+
+    @pytest.mark.slow
+    def test_a_large_sparse_layer_wins_and_a_dense_one_does_not(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(planner, "measure", measure.measure)
+        dense = nn.Sequential(linear(1024, 512, 0.98), linear(512, 1024, 0.0)).eval()
+        fast = convert(dense, tokens=(64,))
+        assert kinds(fast) == [SparseLinear, nn.Linear]
+        row = explain(fast).rows[0]
+        assert row.sparse_us[0] < row.dense_us[0]
