@@ -1,0 +1,31 @@
+"""sparseinfer: a pruned PyTorch model in, a faster model out.
+
+import sparseinfer as si
+
+si.prune_(model, si.Magnitude(sparsity=0.9))
+fast = si.convert(model, example_inputs=(x,))
+print(si.explain(fast))
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version as _version
+
+from sparseinfer import formats
+from sparseinfer.convert import Explanation, convert, convert_, explain
+from sparseinfer.modules import SparseLinear
+from sparseinfer.prune import Magnitude, prune_
+
+__version__ = _version("sparseinfer")
+
+__all__ = [
+    "Explanation",
+    "Magnitude",
+    "SparseLinear",
+    "__version__",
+    "convert",
+    "convert_",
+    "explain",
+    "formats",
+    "prune_",
+]
