@@ -11,9 +11,9 @@ PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-INSTALL := $(PIP) install --quiet --constraint constraints.txt
+INSTALL := $(PIP) install --constraint constraints.txt
 # Without build isolation the pinned build tools are used, and the build folder keeps what has not changed.
-PACKAGE := $(INSTALL) --no-build-isolation -C build-dir=build --editable
+PACKAGE := $(INSTALL) --no-build-isolation -C build-dir=build
 
 NATIVE := pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 CXX_SOURCES := $(filter %.h %.cpp %.cu %.cuh,$(shell find csrc -type f))
@@ -37,23 +37,23 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 
 dev: $(VENV)/.tools
-	$(INSTALL) --no-build-isolation -C build-dir=build -C editable.rebuild=true --editable '.[demo,plot,test,lint]'
+	$(PACKAGE) -C editable.rebuild=true --editable '.[demo,plot,test,lint]'
 	touch $(VENV)/.demo $(VENV)/.test
 
 $(VENV)/.demo: $(VENV)/.tools $(NATIVE)
 	@echo 'Building sparseinfer and installing what the demo needs (the first time takes some minutes) ...'
-	$(PACKAGE) '.[demo]'
+	$(PACKAGE) --editable '.[demo]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.tools $(NATIVE)
 	@echo 'Building sparseinfer and installing what the tests need (the first time takes some minutes) ...'
-	$(PACKAGE) '.[demo,plot,test,lint]'
-	@touch $@
+	$(PACKAGE) --editable '.[demo,plot,test,lint]'
+	@touch $(VENV)/.demo $@
 
 $(VENV)/.tools: constraints.txt tools/make_venv.sh
 	@bash tools/make_venv.sh $(VENV) $(PYTHON)
-	$(INSTALL) --upgrade pip
-	$(INSTALL) cmake ninja pybind11 scikit-build-core
+	$(INSTALL) --quiet --upgrade pip
+	$(INSTALL) --quiet cmake ninja pybind11 scikit-build-core
 	@touch $@
 
 clean:

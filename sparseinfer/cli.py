@@ -167,4 +167,6 @@ def _progress(output: Console) -> Progress:
     """On the terminal that shows the tables, else on stderr, so that a file gets nothing but the tables."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = output if output.is_terminal else _console(stderr=True)
-    return Progress(*columns, console=console, transient=True, redirect_stdout=False)
+    return Progress(
+        *columns, console=console, transient=True, redirect_stdout=False, disable=not console.is_terminal
+    )

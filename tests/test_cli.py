@@ -109,7 +109,7 @@ def test_bad_values_are_one_line_on_stderr(
 def test_demo_fails_when_the_converted_model_differs(
     difference: float, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    row = demo.Row(0.9, 0.2, difference, 200.0, 50.0, 4.0, 10, 100, 36, 36)
+    row = demo.Row(800, 0.9, 0.2, difference, 200.0, 50.0, 4.0, 10, 100, 36, 36)
     monkeypatch.setattr(demo, "run", lambda *args, **kwargs: [row])
     assert main(["demo"]) == status
     out = capsys.readouterr().out

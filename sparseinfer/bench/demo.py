@@ -44,8 +44,13 @@ Batch = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Row:
-    """One sparsity. `cosine` is the mean over the sentences; `nbytes` counts everything the encoder holds."""
+    """One sparsity; times are minima.
 
+    `tokens` is the size of the batch, padding included. `cosine` is the mean over the sentences. `nbytes`
+    counts everything that the encoder holds.
+    """
+
+    tokens: int
     sparsity: float
     cosine: float
     max_rel_diff: float
@@ -125,7 +130,9 @@ def encoder_bytes(model: nn.Module) -> int:
 
 def table(rows: Sequence[Row]) -> Table:
     """The result as one table; its first line is the dense model."""
-    found = Table(title="all-MiniLM-L6-v2, 32 sentences", title_justify="left", title_style="bold")
+    tokens = f", {rows[0].tokens} tokens" if rows else ""
+    title = f"all-MiniLM-L6-v2, 32 sentences{tokens}"
+    found = Table(title=title, title_justify="left", title_style="bold")
     for name in _COLUMNS:
         found.add_column(name, justify="right")
     if rows:
@@ -169,6 +176,7 @@ def _rows(
         dense_ms, sparse_ms = (times[name].min_us / 1e3 for name in ("dense", "sparse"))
         kinds = [type(module) for module in fast.modules()]
         yield Row(
+            tokens=batch[0].numel(),
             sparsity=sparsity,
             cosine=float(F.cosine_similarity(sparse, dense).mean()),
             max_rel_diff=max_relative_difference(sparse, embed(pruned, batch)),

@@ -49,7 +49,7 @@ def plot(rows: Sequence[Row], path: Path, *, title: str = "") -> None:
 
 
 def break_even(sparsities: Sequence[float], speed_ups: Sequence[float]) -> float | None:
-    """The lowest sparsity where the line rises through 1, as drawn on a log axis; None where it never does."""
+    """The lowest sparsity where the line rises through 1, read on a log axis; None where it never does."""
     for (s0, y0), (s1, y1) in pairwise(zip(sparsities, speed_ups, strict=True)):
         if y0 < 1 <= y1:
             return s0 - math.log(y0) / math.log(y1 / y0) * (s1 - s0)
