@@ -55,7 +55,7 @@ def summary_table(rows: Sequence[Row]) -> Table:
     table = _table("x dense, geometric mean over the shapes")
     names = list(dict.fromkeys(name for mean in found for name in mean.kernels))
     for name in ("m", "sparsity", "best", *names):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for mean in found:
         cells = (f"{mean.kernels[name]:.2f}" if name in mean.kernels else "" for name in names)
         table.add_row(str(mean.tokens), f"{mean.sparsity:g}", f"{mean.x_dense:.2f}", *cells)
