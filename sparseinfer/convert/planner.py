@@ -79,8 +79,8 @@ def plan(weights: Weights, tokens: Sequence[int]) -> Plan:
         ops.Bucket(limit, index := names.index(choice.packing), ops.default_kernel(packings[index]))
         for limit, choice in zip(limits, choices, strict=True)
     )
-    gains = [f"{1 / ratio:.1f}x at m={time.tokens}" for ratio, time in zip(ratios, times, strict=True)]
-    return Plan(f"faster than dense: {', '.join(gains)}", times, chosen, packings, buckets)
+    gains = " / ".join(f"{1 / ratio:.1f}x" for ratio in ratios)
+    return Plan(f"{gains} dense", times, chosen, packings, buckets)
 
 
 @dataclass(frozen=True)

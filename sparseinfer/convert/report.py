@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
@@ -14,7 +15,7 @@ from sparseinfer import ops
 from sparseinfer.modules import SparseLinear
 
 _ATTRIBUTE = "_sparseinfer_report"
-_WIDTH = 160
+_WITHOUT_TERMINAL = (160, 24)
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,14 @@ class Explanation:
 
     def table(self) -> Any:
         """The same as a rich.table.Table."""
+        from rich.box import SIMPLE_HEAD
         from rich.markup import escape
         from rich.table import Table
 
         sparse = sum(row.decision == "sparse" for row in self.rows)
         size = f"{self.nbytes:,} bytes, {self.dense_nbytes:,} if dense"
-        table = Table(title=f"{sparse} of {len(self.rows)} layers sparse, {size}", title_justify="left")
+        title = f"{sparse} of {len(self.rows)} layers sparse, {size}"
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
         for column in _COLUMNS:
             table.add_column(column.name, justify=column.justify, overflow="fold")
         for row in self.rows:
@@ -84,8 +87,9 @@ class Explanation:
         from rich.console import Console
 
         text = io.StringIO()
-        Console(file=text, width=_WIDTH, color_system=None).print(self.table())
-        return text.getvalue().rstrip()
+        width = shutil.get_terminal_size(_WITHOUT_TERMINAL).columns
+        Console(file=text, width=width, color_system=None).print(self.table())
+        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
 def explain(model: nn.Module) -> Explanation:
