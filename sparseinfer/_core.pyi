@@ -38,10 +38,9 @@ def spmm(
     m: int,
     ldx: int,
     packed: int,
-    nonce: int,
     bias: int,
     y: int,
     ldy: int,
     activation: int,
     parts: int = 0,
-) -> bool: ...
+) -> None: ...

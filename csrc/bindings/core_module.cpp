@@ -52,8 +52,15 @@ py::list kernels() {
 py::array_t<uint8_t> pack_array(const std::string& packing, const std::string& dtype, int64_t n, int64_t k, int64_t nnz,
                                 int64_t block_rows, int64_t block_cols, uintptr_t crow, uintptr_t col, uintptr_t values,
                                 int64_t max_splits, int64_t panel) {
-  const SparseView view{n, k, nnz, block_rows, block_cols, pointer<const int64_t>(crow), pointer<const int32_t>(col),
-                        pointer<const void>(values), parse<DType>(dtype, kDTypeNames, "dtype")};
+  const SparseView view{n,
+                        k,
+                        nnz,
+                        block_rows,
+                        block_cols,
+                        pointer<const int64_t>(crow),
+                        pointer<const int32_t>(col),
+                        pointer<const void>(values),
+                        parse<DType>(dtype, kDTypeNames, "dtype")};
   const auto kind = parse<PackingKind>(packing, kPackingNames, "packing");
   auto* blob = [&] {
     py::gil_scoped_release release;
@@ -74,12 +81,10 @@ py::dict describe(uintptr_t data, int64_t bytes) {
   d["nbytes"] = h->bytes;
   d["block_size"] = py::make_tuple(h->block_rows, h->block_cols);
   d["splits"] = h->splits;
-  d["nonce"] = h->nonce;
   return d;
 }
 
-// False, and nothing computed, when the packing at this address is not the one the caller checked.
-bool spmm(int64_t kernel, uintptr_t x, int64_t m, int64_t ldx, uintptr_t packed, uint64_t nonce, uintptr_t bias, uintptr_t y,
+void spmm(int64_t kernel, uintptr_t x, int64_t m, int64_t ldx, uintptr_t packed, uintptr_t bias, uintptr_t y,
           int64_t ldy, int64_t activation, int64_t parts) {
   const auto& all = registry();
   if (kernel < 0 || kernel >= static_cast<int64_t>(all.size()) || !all[static_cast<size_t>(kernel)].available) {
@@ -87,18 +92,23 @@ bool spmm(int64_t kernel, uintptr_t x, int64_t m, int64_t ldx, uintptr_t packed,
   }
   const SpmmKernel& k = all[static_cast<size_t>(kernel)].kernel;
   const auto* header = pointer<const PackingHeader>(packed);
-  if (header->nonce != nonce) return false;
   if (std::strcmp(kPackingNames[static_cast<int>(header->kind)], k.packing) != 0 ||
       std::strcmp(kDTypeNames[static_cast<int>(header->dtype)], k.dtype) != 0) {
-    throw std::invalid_argument(std::string("kernel: expected a ") + k.packing + " packing of " + k.dtype + " for " + k.name +
-                                ", got " + kPackingNames[static_cast<int>(header->kind)] + " of " +
+    throw std::invalid_argument(std::string("kernel: expected a ") + k.packing + " packing of " + k.dtype + " for " +
+                                k.name + ", got " + kPackingNames[static_cast<int>(header->kind)] + " of " +
                                 kDTypeNames[static_cast<int>(header->dtype)]);
   }
-  SpmmArgs args{pointer<const void>(x), pointer<void>(y), pointer<const float>(bias), header, m, ldx, ldy,
-                static_cast<Activation>(activation), nullptr};
+  SpmmArgs args{pointer<const void>(x),
+                pointer<void>(y),
+                pointer<const float>(bias),
+                header,
+                m,
+                ldx,
+                ldy,
+                static_cast<Activation>(activation),
+                nullptr};
   py::gil_scoped_release release;
   run_spmm(k, args, Spread{static_cast<int>(parts)});
-  return true;
 }
 
 }  // namespace
@@ -106,13 +116,16 @@ bool spmm(int64_t kernel, uintptr_t x, int64_t m, int64_t ldx, uintptr_t packed,
 PYBIND11_MODULE(_core, m) {
   m.doc() = "Native kernels of sparseinfer. Private: use sparseinfer.ops.";
   m.attr("__version__") = SPARSEINFER_VERSION;
-  m.attr("activations") = py::tuple(py::cast(std::vector<std::string>(kActivationNames, kActivationNames + kNumActivations)));
+  m.attr("activations") =
+      py::tuple(py::cast(std::vector<std::string>(kActivationNames, kActivationNames + kNumActivations)));
   m.attr("packings") = py::tuple(py::cast(std::vector<std::string>(kPackingNames, kPackingNames + kNumPackings)));
 
   m.def("isa_levels", &supported_isa_names);
   m.def("active_isa", [] { return std::string(kIsaNames[static_cast<int>(active_isa())]); });
   m.def("kernels", &kernels);
-  m.def("set_parallel_for", [](uintptr_t address) { set_parallel_for(reinterpret_cast<ParallelForFn>(address)); }, py::arg("address"));
+  m.def(
+      "set_parallel_for", [](uintptr_t address) { set_parallel_for(reinterpret_cast<ParallelForFn>(address)); },
+      py::arg("address"));
   m.def("has_parallel_for", &has_parallel_for);
   m.def(
       "check_csr",
@@ -140,6 +153,6 @@ PYBIND11_MODULE(_core, m) {
         unpack(h, pointer<int64_t>(crow), pointer<int32_t>(col), pointer<void>(values));
       },
       py::arg("data"), py::arg("nbytes"), py::arg("crow"), py::arg("col"), py::arg("values"));
-  m.def("spmm", &spmm, py::arg("kernel"), py::arg("x"), py::arg("m"), py::arg("ldx"), py::arg("packed"), py::arg("nonce"), py::arg("bias"),
-        py::arg("y"), py::arg("ldy"), py::arg("activation"), py::arg("parts") = 0);
+  m.def("spmm", &spmm, py::arg("kernel"), py::arg("x"), py::arg("m"), py::arg("ldx"), py::arg("packed"),
+        py::arg("bias"), py::arg("y"), py::arg("ldy"), py::arg("activation"), py::arg("parts") = 0);
 }

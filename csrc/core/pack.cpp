@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
@@ -18,15 +17,6 @@ namespace sparseinfer {
 namespace {
 
 int64_t align(int64_t bytes) { return (bytes + kPackingAlign - 1) / kPackingAlign * kPackingAlign; }
-
-uint64_t make_nonce() {
-  static std::atomic<uint64_t> counter{
-      static_cast<uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count())};
-  uint64_t z = counter.fetch_add(0x9e3779b97f4a7c15ull);
-  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
-  z = (z ^ z >> 27) * 0x94d049bb133111ebull;
-  return z ^ z >> 31;
-}
 
 // What is particular to a kind of packing.
 struct Traits {
@@ -44,7 +34,7 @@ Traits traits(PackingKind kind, const SparseView& w) {
       return {kGroupRows, 16, 128, sizeof(PatternCounts), pack_rowgroup_split};
     case PackingKind::kRowlist:
       // More rows in a cell mean longer runs of equal length.
-      return {1, 64, 128, sizeof(Run), pack_rowlist_split};
+      return {1, 128, 128, sizeof(Run), pack_rowlist_split};
     case PackingKind::kBsr:
       return {strip_rows(w.block_rows), 16, std::max<int64_t>(1, 128 / w.block_cols) * w.block_cols, 1, pack_bsr_split};
     case PackingKind::kCsr:
@@ -83,7 +73,6 @@ class Layout {
 PackingHeader make_header(PackingKind kind, const SparseView& w, const std::vector<int64_t>& bounds) {
   PackingHeader h{};
   h.magic = kPackingMagic;
-  h.nonce = make_nonce();
   h.kind = kind;
   h.dtype = w.dtype;
   h.n = w.n;
@@ -141,21 +130,26 @@ void pack_range(int64_t begin, int64_t end, void* ctx) {
 }
 
 void check_view(PackingKind kind, const SparseView& w) {
-  if (w.dtype != DType::kF32) throw std::invalid_argument(std::string("values: expected f32, got ") + kDTypeNames[static_cast<int>(w.dtype)]);
+  if (w.dtype != DType::kF32)
+    throw std::invalid_argument(std::string("values: expected f32, got ") + kDTypeNames[static_cast<int>(w.dtype)]);
   const int64_t limit = std::numeric_limits<int32_t>::max();
-  if (w.n < 0 || w.k < 0 || w.n > limit || w.k > limit) throw std::invalid_argument("shape: expected sizes in [0, 2**31)");
+  if (w.n < 0 || w.k < 0 || w.n > limit || w.k > limit)
+    throw std::invalid_argument("shape: expected sizes in [0, 2**31)");
   const bool blocks = kind == PackingKind::kBsr;
   if (w.block_rows < 1 || w.block_cols < 1 || (!blocks && w.block_rows * w.block_cols != 1)) {
-    throw std::invalid_argument(std::string("packing ") + kPackingNames[static_cast<int>(kind)] + ": expected a csr format, got blocks");
+    throw std::invalid_argument(std::string("packing ") + kPackingNames[static_cast<int>(kind)] +
+                                ": expected a csr format, got blocks");
   }
-  if (w.n % w.block_rows != 0 || w.k % w.block_cols != 0) throw std::invalid_argument("block_size: expected one that divides the shape");
+  if (w.n % w.block_rows != 0 || w.k % w.block_cols != 0)
+    throw std::invalid_argument("block_size: expected one that divides the shape");
   check_compressed(w.crow, w.col, w.n / w.block_rows, w.k / w.block_cols, w.nnz / (w.block_rows * w.block_cols));
 }
 
 }  // namespace
 
 Blob::Blob(int64_t bytes) : data_(nullptr), size_(bytes) {
-  data_ = static_cast<char*>(std::aligned_alloc(kPackingAlign, static_cast<size_t>(align(std::max<int64_t>(1, bytes)))));
+  data_ =
+      static_cast<char*>(std::aligned_alloc(kPackingAlign, static_cast<size_t>(align(std::max<int64_t>(1, bytes)))));
   if (data_ == nullptr) throw std::bad_alloc();
   std::memset(data_, 0, static_cast<size_t>(bytes));
 }
@@ -177,7 +171,8 @@ Blob pack(PackingKind kind, const SparseView& w, const PackOptions& options) {
 
   PackingHeader h = make_header(kind, w, bounds);
   h.panel = options.panel > 0 ? options.panel : t.panel;
-  if (h.panel > (kind == PackingKind::kRowlist ? kMaxPanel : std::max<int64_t>(255, t.panel)) || h.panel % w.block_cols != 0) {
+  if (h.panel > (kind == PackingKind::kRowlist ? kMaxPanel : std::max<int64_t>(255, t.panel)) ||
+      h.panel % w.block_cols != 0) {
     throw std::invalid_argument("panel: expected at most 255 units in whole blocks, got " + std::to_string(h.panel));
   }
   h.panels = (w.k + h.panel - 1) / h.panel;
@@ -192,7 +187,8 @@ Blob pack(PackingKind kind, const SparseView& w, const PackOptions& options) {
   Cell at{};
   for (const SplitStreams& s : streams) {
     for (const Cell& c : s.cells) {
-      cells.push_back({at.values + c.values, at.offsets + c.offsets, at.counts + c.counts / t.count_bytes, at.rows + c.rows});
+      cells.push_back(
+          {at.values + c.values, at.offsets + c.offsets, at.counts + c.counts / t.count_bytes, at.rows + c.rows});
     }
     at.values += static_cast<int64_t>(s.values.size());
     at.offsets += static_cast<int64_t>(s.offsets.size());

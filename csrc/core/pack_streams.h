@@ -28,8 +28,8 @@ void pack_rowgroup_split(const PackingHeader& h, const SparseView& w, int64_t be
 void pack_rowlist_split(const PackingHeader& h, const SparseView& w, int64_t begin, int64_t end, SplitStreams& out);
 void pack_bsr_split(const PackingHeader& h, const SparseView& w, int64_t begin, int64_t end, SplitStreams& out);
 
-// Receives every stored unit of a blob, in the blob's order: fn(row, unit, payload pointer). For bsr `unit` is the block
-// column, `row` the first row of the strip, and the payloads are [block_cols][strip rows].
+// Receives every stored unit of a blob, in the blob's order: fn(row, unit, payload pointer). For bsr `unit` is the
+// block column, `row` the first row of the strip, and the payloads are [block_cols][strip rows].
 struct UnitSink {
   virtual void unit(int64_t row, int64_t unit, const uint32_t* payload) = 0;
 

@@ -19,7 +19,8 @@ std::vector<int64_t> split_rows(const std::vector<int64_t>& work, int64_t max_sp
     const int64_t next = static_cast<int64_t>(bounds.size());
     // Close the split before this group when it is full, or when it holds its share and the group would overshoot more
     // than stopping here undershoots.
-    const double share = static_cast<double>(total - target_base) / static_cast<double>(std::max<int64_t>(1, splits - next + 1));
+    const double share =
+        static_cast<double>(total - target_base) / static_cast<double>(std::max<int64_t>(1, splits - next + 1));
     const bool holds_share = static_cast<double>(done) + 0.5 * static_cast<double>(work[g]) > share;
     if (used > 0 && (used >= max_groups || (holds_share && next < splits && used >= std::min(min_groups, groups)))) {
       bounds.push_back(g);

@@ -9,7 +9,8 @@
 namespace sparseinfer {
 namespace {
 
-void visit_rowgroup(const PackingHeader* h, int64_t row, int64_t rows, int64_t panel, const Cell& cell, UnitSink& sink) {
+void visit_rowgroup(const PackingHeader* h, int64_t row, int64_t rows, int64_t panel, const Cell& cell,
+                    UnitSink& sink) {
   const auto* counts = section<PatternCounts>(h, h->counts) + cell.counts;
   const uint8_t* offsets = section<uint8_t>(h, h->offsets) + cell.offsets;
   const uint32_t* values = section<uint32_t>(h, h->values) + cell.values;

@@ -27,7 +27,8 @@ void require(bool ok, const char* what) {
 
 // [offset, offset + count * size) lies inside the blob, aligned.
 void check_section(const PackingHeader* h, int64_t offset, int64_t count, int64_t size, const char* what) {
-  require(offset >= static_cast<int64_t>(sizeof(PackingHeader)) && offset % kPackingAlign == 0 && offset <= h->bytes, what);
+  require(offset >= static_cast<int64_t>(sizeof(PackingHeader)) && offset % kPackingAlign == 0 && offset <= h->bytes,
+          what);
   require(count >= 0 && count <= (h->bytes - offset) / size, what);
 }
 
@@ -44,8 +45,9 @@ class CellReader {
  public:
   CellReader(const PackingHeader* h, int64_t cell)
       : at_(section<Cell>(h, h->cells)[cell]), end_(section<Cell>(h, h->cells)[cell + 1]) {
-    require(at_.values <= end_.values && at_.offsets <= end_.offsets && at_.counts <= end_.counts && at_.rows <= end_.rows,
-            "cells");
+    require(
+        at_.values <= end_.values && at_.offsets <= end_.offsets && at_.counts <= end_.counts && at_.rows <= end_.rows,
+        "cells");
   }
   int64_t take_offsets(int64_t count) { return take(at_.offsets, end_.offsets, count); }
   int64_t take_values(int64_t count) { return take(at_.values, end_.values, count); }
@@ -53,8 +55,9 @@ class CellReader {
   int64_t take_rows(int64_t count) { return take(at_.rows, end_.rows, count); }
   bool has_counts() const { return at_.counts < end_.counts; }
   void finish() const {
-    require(at_.values == end_.values && at_.offsets == end_.offsets && at_.counts == end_.counts && at_.rows == end_.rows,
-            "cells");
+    require(
+        at_.values == end_.values && at_.offsets == end_.offsets && at_.counts == end_.counts && at_.rows == end_.rows,
+        "cells");
   }
 
  private:
@@ -116,22 +119,22 @@ void check_csr(const PackingHeader* h) {
 void check_compressed(const int64_t* crow, const int32_t* col, int64_t rows, int64_t cols, int64_t stored) {
   if (crow[0] != 0) fail("crow_indices: expected the first entry to be 0, got %lld", static_cast<ll>(crow[0]));
   if (crow[rows] != stored) {
-    fail("crow_indices: expected the last entry to be the number of stored values %lld, got %lld", static_cast<ll>(stored),
-         static_cast<ll>(crow[rows]));
+    fail("crow_indices: expected the last entry to be the number of stored values %lld, got %lld",
+         static_cast<ll>(stored), static_cast<ll>(crow[rows]));
   }
   // Monotone first: only then is every crow[row] a position in col.
   for (int64_t row = 0; row < rows; ++row) {
     if (crow[row + 1] < crow[row]) {
-      fail("crow_indices: expected a non-decreasing sequence, got %lld after %lld at row %lld", static_cast<ll>(crow[row + 1]),
-           static_cast<ll>(crow[row]), static_cast<ll>(row));
+      fail("crow_indices: expected a non-decreasing sequence, got %lld after %lld at row %lld",
+           static_cast<ll>(crow[row + 1]), static_cast<ll>(crow[row]), static_cast<ll>(row));
     }
   }
   for (int64_t row = 0; row < rows; ++row) {
     int64_t previous = -1;
     for (int64_t i = crow[row]; i < crow[row + 1]; ++i) {
       if (col[i] < 0 || col[i] >= cols) {
-        fail("col_indices: expected values in [0, %lld), got %lld in row %lld", static_cast<ll>(cols), static_cast<ll>(col[i]),
-             static_cast<ll>(row));
+        fail("col_indices: expected values in [0, %lld), got %lld in row %lld", static_cast<ll>(cols),
+             static_cast<ll>(col[i]), static_cast<ll>(row));
       }
       if (col[i] <= previous) {
         fail("col_indices: expected ascending columns without repeats, got %lld after %lld in row %lld",
@@ -144,11 +147,13 @@ void check_compressed(const int64_t* crow, const int32_t* col, int64_t rows, int
 
 const PackingHeader* check_header(const void* data, int64_t bytes) {
   const auto* h = static_cast<const PackingHeader*>(data);
-  if (reinterpret_cast<uintptr_t>(data) % kPackingAlign != 0) fail("packed: expected 64-byte aligned memory (clone the tensor)");
+  if (reinterpret_cast<uintptr_t>(data) % kPackingAlign != 0)
+    fail("packed: expected 64-byte aligned memory (clone the tensor)");
   if (bytes < static_cast<int64_t>(sizeof(PackingHeader)) || h->magic != kPackingMagic) {
     fail("packed: expected a packing made by sparseinfer.ops.pack, got %lld other bytes", static_cast<ll>(bytes));
   }
-  if (h->bytes != bytes) fail("packed: expected %lld bytes, got %lld", static_cast<ll>(h->bytes), static_cast<ll>(bytes));
+  if (h->bytes != bytes)
+    fail("packed: expected %lld bytes, got %lld", static_cast<ll>(h->bytes), static_cast<ll>(bytes));
   require(static_cast<uint32_t>(h->kind) < kNumPackings && static_cast<uint32_t>(h->dtype) < kNumDTypes, "header");
   return h;
 }
@@ -160,13 +165,17 @@ const PackingHeader* check_packing(const void* data, int64_t bytes) {
   require(h->splits >= 0 && h->splits <= h->n && (h->splits > 0) == (h->n > 0), "row splits");
   check_section(h, h->split_rows, h->splits + 1, 8, "row splits");
   require(h->block_rows >= 1 && h->block_cols >= 1 && h->block_rows <= kMaxDim && h->block_cols <= kMaxDim, "header");
+  const bool blocks = h->kind == PackingKind::kBsr;
+  require(blocks || h->block_rows * h->block_cols == 1, "header");
   if (h->kind == PackingKind::kCsr) {
     check_split_rows(h, 1);
     check_csr(h);
     return h;
   }
 
-  require(h->unit == 1 && h->panel >= 1, "header");
+  require(
+      h->unit == 1 && h->panel >= 1 && h->panel <= (blocks && h->block_cols > kMaxPanel ? h->block_cols : kMaxPanel),
+      "header");
   const int64_t units = (h->k + h->unit - 1) / h->unit;
   require(h->panels == (units + h->panel - 1) / h->panel, "header");
   check_section(h, h->cells, h->splits * h->panels + 1, sizeof(Cell), "cells");

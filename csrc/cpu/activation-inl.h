@@ -40,7 +40,8 @@ SI_INLINE V gelu_erf(V x) {
   p = Simd::fma(p, t, Simd::set1(1.421413741f));
   p = Simd::fma(p, t, Simd::set1(-0.284496736f));
   p = Simd::fma(p, t, Simd::set1(0.254829592f));
-  const V tail = Simd::mul(Simd::mul(Simd::mul(p, t), Simd::set1(0.5f)), exp_v(Simd::sub(Simd::zero(), Simd::mul(z, z))));
+  const V tail =
+      Simd::mul(Simd::mul(Simd::mul(p, t), Simd::set1(0.5f)), exp_v(Simd::sub(Simd::zero(), Simd::mul(z, z))));
   return Simd::mul(x, Simd::select_negative(x, tail, Simd::sub(one, tail)));
 }
 

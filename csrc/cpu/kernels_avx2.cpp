@@ -1,6 +1,7 @@
 // The kernels at level avx2; compiled with that level's flags (cmake/IsaFlags.cmake).
 #include "cpu/simd_avx2.h"
 
+// The bodies are written against Simd, so they come after it.
 #include "cpu/bsr-inl.h"
 #include "cpu/csr-inl.h"
 #include "cpu/rowgroup-inl.h"

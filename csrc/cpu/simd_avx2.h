@@ -45,6 +45,13 @@ struct Simd {
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
   }
+  // Four weights in every 128-bit lane: one load for four broadcasts, which are in-lane permutes off the load ports.
+  using Quad = __m256;
+  static Quad load_quad(const float* p) { return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p)); }
+  template <int I>
+  static V lane(Quad q) {
+    return _mm256_permute_ps(q, I * 0x55);
+  }
   static V gather(const float* base, const uint32_t* index) {
     return _mm256_i32gather_ps(base, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index)), 4);
   }
@@ -56,7 +63,8 @@ struct Simd {
       V r[4];
       SI_UNROLL
       for (int i = 0; i < 4; ++i) {
-        r[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(rows[i] + c)), _mm_loadu_ps(rows[i + 4] + c), 1);
+        r[i] =
+            _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(rows[i] + c)), _mm_loadu_ps(rows[i + 4] + c), 1);
       }
       const __m256d low01 = _mm256_castps_pd(_mm256_unpacklo_ps(r[0], r[1]));
       const __m256d high01 = _mm256_castps_pd(_mm256_unpackhi_ps(r[0], r[1]));

@@ -37,6 +37,13 @@ struct Simd {
   // a * 2^e for integral e
   static V scale(V a, V e) { return _mm512_scalef_ps(a, e); }
   static float sum(V a) { return _mm512_reduce_add_ps(a); }
+  // Four weights in every 128-bit lane: one load for four broadcasts, which are in-lane permutes off the load ports.
+  using Quad = __m512;
+  static Quad load_quad(const float* p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
+  template <int I>
+  static V lane(Quad q) {
+    return _mm512_permute_ps(q, I * 0x55);
+  }
   static V gather(const float* base, const uint32_t* index) {
     return _mm512_i32gather_ps(_mm512_loadu_si512(index), base, 4);
   }

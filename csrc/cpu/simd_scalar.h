@@ -36,6 +36,12 @@ struct Simd {
   static V select_negative(V sign, V if_negative, V otherwise) { return sign < 0.0f ? if_negative : otherwise; }
   static V scale(V a, V e) { return ldexpf(a, static_cast<int>(e)); }
   static float sum(V a) { return a; }
+  using Quad = const float*;
+  static Quad load_quad(const float* p) { return p; }
+  template <int I>
+  static V lane(Quad q) {
+    return q[I];
+  }
   static V gather(const float* base, const uint32_t* index) { return base[*index]; }
   static void load_transposed(const float* const* rows, V* out) { out[0] = rows[0][0]; }
 };

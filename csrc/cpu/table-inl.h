@@ -12,10 +12,17 @@ extern const SpmmKernel SI_JOIN(kernels_, SI_ISA)[];
 extern const int SI_JOIN(kernel_count_, SI_ISA);
 
 const SpmmKernel SI_JOIN(kernels_, SI_ISA)[] = {
-#define SI_SPMM(packing, dtype, tile, implementation)                                                     \
-  {"spmm_" #packing "_" #dtype "_" #tile "__" SI_TEXT(SI_ISA), #packing, #dtype, #tile, SI_TEXT(SI_ISA), \
-   implementation::workspace_bytes, implementation::scratch_bytes, implementation::prepare_items,         \
-   implementation::prepare, implementation::run},
+#define SI_SPMM(packing, dtype, tile, implementation)          \
+  {"spmm_" #packing "_" #dtype "_" #tile "__" SI_TEXT(SI_ISA), \
+   #packing,                                                   \
+   #dtype,                                                     \
+   #tile,                                                      \
+   SI_TEXT(SI_ISA),                                            \
+   implementation::workspace_bytes,                            \
+   implementation::scratch_bytes,                              \
+   implementation::prepare_items,                              \
+   implementation::prepare,                                    \
+   implementation::run},
 #include "cpu/kernels.inc"
 #undef SI_SPMM
 };

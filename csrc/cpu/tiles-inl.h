@@ -29,9 +29,9 @@ struct Int {
 template <int kMaxT, class F>
 SI_INLINE void with_tile(int vectors, F f) {
   if (vectors <= 1 || kMaxT == 1) return f(Int<1>{});
-  if (vectors <= 2 || kMaxT == 2) return f(Int<kMaxT < 2 ? kMaxT : 2>{});
-  if (vectors == 3) return f(Int<kMaxT < 3 ? kMaxT : 3>{});
-  if (vectors == 4 || kMaxT == 4) return f(Int<kMaxT < 4 ? kMaxT : 4>{});
+  if (vectors <= 2 || kMaxT == 2) return f(Int < kMaxT<2 ? kMaxT : 2>{});
+  if (vectors == 3) return f(Int < kMaxT<3 ? kMaxT : 3>{});
+  if (vectors == 4 || kMaxT == 4) return f(Int < kMaxT<4 ? kMaxT : 4>{});
   return f(Int<kMaxT>{});
 }
 
@@ -58,7 +58,8 @@ struct Tiled {
     }
   }
 
-  // x[tokens, columns of the panel] -> tile[columns][T][L]. Tokens past m repeat the last one; nothing reads their results.
+  // x[tokens, columns of the panel] -> tile[columns][T][L]. Tokens past m repeat the last one; nothing reads their
+  // results.
   template <int T>
   static void pack_x(const SpmmArgs& a, int64_t tile, int64_t panel) {
     const float* x = static_cast<const float*>(a.x);
@@ -104,7 +105,8 @@ struct Tiled {
       memset(acc, 0, rows * (T * L) * sizeof(float));
       for (int64_t panel = 0; panel < a.w->panels; ++panel) {
         const float* xp = x + panel * a.w->panel * (T * L);
-        for (int64_t i = s; i < chunk_end; ++i) Body::template cell<T>(a.w, i, panel, xp, acc + (split_rows[i] - row) * (T * L));
+        for (int64_t i = s; i < chunk_end; ++i)
+          Body::template cell<T>(a.w, i, panel, xp, acc + (split_rows[i] - row) * (T * L));
       }
       epilogue<T>(a, acc, row, rows < a.w->n - row ? rows : a.w->n - row, tile * kTileTokens);
       s = chunk_end;
@@ -114,19 +116,30 @@ struct Tiled {
   // acc[rows][T * L tokens] -> y[tokens, rows] + bias, activated.
   template <int T>
   static void epilogue(const SpmmArgs& a, const float* acc, int64_t row, int64_t rows, int64_t token) {
-    float* y = static_cast<float*>(a.y) + token * a.ldy + row;
-    for (int64_t r = 0; r < rows; r += L) {
-      const int count = rows - r < L ? static_cast<int>(rows - r) : L;
-      const V bias = a.bias ? Simd::load_partial(a.bias + row + r, count) : Simd::zero();
-      for (int t = 0; t < T; ++t) {
+    const int64_t ldy = a.ldy, m = a.m;  // locals: stores to y could alias the arguments
+    const float* bias = a.bias ? a.bias + row : nullptr;
+    const Activation activation = a.activation;
+    // Token blocks outside, rows inside: L rows of y are written along at a time, not T * L.
+    for (int t = 0; t < T; ++t, token += L) {
+      const int tokens = m - token < L ? static_cast<int>(m - token) : L;
+      float* y = static_cast<float*>(a.y) + token * ldy + row;
+      for (int64_t r = 0; r < rows; r += L) {
+        const int count = rows - r < L ? static_cast<int>(rows - r) : L;
+        const V b = bias ? Simd::load_partial(bias + r, count) : Simd::zero();
         const float* sources[L];
         for (int i = 0; i < L; ++i) sources[i] = acc + (r + i) * (T * L) + t * L;  // scratch has L rows to spare
         V v[L];
         Simd::load_transposed(sources, v);
-        const int64_t left = a.m - token - t * L;
-        const int tokens = left < L ? static_cast<int>(left) : L;
-        for (int i = 0; i < tokens; ++i) {
-          Simd::store_partial(y + (t * L + i) * a.ldy + r, activate(Simd::add(v[i], bias), a.activation), count);
+        SI_UNROLL
+        for (int i = 0; i < L; ++i) v[i] = Simd::add(v[i], b);
+        if (activation != Activation::kNone) {
+          for (int i = 0; i < L; ++i) v[i] = activate(v[i], activation);
+        }
+        if (tokens == L && count == L) {
+          SI_UNROLL
+          for (int i = 0; i < L; ++i) Simd::store(y + i * ldy + r, v[i]);
+        } else {
+          for (int i = 0; i < tokens; ++i) Simd::store_partial(y + i * ldy + r, v[i], count);
         }
       }
     }

@@ -18,24 +18,23 @@ ACTIVATIONS = {name: number for number, name in enumerate(core.activations)}
 
 @dataclass(frozen=True, slots=True)
 class Trusted:
-    """A packing that passed the native check, and what tells it from other bytes at its address."""
+    """What the native check found in a packing, and which state of its tensor it saw."""
 
+    address: int
     nbytes: int
     version: int
-    nonce: int
     n: int
     k: int
     dtype: torch.dtype
 
-    def fits(self, packed: Tensor, n: int, k: int, dtype: torch.dtype) -> bool:
-        same = self.nbytes == packed.numel() and self.version == _version(packed)
-        return same and self.n == n and self.k == k and self.dtype == dtype
+    def fits(self, packed: Tensor) -> bool:
+        same = self.address == packed.data_ptr() and self.nbytes == packed.numel()
+        return same and self.version == _version(packed)
 
 
-# By address. A packing is checked whole when it is first used and again when its tensor was written to; the nonce
-# in its header, compared by every native call, tells a new packing in recycled memory.
-_trusted: dict[int, Trusted] = {}
-_MAX_TRUSTED = 65536
+# A packing is checked whole when it is first used and again when its tensor was written to. The verdict is kept on
+# the tensor object: a clone is another object, and an address alone may have been recycled.
+_VERDICT = "_sparseinfer_trusted"
 
 
 def _version(packed: Tensor) -> int:
@@ -47,12 +46,9 @@ def _check(packed: Tensor) -> Trusted:
     address, nbytes = packed.data_ptr(), packed.numel()
     core.check_packing(address, nbytes)
     header = core.describe(address, nbytes)
-    if len(_trusted) >= _MAX_TRUSTED:
-        _trusted.clear()
-    trusted = Trusted(
-        nbytes, _version(packed), header["nonce"], header["n"], header["k"], DTYPES[header["dtype"]]
-    )
-    _trusted[address] = trusted
+    dtype = DTYPES[header["dtype"]]
+    trusted = Trusted(address, nbytes, _version(packed), header["n"], header["k"], dtype)
+    setattr(packed, _VERDICT, trusted)
     return trusted
 
 
@@ -87,18 +83,22 @@ def run(
     buckets = parse_plan(plan)
     bucket = next(b for b in buckets if b.max_tokens is None or m <= b.max_tokens)
     if bucket.packing >= len(packings):
-        raise ValueError(f"packings: expected at least {bucket.packing + 1} for plan {plan}, got {len(packings)}")
+        raise ValueError(
+            f"packings: expected at least {bucket.packing + 1} for plan {plan}, got {len(packings)}"
+        )
     packed = packings[bucket.packing]
 
     if x.device.type != "cpu":
         raise ValueError(f"x: expected a tensor on the CPU, got one on {x.device}")
-    trusted = _trusted.get(packed.data_ptr())
-    if trusted is None or not trusted.fits(packed, n, k, x.dtype):
+    trusted = getattr(packed, _VERDICT, None)
+    if trusted is None or not trusted.fits(packed):
         trusted = _check(packed)
     if x.dtype != trusted.dtype:
         raise TypeError(f"x: expected dtype {trusted.dtype}, got {x.dtype}")
     if k != trusted.k:
-        raise ValueError(f"x: expected {trusted.k} in_features in the last dimension, got shape {tuple(x.shape)}")
+        raise ValueError(
+            f"x: expected {trusted.k} in_features in the last dimension, got shape {tuple(x.shape)}"
+        )
     if n != trusted.n:
         raise ValueError(f"n: expected {trusted.n} out_features as packed, got {n}")
     if bias is not None:
@@ -108,22 +108,18 @@ def run(
         raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}")
 
     y = torch.empty((*x.shape[:-1], n), dtype=x.dtype)
-    done = core.spmm(
+    core.spmm(
         kernel_id(bucket.kernel),
         rows.data_ptr(),
         m,
         rows.stride(0),
         packed.data_ptr(),
-        trusted.nonce,
         0 if bias is None else bias.data_ptr(),
         y.data_ptr(),
         n,
         ACTIVATIONS[activation],
         parts,
     )
-    if not done:  # other bytes of the same size at this address: check those, then start over
-        _check(packed)
-        return run(x, packings, bias, n, plan, activation, parts=parts)
     return y
 
 

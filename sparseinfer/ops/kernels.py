@@ -60,7 +60,9 @@ def kernel_id(base_name: str) -> int:
         if kernel.name in wanted and kernel.isa in levels:
             return index
     names = sorted({k.base_name for k in kernels()})
-    raise ValueError(f"kernel: expected one of {', '.join(names)} (levels {', '.join(levels)}), got {base_name}")
+    raise ValueError(
+        f"kernel: expected one of {', '.join(names)} (levels {', '.join(levels)}), got {base_name}"
+    )
 
 
 def default_kernel(packed: Tensor) -> str:

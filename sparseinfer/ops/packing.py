@@ -37,14 +37,15 @@ class PackedInfo:
 def pack(fmt: CSR | BSR, packing: str, *, max_splits: int = 64) -> Tensor:
     """Pack a format for the kernels of `packing`: "csr", "rowgroup" or "rowlist" from CSR, "bsr" from BSR.
 
-    Returns a uint8 tensor [nbytes]. `max_splits` bounds the row ranges that threads share. ValueError: an unknown
-    packing, a dtype it has no kernels for, blocks where it wants none.
+    Returns a uint8 tensor [nbytes]. `max_splits` bounds the row ranges that threads share. ValueError: an
+    unknown packing, a dtype it has no kernels for. TypeError: blocks where it wants none.
     """
     if packing not in core.packings:
         raise ValueError(f"packing: expected one of {', '.join(core.packings)}, got {packing!r}")
     wanted = BSR if packing == "bsr" else CSR
     if not isinstance(fmt, wanted):
         raise TypeError(f"format: expected {wanted.__name__} for packing {packing}, got {type(fmt).__name__}")
+    fmt.validate()  # its tensors may have been written to since it was made
     block_size = fmt.block_size if isinstance(fmt, BSR) else (1, 1)
     n, k = fmt.shape
     array = core.pack(
@@ -80,7 +81,7 @@ def unpack(packed: Tensor) -> CSR | BSR:
     col = torch.empty(blocks, dtype=torch.int32)
     core.unpack(packed.data_ptr(), packed.numel(), crow.data_ptr(), col.data_ptr(), values.data_ptr())
     if info.packing == "bsr":
-        return BSR(values, crow, col, (info.n, info.k), (r, c))
+        return BSR(values, crow, col, (info.n, info.k))
     return CSR(values, crow, col, (info.n, info.k))
 
 

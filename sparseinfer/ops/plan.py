@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,6 @@ def parse_plan(plan: str) -> Plan:
 def _check(buckets: Sequence[Bucket]) -> None:
     limits = [b.max_tokens for b in buckets]
     bounded = [limit for limit in limits[:-1] if limit is not None]
-    ascending = all(a < b for a, b in zip(bounded, bounded[1:], strict=False))
+    ascending = all(a < b for a, b in pairwise(bounded))
     if not limits or limits[-1] is not None or len(bounded) != len(limits) - 1 or not ascending:
         raise ValueError(f"plan: expected ascending token limits that end with no limit, got {limits}")

@@ -20,7 +20,7 @@ _ACTIVATIONS = {
 def reference_linear(
     x: Tensor, weight: CSR | BSR | Tensor, bias: Tensor | None = None, activation: str = "none"
 ) -> Tensor:
-    """activation(x [..., k] · Wᵀ + bias [n]) in float64, W dense from a format or a packing (a uint8 tensor)."""
+    """activation(x [..., k] · Wᵀ + bias [n]) in float64; W is a format or a packing (a uint8 tensor)."""
     fmt = unpack(weight) if isinstance(weight, Tensor) else weight
     y = x.to(torch.float64) @ fmt.to_dense().to(torch.float64).T
     if bias is not None:

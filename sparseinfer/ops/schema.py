@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-LINEAR = (
-    "linear(Tensor x, Tensor[] packings, Tensor? bias, int n, str plan, str activation) -> Tensor"
-)
+LINEAR = "linear(Tensor x, Tensor[] packings, Tensor? bias, int n, str plan, str activation) -> Tensor"
 
 library = torch.library.Library("sparseinfer", "DEF")
 
@@ -22,5 +20,5 @@ def linear_fake(
 def define() -> None:
     library.define(LINEAR)
     torch.library.register_fake("sparseinfer::linear", linear_fake, lib=library)
-    # Inference only: without this key the dispatcher drops gradients without a word; SparseLinear says it aloud.
+    # Inference only. Gradients would be dropped without a word, so SparseLinear refuses them aloud.
     library.impl("linear", torch.library.fallthrough_kernel, "Autograd")

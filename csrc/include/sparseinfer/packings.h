@@ -23,7 +23,6 @@ constexpr int64_t kPackingAlign = 64;
 // Byte positions of the sections, from the start of the blob. What each section holds depends on the kind.
 struct PackingHeader {
   uint64_t magic;
-  uint64_t nonce;  // differs for every packing made; lets callers cache the outcome of check_packing
   PackingKind kind;
   DType dtype;
   int64_t bytes;  // whole blob
