@@ -1,7 +1,7 @@
 """Loads the native module and hands it torch's own thread pool.
 
-Everything above this file imports `core` from here, never `sparseinfer._core` for its kernels, so that no kernel
-runs before the pool is in place.
+Everything above this file imports `core` from here, never from `sparseinfer._core`, so that no kernel runs
+before the pool is in place.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["core"]
 
 
 def _torch_parallel_for() -> int | None:
-    """Address of torch's C function `torch_parallel_for` (torch >= 2.10), or None where it cannot be found."""
+    """Address of torch's C function `torch_parallel_for` (torch >= 2.10), or None where it is missing."""
     for library in sorted((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*")):
         try:
             function = ctypes.CDLL(str(library)).torch_parallel_for

@@ -1,4 +1,4 @@
-"""The operator and the packings from outside: what they accept, what they refuse, and that nothing crashes."""
+"""The operator and the packings from outside: what they take, what they refuse, that nothing crashes."""
 
 from __future__ import annotations
 

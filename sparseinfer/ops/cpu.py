@@ -32,8 +32,8 @@ class Trusted:
         return same and self.version == _version(packed)
 
 
-# A packing is checked whole when it is first used and again when its tensor was written to. The verdict is kept on
-# the tensor object: a clone is another object, and an address alone may have been recycled.
+# A packing is checked whole when it is first used and again when its tensor was written to. The verdict is
+# kept on the tensor object: a clone is another object, and an address alone may have been recycled.
 _VERDICT = "_sparseinfer_trusted"
 
 

@@ -1,6 +1,7 @@
 """Packings: kernel-private layouts of a weight, each one a uint8 tensor.
 
-A packing is made from a format in memory and never written to disk; `unpack` gives the format back, bit for bit.
+A packing is made from a format in memory and never written to disk; `unpack` gives the format back, bit for
+bit.
 """
 
 from __future__ import annotations

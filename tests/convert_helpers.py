@@ -1,0 +1,58 @@
+"""What the convert tests share: small integer-valued models, and a scripted stand-in for the measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from generators import tokens, values, weight
+from torch import Tensor, nn
+
+from sparseinfer.convert.measure import Times
+from sparseinfer.convert.weights import Weights
+
+K, N = 40, 24
+
+
+class Script:
+    """Stands in for the measurement: sparse takes `ratio(packing, tokens)` times the dense time."""
+
+    def __init__(self) -> None:
+        self.ratio: Callable[[str, int], float] = lambda packing, m: 0.5
+        self.calls: list[tuple[tuple[str, ...], int]] = []
+
+    def __call__(
+        self, weights: Weights, packings: tuple[str, ...], packed: Callable[[str], Tensor], m: int
+    ) -> Times:
+        self.calls.append((packings, m))
+        return Times(m, {"F.linear": 10.0}, {name: 10.0 * self.ratio(name, m) for name in packings})
+
+
+def linear(n: int = N, k: int = K, sparsity: float = 0.8, seed: int = 0) -> nn.Linear:
+    layer = nn.Linear(k, n)
+    with torch.no_grad():
+        layer.weight.copy_(weight("random", n, k, sparsity, integer=True, seed=seed))
+        layer.bias.copy_(values(n, integer=True, seed=seed))
+    return layer
+
+
+def model() -> nn.Sequential:
+    """Two sparse Linears and one without zeros; integer-valued: results are compared with equality."""
+    return nn.Sequential(linear(), nn.ReLU(), linear(K, N), linear(8, K, sparsity=0.0)).eval()
+
+
+def kinds(module: nn.Module) -> list[type]:
+    return [type(child) for child in module.children()]
+
+
+def assert_unchanged(module: nn.Module, before: nn.Module) -> None:
+    assert kinds(module) == kinds(before)
+    state, expected = module.state_dict(), before.state_dict()
+    assert list(state) == list(expected)
+    assert all(torch.equal(state[name], expected[name]) for name in state)
+
+
+def outputs_equal(fast: nn.Module, dense: nn.Module, m: int = 20) -> bool:
+    x = tokens(m, K, integer=True)
+    with torch.no_grad():
+        return torch.equal(fast(x), dense(x))

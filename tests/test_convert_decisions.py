@@ -1,0 +1,209 @@
+"""Which layers stay dense, where token counts come from, what explain says; times are scripted."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from convert_helpers import K, N, Script, assert_unchanged, kinds, linear, model
+from generators import values, weight
+from torch import Tensor, nn
+
+from sparseinfer import SparseLinear, convert, convert_, explain
+from sparseinfer.convert import measure, planner
+from sparseinfer.convert.weights import Weights
+
+
+@pytest.fixture(autouse=True)
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
+    script = Script()
+    monkeypatch.setattr(planner, "measure", script)
+    return script
+
+
+class TestExampleInputs:
+    @pytest.mark.parametrize("wrap", [lambda x: (x,), lambda x: [x], lambda x: {"input": x}, lambda x: x])
+    def test_token_counts_are_learned(self, script: Script, wrap: Callable[[Tensor], object]) -> None:
+        dense = nn.Sequential(linear()).eval()
+        row = explain(convert(dense, example_inputs=wrap(torch.ones(2, 3, K)))).rows[0]
+        assert row.tokens == (6,)
+        assert not dense[0]._forward_pre_hooks
+
+    def test_layers_that_the_run_does_not_reach_use_tokens(self) -> None:
+        class Partial(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.used, self.unused = linear(), linear()
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.used(self.used(x)[..., :1].expand(-1, K))
+
+        rows = explain(convert(Partial(), example_inputs=torch.ones(9, K), tokens=(2,))).rows
+        assert [row.tokens for row in rows] == [(9,), (2,)]
+
+    def test_many_counts_are_thinned_out(self) -> None:
+        class Decode(nn.Sequential):
+            def forward(self, x: Tensor) -> Tensor:
+                for count in range(1, 41):
+                    self[0](x[:count])
+                return x
+
+        row = explain(convert(Decode(linear()), example_inputs=torch.ones(40, K))).rows[0]
+        assert row.tokens == (1, 14, 27, 40)
+
+    def test_empty_examples_say_nothing(self) -> None:
+        row = explain(convert(model(), example_inputs=torch.ones(0, K))).rows[0]
+        assert row.tokens == (1, 16, 128)
+
+    @pytest.mark.parametrize("function", [convert, convert_])
+    def test_inputs_that_do_not_fit(self, function: Callable[..., nn.Module]) -> None:
+        dense = nn.Sequential(model(), nn.BatchNorm1d(8)).train()
+        before = copy.deepcopy(dense)
+        with pytest.raises(
+            ValueError, match=r"example_inputs: expected inputs that the model accepts, got Runtime"
+        ):
+            function(dense, example_inputs=(torch.ones(2, K + 1),))
+        assert_unchanged(dense, before)
+        assert all(module.training for module in dense)
+        assert not any(module._forward_pre_hooks for module in dense.modules())
+
+    def test_the_run_leaves_no_trace(self) -> None:
+        dense = nn.Sequential(linear(), nn.BatchNorm1d(N), nn.Dropout()).train()
+        before, state = copy.deepcopy(dense), torch.get_rng_state()
+        convert(dense, example_inputs=torch.ones(3, K))
+        assert_unchanged(dense, before)
+        assert torch.equal(torch.get_rng_state(), state)
+
+
+class TestStaysDense:
+    """Layers that must not be replaced, each with its reason."""
+
+    def reason(self, dense: nn.Module, fqn: str = "0") -> str:
+        fast = convert(dense)
+        assert type(fast.get_submodule(fqn)) is type(dense.get_submodule(fqn))
+        (row,) = (row for row in explain(fast).rows if row.layer == fqn)
+        assert row.decision == "dense"
+        return row.reason
+
+    def test_attention(self) -> None:
+        dense = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True).eval()
+        for parameter in dense.parameters():
+            nn.init.zeros_(parameter) if parameter.ndim > 1 else None
+        assert "MultiheadAttention reads its weight directly" in self.reason(dense, "self_attn.out_proj")
+        assert "TransformerEncoderLayer reads its weight directly" in self.reason(dense, "linear1")
+        x = torch.randn(2, 5, 32)
+        with torch.no_grad():
+            assert torch.equal(convert(dense)(x), dense(x))
+
+    def test_tied_weights(self) -> None:
+        dense = nn.Sequential(nn.Embedding(N, K), linear())
+        dense[0].weight = dense[1].weight
+        assert self.reason(dense, "1") == "its weight is shared with '0'"
+        fast = convert(dense)
+        assert fast[0].weight is fast[1].weight
+        dense[0].weight = nn.Parameter(dense[1].weight.data)
+        assert self.reason(dense, "1") == "its weight is shared with '0'"
+
+    def test_subclasses(self) -> None:
+        class Scaled(nn.Linear):
+            def forward(self, x: Tensor) -> Tensor:
+                return 2 * super().forward(x)
+
+        layer = Scaled(K, N)
+        nn.init.zeros_(layer.weight)
+        assert "Scaled is a subclass" in self.reason(nn.Sequential(layer))
+
+    def test_hooks_and_replaced_forwards(self) -> None:
+        hooked = nn.Sequential(linear())
+        hooked[0].register_forward_hook(lambda module, args, y: y + 1)
+        assert "hooks" in self.reason(hooked)
+        replaced = nn.Sequential(linear())
+        replaced[0].forward = lambda x: x
+        assert "forward has been replaced" in self.reason(replaced)
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+    def test_other_dtypes(self, dtype: torch.dtype) -> None:
+        assert f"its dtype is {dtype}" in self.reason(nn.Sequential(linear()).to(dtype))
+
+    def test_other_tensors(self) -> None:
+        dense = nn.Sequential(linear())
+        dense[0].weight = nn.Parameter(dense[0].weight.detach().to_sparse_csr(), requires_grad=False)
+        (row,) = explain(convert_(dense)).rows
+        assert "layout torch.sparse_csr, not a plain tensor" in row.reason
+
+    def test_odd_shapes(self) -> None:
+        dense = nn.Sequential(linear())
+        dense[0].bias = nn.Parameter(torch.ones(1))
+        assert "are not [n, k] and [n]" in self.reason(dense)
+        dense = nn.Sequential(linear())
+        dense[0].weight = nn.Parameter(torch.zeros(N, 0))
+        assert "no elements" in self.reason(dense)
+
+
+class TestExplain:
+    def test_rows(self) -> None:
+        fast = convert(model())
+        explained = explain(fast)
+        assert [row.layer for row in explained.rows] == ["0", "2", "3"]
+        assert [row.decision for row in explained.rows] == ["sparse", "sparse", "dense"]
+        first, _, last = explained.rows
+        assert first.shape == (N, K)
+        assert first.sparsity == pytest.approx(fast[0].sparsity)
+        assert first.reason == "2.0x / 2.0x / 2.0x dense"
+        assert (first.dense_nbytes, first.nbytes) == ((N * K + N) * 4, fast[0].nbytes)
+        assert last.nbytes == last.dense_nbytes == (8 * K + 8) * 4
+        assert explained.nbytes == sum(row.nbytes for row in explained.rows)
+
+    def test_table_and_json(self) -> None:
+        explained = explain(convert(nn.ModuleDict({"[red]": nn.Sequential(linear())})))
+        text = str(explained)
+        assert "1 of 1 layers sparse" in text
+        assert "[red].0" in text
+        assert "spmm_csr_f32" in text
+        parsed = json.loads(explained.to_json())
+        assert parsed["nbytes"] == explained.nbytes
+        assert parsed["layers"][0]["layer"] == "[red].0"
+        assert parsed["layers"][0]["kernels"][0][0] == 15
+
+    def test_a_model_without_a_record(self) -> None:
+        layer = convert(nn.Sequential(linear()))[0]
+        (row,) = explain(nn.Sequential(nn.ReLU(), layer)).rows
+        assert (row.layer, row.decision, row.tokens) == ("1", "sparse", ())
+        assert row.nbytes == layer.nbytes
+        assert row.dense_nbytes == (N * K + N) * 4
+        assert explain(nn.ReLU()).rows == ()
+
+
+class TestMeasurement:
+    def test_times_every_way_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(measure, "_cache", {})
+        weights = Weights(weight("random", 64, 64), values(64))
+        asked: list[str] = []
+        packer = planner._Packer(weights.weight)
+
+        def packed(name: str) -> Tensor:
+            asked.append(name)
+            return packer(name)
+
+        first = measure.measure(weights, ("csr", "rowlist"), packed, 4)
+        assert first.tokens == 4
+        assert "F.linear" in first.dense
+        assert set(first.sparse) == {"csr", "rowlist"}
+        assert all(us > 0 for us in (*first.dense.values(), *first.sparse.values()))
+        assert first.dense_us == min(first.dense.values())
+        assert measure.measure(weights, ("csr", "rowlist"), packed, 4) is first
+        assert asked == ["csr", "rowlist"]
+
+    @pytest.mark.slow
+    def test_a_large_sparse_layer_wins_and_a_dense_one_does_not(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(planner, "measure", measure.measure)
+        dense = nn.Sequential(linear(1024, 512, 0.98), linear(512, 1024, 0.0)).eval()
+        fast = convert(dense, tokens=(64,))
+        assert kinds(fast) == [SparseLinear, nn.Linear]
+        row = explain(fast).rows[0]
+        assert row.sparse_us[0] < row.dense_us[0]
