@@ -68,13 +68,14 @@ struct Rowgroup {
         }
       }
       // clang-format off
-#define SI_PATTERN(p) pattern<T, Sets, p>(x, counts->of[p], offsets, values, sum);
-      SI_PATTERN(1) SI_PATTERN(2) SI_PATTERN(3) SI_PATTERN(4) SI_PATTERN(5)
-      SI_PATTERN(6) SI_PATTERN(7) SI_PATTERN(8) SI_PATTERN(9) SI_PATTERN(10)
-      SI_PATTERN(11) SI_PATTERN(12) SI_PATTERN(13) SI_PATTERN(14) SI_PATTERN(15)
+#define SI_PATTERN(p) pattern<T, Sets, p>(x, counts->of[p], offsets, values, sum)
+      SI_PATTERN(1); SI_PATTERN(2); SI_PATTERN(3); SI_PATTERN(4); SI_PATTERN(5);
+      SI_PATTERN(6); SI_PATTERN(7); SI_PATTERN(8); SI_PATTERN(9); SI_PATTERN(10);
+      SI_PATTERN(11); SI_PATTERN(12); SI_PATTERN(13); SI_PATTERN(14); SI_PATTERN(15);
 #undef SI_PATTERN
-          // clang-format on
-          SI_UNROLL for (int r = 0; r < 4; ++r) {
+      // clang-format on
+      SI_UNROLL
+      for (int r = 0; r < 4; ++r) {
         SI_UNROLL
         for (int t = 0; t < T; ++t) {
           V total = sum[0][r][t];
