@@ -60,7 +60,7 @@ def assert_close(y: Tensor, x: Tensor, fmt: CSR | BSR, bias: Tensor | None = Non
 
 def test_the_registry_covers_every_packing_at_every_level() -> None:
     levels = {k.isa for k in ops.kernels()}
-    for packing in ("csr", "rowgroup", "rowlist", "bsr"):
+    for packing in ("csr", "sell", "rowgroup", "rowlist", "bsr"):
         assert {k.isa for k in ops.kernels() if k.packing == packing} == levels
     assert len({k.name for k in ops.kernels()}) == len(ops.kernels())
     assert {k.isa for k in AVAILABLE} == set(ops.isa_levels())

@@ -16,7 +16,7 @@ from sparseinfer import ops
 from sparseinfer.formats import BSR, CSR
 from sparseinfer.modules import SparseLinear
 
-PACKINGS = ("csr", "rowgroup", "rowlist")
+PACKINGS = ("csr", "sell", "rowgroup", "rowlist")
 PARTS = ("values", "crow_indices", "col_indices")
 
 

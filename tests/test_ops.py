@@ -89,7 +89,7 @@ def test_a_packing_of_another_dtype_is_refused() -> None:
         linear(torch.randn(3, 40), ops.pack(csr(), "rowgroup").float())
 
 
-@pytest.mark.parametrize("packing", ["csr", "rowgroup", "rowlist", "bsr"])
+@pytest.mark.parametrize("packing", ["csr", "sell", "rowgroup", "rowlist", "bsr"])
 def test_damaged_packings_are_refused_or_harmless(packing: str) -> None:
     """Any byte may be wrong: the call raises, or computes something inside its memory."""
     fmt = BSR.from_dense(csr().to_dense(), (4, 4)) if packing == "bsr" else csr()

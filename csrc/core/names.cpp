@@ -6,7 +6,7 @@ namespace sparseinfer {
 
 const char* const kDTypeNames[kNumDTypes] = {"f32", "bf16", "f16"};
 const char* const kActivationNames[kNumActivations] = {"none", "relu", "gelu", "gelu_tanh", "silu"};
-const char* const kPackingNames[kNumPackings] = {"csr", "rowgroup", "rowlist", "bsr"};
+const char* const kPackingNames[kNumPackings] = {"csr", "rowgroup", "rowlist", "bsr", "sell"};
 const char* const kIsaNames[kNumIsas] = {"scalar", "avx2", "avx512"};
 
 }  // namespace sparseinfer

@@ -35,6 +35,8 @@ Traits traits(PackingKind kind, const SparseView& w) {
     case PackingKind::kRowlist:
       // More rows in a cell mean longer runs of equal length.
       return {1, 128, 128, sizeof(Run), pack_rowlist_split};
+    case PackingKind::kSell:
+      return {kSliceRows, 32, std::max<int64_t>(1, w.k), 1, pack_sell_split};
     case PackingKind::kBsr:
       return {strip_rows(w.block_rows), 16, std::max<int64_t>(1, 128 / w.block_cols) * w.block_cols, 1, pack_bsr_split};
     case PackingKind::kCsr:
@@ -171,9 +173,10 @@ Blob pack(PackingKind kind, const SparseView& w, const PackOptions& options) {
 
   PackingHeader h = make_header(kind, w, bounds);
   h.panel = options.panel > 0 ? options.panel : t.panel;
-  if (h.panel > (kind == PackingKind::kRowlist ? kMaxPanel : std::max<int64_t>(255, t.panel)) ||
-      h.panel % w.block_cols != 0) {
-    throw std::invalid_argument("panel: expected at most 255 units in whole blocks, got " + std::to_string(h.panel));
+  const int64_t widest = kind == PackingKind::kRowlist ? kMaxPanel : std::max<int64_t>(255, t.panel);
+  if (h.panel > widest || h.panel % w.block_cols != 0) {
+    throw std::invalid_argument("panel: expected at most " + std::to_string(widest) + " units in whole blocks, got " +
+                                std::to_string(h.panel));
   }
   h.panels = (w.k + h.panel - 1) / h.panel;
 

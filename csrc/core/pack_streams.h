@@ -26,6 +26,7 @@ void read_row(const SparseView& w, int64_t row, UnitRow& out);
 // Appends rows [begin, end) to `out`, panel by panel. `h` holds the sizes (n, k, panel, panels, block).
 void pack_rowgroup_split(const PackingHeader& h, const SparseView& w, int64_t begin, int64_t end, SplitStreams& out);
 void pack_rowlist_split(const PackingHeader& h, const SparseView& w, int64_t begin, int64_t end, SplitStreams& out);
+void pack_sell_split(const PackingHeader& h, const SparseView& w, int64_t begin, int64_t end, SplitStreams& out);
 void pack_bsr_split(const PackingHeader& h, const SparseView& w, int64_t begin, int64_t end, SplitStreams& out);
 
 // Receives every stored unit of a blob, in the blob's order: fn(row, unit, payload pointer). For bsr `unit` is the

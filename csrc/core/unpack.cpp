@@ -50,6 +50,22 @@ void visit_bsr(const PackingHeader* h, int64_t row, int64_t rows, int64_t panel,
   }
 }
 
+void visit_sell(const PackingHeader* h, int64_t row, int64_t rows, const Cell& cell, UnitSink& sink) {
+  const uint8_t* counts = section<uint8_t>(h, h->counts) + cell.counts;
+  const uint16_t* masks = section<uint16_t>(h, h->rows) + cell.rows;
+  const uint8_t* offsets = section<uint8_t>(h, h->offsets) + cell.offsets;
+  const uint32_t* values = section<uint32_t>(h, h->values) + cell.values;
+  for (int64_t slice = 0; slice < rows; slice += kSliceRows) {
+    for (int64_t first = 0; first < h->panel; first += kChunkUnits, ++counts) {
+      for (int step = 0; step < *counts; ++step, ++masks, offsets += kSliceRows, values += kSliceRows) {
+        for (int64_t r = 0; r < kSliceRows; ++r) {
+          if (*masks >> r & 1) sink.unit(row + slice + r, first + offsets[r], values + r);
+        }
+      }
+    }
+  }
+}
+
 struct Counter final : UnitSink {
   int64_t* per_row;
   void unit(int64_t row, int64_t, const uint32_t*) override { ++per_row[row]; }
@@ -107,6 +123,7 @@ void visit_split(const PackingHeader* h, int64_t split, UnitSink& sink) {
     const Cell* cell = section<Cell>(h, h->cells) + split * h->panels + panel;
     if (h->kind == PackingKind::kRowgroup) visit_rowgroup(h, row, rows, panel, *cell, sink);
     if (h->kind == PackingKind::kRowlist) visit_rowlist(h, row, panel, cell, sink);
+    if (h->kind == PackingKind::kSell) visit_sell(h, row, rows, *cell, sink);
     if (h->kind == PackingKind::kBsr) visit_bsr(h, row, rows, panel, *cell, sink);
   }
 }

@@ -107,6 +107,27 @@ void check_bsr_cell(const PackingHeader* h, int64_t rows, int64_t width, CellRea
   }
 }
 
+void check_sell_cell(const PackingHeader* h, int64_t rows, int64_t width, CellReader& cell) {
+  for (int64_t slice = 0; slice < rows; slice += kSliceRows) {
+    const unsigned outside = rows - slice < kSliceRows ? ~0u << (rows - slice) : 0;
+    for (int64_t first = 0; first < width; first += kChunkUnits) {
+      const int64_t steps = section<uint8_t>(h, h->counts)[cell.take_counts(1)];
+      check_offsets(h, cell.take_offsets(steps * kSliceRows), steps * kSliceRows,
+                    width - first < kChunkUnits ? width - first : kChunkUnits);
+      cell.take_values(steps * kSliceRows);
+      const uint16_t* masks = section<uint16_t>(h, h->rows) + cell.take_rows(steps);
+      for (int64_t i = 0; i < steps; ++i) require((masks[i] & outside & 0xffffu) == 0, "masks");
+    }
+  }
+}
+
+// Stored values of a sell packing; the rest of its values is padding.
+int64_t count_masks(const PackingHeader* h, int64_t steps) {
+  int64_t stored = 0;
+  for (int64_t i = 0; i < steps; ++i) stored += __builtin_popcount(section<uint16_t>(h, h->rows)[i]);
+  return stored;
+}
+
 void check_csr(const PackingHeader* h) {
   check_section(h, h->counts, h->n + 1, 8, "offsets");
   check_section(h, h->offsets, h->nnz, 4, "columns");
@@ -173,24 +194,33 @@ const PackingHeader* check_packing(const void* data, int64_t bytes) {
     return h;
   }
 
-  require(
-      h->unit == 1 && h->panel >= 1 && h->panel <= (blocks && h->block_cols > kMaxPanel ? h->block_cols : kMaxPanel),
-      "header");
+  const int64_t widest = h->kind == PackingKind::kSell         ? kMaxDim
+                         : blocks && h->block_cols > kMaxPanel ? h->block_cols
+                                                               : kMaxPanel;
+  require(h->unit == 1 && h->panel >= 1 && h->panel <= widest, "header");
   const int64_t units = (h->k + h->unit - 1) / h->unit;
   require(h->panels == (units + h->panel - 1) / h->panel, "header");
   check_section(h, h->cells, h->splits * h->panels + 1, sizeof(Cell), "cells");
   const Cell& total = section<Cell>(h, h->cells)[h->splits * h->panels];
   const Cell& first = section<Cell>(h, h->cells)[0];
   require(first.values == 0 && first.offsets == 0 && first.counts == 0 && first.rows == 0, "cells");
-  require(total.values == h->nnz, "values");
   check_section(h, h->values, total.values, 4, "values");
   check_section(h, h->offsets, total.offsets, 1, "offsets");
 
+  int64_t row_multiple = 1;  // where splits may begin
   void (*check_cell)(const PackingHeader*, int64_t, int64_t, CellReader&) = nullptr;
   switch (h->kind) {
     case PackingKind::kRowgroup:
       check_section(h, h->counts, total.counts, sizeof(PatternCounts), "counts");
+      row_multiple = kGroupRows;
       check_cell = check_rowgroup_cell;
+      break;
+    case PackingKind::kSell:
+      require(h->panel == (units > 0 ? units : 1), "header");
+      check_section(h, h->counts, total.counts, 1, "counts");
+      check_section(h, h->rows, total.rows, sizeof(uint16_t), "masks");
+      row_multiple = kSliceRows;
+      check_cell = check_sell_cell;
       break;
     case PackingKind::kRowlist:
       check_section(h, h->counts, total.counts, sizeof(Run), "counts");
@@ -200,12 +230,12 @@ const PackingHeader* check_packing(const void* data, int64_t bytes) {
     default:
       require(h->n % h->block_rows == 0 && h->k % h->block_cols == 0 && h->panel % h->block_cols == 0, "header");
       check_section(h, h->counts, total.counts, 1, "counts");
+      row_multiple = strip_rows(h->block_rows);
       check_cell = check_bsr_cell;
       break;
   }
-  check_split_rows(h, h->kind == PackingKind::kRowgroup ? kGroupRows
-                      : h->kind == PackingKind::kBsr    ? strip_rows(h->block_rows)
-                                                        : 1);
+  check_split_rows(h, row_multiple);
+  require((h->kind == PackingKind::kSell ? count_masks(h, total.rows) : total.values) == h->nnz, "values");
   const int64_t* split_rows = section<int64_t>(h, h->split_rows);
   for (int64_t s = 0; s < h->splits; ++s) {
     for (int64_t p = 0; p < h->panels; ++p) {

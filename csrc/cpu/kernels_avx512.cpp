@@ -6,6 +6,7 @@
 #include "cpu/csr-inl.h"
 #include "cpu/rowgroup-inl.h"
 #include "cpu/rowlist-inl.h"
+#include "cpu/sell-inl.h"
 
 #define SI_ISA avx512
 #include "cpu/table-inl.h"

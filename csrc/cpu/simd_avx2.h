@@ -56,6 +56,23 @@ struct Simd {
     return _mm256_i32gather_ps(base, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index)), 4);
   }
 
+  static V fma_masked(uint32_t mask, V a, V b, V c) {
+    const __m256i bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i kept = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(mask)), bits), bits);
+    return _mm256_blendv_ps(c, fma(a, b, c), _mm256_castsi256_ps(kept));
+  }
+
+  // Looks up 8 of 64 consecutive values by byte index.
+  using Index = __m256i;
+  static Index load_index(const uint8_t* p) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  }
+  struct Chunk {
+    const float* values;
+    void load(const float* p, int64_t) { values = p; }
+    V look_up(Index i) const { return _mm256_i32gather_ps(values, i, 4); }
+  };
+
   // out[c] = {rows[0][c], ..., rows[7][c]} for 8 columns.
   static void load_transposed(const float* const* rows, V* out) {
     SI_UNROLL

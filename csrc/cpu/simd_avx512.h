@@ -48,6 +48,36 @@ struct Simd {
     return _mm512_i32gather_ps(_mm512_loadu_si512(index), base, 4);
   }
 
+  static V fma_masked(uint32_t mask, V a, V b, V c) {
+    return _mm512_mask3_fmadd_ps(a, b, c, static_cast<__mmask16>(mask));
+  }
+
+  // Looks up 16 of 64 consecutive values by byte index, in registers.
+  struct Index {
+    __m512i at;
+    __mmask16 upper;
+  };
+  static Index load_index(const uint8_t* p) {
+    const __m512i at = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return {at, _mm512_test_epi32_mask(at, _mm512_set1_epi32(32))};
+  }
+  struct Chunk {
+    V part[4];
+    void load(const float* p, int64_t count) {
+      SI_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const int64_t left = count - i * 16;
+        part[i] = left >= 16 ? Simd::load(p + i * 16)
+                  : left > 0 ? load_partial(p + i * 16, static_cast<int>(left))
+                             : zero();
+      }
+    }
+    V look_up(Index i) const {
+      return _mm512_mask_blend_ps(i.upper, _mm512_permutex2var_ps(part[0], i.at, part[1]),
+                                  _mm512_permutex2var_ps(part[2], i.at, part[3]));
+    }
+  };
+
   // out[c] = {rows[0][c], ..., rows[15][c]} for 16 columns: 4x4 transposes inside 128-bit lanes, with the lanes
   // gathered by the loads.
   static void load_transposed(const float* const* rows, V* out) {

@@ -43,6 +43,14 @@ struct Simd {
     return q[I];
   }
   static V gather(const float* base, const uint32_t* index) { return base[*index]; }
+  static V fma_masked(uint32_t mask, V a, V b, V c) { return mask & 1 ? fma(a, b, c) : c; }
+  using Index = uint8_t;
+  static Index load_index(const uint8_t* p) { return *p; }
+  struct Chunk {
+    const float* values;
+    void load(const float* p, int64_t) { values = p; }
+    V look_up(Index i) const { return values[i]; }
+  };
   static void load_transposed(const float* const* rows, V* out) { out[0] = rows[0][0]; }
 };
 

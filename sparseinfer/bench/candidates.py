@@ -20,7 +20,7 @@ from sparseinfer.ops.dense import dense_candidates
 
 Runner = Callable[[Tensor], Tensor]
 
-CSR_PACKINGS = ("csr", "rowgroup", "rowlist")
+CSR_PACKINGS = ("csr", "sell", "rowgroup", "rowlist")
 DENSE, OTHER, SPARSE = "dense", "other", "sparse"
 
 

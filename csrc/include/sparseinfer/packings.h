@@ -13,8 +13,8 @@
 
 namespace sparseinfer {
 
-enum class PackingKind : uint32_t { kCsr = 0, kRowgroup = 1, kRowlist = 2, kBsr = 3 };
-constexpr int kNumPackings = 4;
+enum class PackingKind : uint32_t { kCsr = 0, kRowgroup = 1, kRowlist = 2, kBsr = 3, kSell = 4 };
+constexpr int kNumPackings = 5;
 extern const char* const kPackingNames[kNumPackings];
 
 constexpr uint64_t kPackingMagic = 0x5245464e49505331ull;
@@ -35,10 +35,10 @@ struct PackingHeader {
   int64_t units;                   // stored units (csr: nnz; rowgroup: non-empty columns of 4 rows; bsr: blocks)
   int64_t split_rows;              // int64[splits + 1], first row of each split
   int64_t cells;                   // Cell[splits * panels + 1]
-  int64_t counts;                  // rowgroup: PatternCounts[]; rowlist: Run[]; bsr: uint8[]; csr: int64 crow[n + 1]
-  int64_t rows;                    // rowlist: uint16[], rows within the split, longest lists first
-  int64_t offsets;                 // uint8[] position in the panel; csr: uint32 columns; bsr: uint8 block position
-  int64_t values;                  // uint32 payloads in loop order
+  int64_t counts;   // rowgroup: PatternCounts[]; rowlist: Run[]; bsr, sell: uint8[]; csr: int64 crow[n + 1]
+  int64_t rows;     // rowlist: uint16[], rows within the split, longest lists first; sell: masks
+  int64_t offsets;  // uint8[] position in the panel; csr: uint32 columns; bsr: uint8 block position
+  int64_t values;   // uint32 payloads in loop order
 };
 
 // Where a cell's streams start, in elements of each section.
@@ -63,6 +63,10 @@ constexpr int64_t kGroupRows = 4;       // rows per group of rowgroup
 constexpr int64_t kPatterns = 16;       // which of the 4 rows are stored; pattern 0 is never stored
 constexpr int64_t kMaxPanel = 256;      // positions in a panel are one byte
 constexpr int64_t kMaxSplitRows = 512;  // accumulators of a split, 512 x 64 tokens, stay in L2
+
+// sell: a slice of 16 rows steps through a chunk of 64 units together. Its cells hold whole rows: one panel.
+constexpr int64_t kSliceRows = 16;
+constexpr int64_t kChunkUnits = 64;
 
 // bsr: rows multiplied together; a strip never crosses a block.
 static inline int64_t strip_rows(int64_t block_rows) { return block_rows % 4 == 0 ? 4 : block_rows % 2 == 0 ? 2 : 1; }
