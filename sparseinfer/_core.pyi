@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 __version__: str
 activations: tuple[str, ...]
+dtypes: tuple[str, ...]
+storages: tuple[str, ...]
 packings: tuple[str, ...]
 
 def isa_levels() -> list[str]: ...
@@ -26,6 +28,7 @@ def pack(
     crow: int,
     col: int,
     values: int,
+    storage: str = "f32",
     max_splits: int = 64,
     panel: int = 0,
 ) -> NDArray[np.uint8]: ...
@@ -35,6 +38,7 @@ def unpack(data: int, nbytes: int, crow: int, col: int, values: int) -> None: ..
 def spmm(
     kernel: int,
     x: int,
+    x_dtype: int,
     m: int,
     ldx: int,
     packed: int,

@@ -14,8 +14,16 @@ from sparseinfer.formats import BSR, CSR
 from sparseinfer.ops import cpu
 
 AVAILABLE = [k for k in ops.kernels() if k.available]
-EPS = torch.finfo(torch.float32).eps
 BLOCKS = [(1, 4), (4, 1), (2, 2), (4, 4), (3, 5), (8, 8), (16, 16), (32, 32), (64, 64)]
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+# Weight and activation dtypes that each storage takes.
+DTYPES = {
+    "f32": [(F32, F32), (BF16, BF16), (F16, F16), (BF16, F32)],
+    "bf16": [(BF16, BF16)],
+    "wbf16": [(BF16, F32), (BF16, BF16), (BF16, F16)],
+    "wf16": [(F16, F32), (F16, F16)],
+}
 
 kernel = pytest.mark.parametrize("kernel", AVAILABLE, ids=lambda k: k.name)
 
@@ -34,73 +42,140 @@ def block_weight(
     return weight(n, k, 0.0, integers=integers) * mask
 
 
+def weight_for(kernel: ops.KernelInfo, n: int, k: int, sparsity: float, *, integers: bool = False) -> Tensor:
+    """Zeros in blocks of 16 where the kernel reads blocks, else anywhere."""
+    if kernel.packing == "bsr" and n % 8 == 0 and k % 8 == 0:
+        return block_weight(n, k, (8, 8), sparsity, integers=integers)
+    return weight(n, k, sparsity, integers=integers)
+
+
 def formats_for(kernel: ops.KernelInfo, w: Tensor) -> list[CSR | BSR]:
     if kernel.packing != "bsr":
         return [CSR.from_dense(w)]
     n, k = w.shape
-    return [BSR.from_dense(w, b) for b in BLOCKS if n % b[0] == 0 and k % b[1] == 0]
+    even = 2 if kernel.storage == "bf16" else 1  # pairs of columns never cross a block
+    blocks = [b for b in BLOCKS if n % b[0] == 0 and k % b[1] == 0 and b[1] % even == 0]
+    return [BSR.from_dense(w, b) for b in blocks]
 
 
-def forced(kernel: ops.KernelInfo, fmt: CSR | BSR, x: Tensor, *args: object, **options: int) -> Tensor:
+def forced(
+    kernel: ops.KernelInfo,
+    fmt: CSR | BSR,
+    x: Tensor,
+    bias: Tensor | None = None,
+    activation: str = "none",
+    *,
+    panel: int = 0,
+    parts: int = 0,
+) -> Tensor:
     """Run exactly this kernel; a plan with the full name cannot run another one."""
-    packed = ops.pack(fmt, kernel.packing)
-    return cpu.run(x, [packed], *(args or (None, fmt.shape[0])), f"*:0:{kernel.name}", "none", **options)
+    packed = ops.pack(fmt, kernel.packing, storage=kernel.storage, panel=panel)
+    return cpu.run(x, [packed], bias, fmt.shape[0], f"*:0:{kernel.name}", activation, parts=parts)
 
 
-def assert_close(y: Tensor, x: Tensor, fmt: CSR | BSR, bias: Tensor | None = None) -> None:
-    """|y - ref| <= 2 eps (nnz_row + 2) (|x| |W|ᵀ + |bias|): the bound of a sum in any order."""
+def bound(x: Tensor, fmt: CSR | BSR, bias: Tensor | None = None) -> Tensor:
+    """|y - ref| <= 2 eps (nnz_row + 2) (|x| |W|ᵀ + |bias|), a sum in any order, and y's own rounding.
+
+    A bf16 dot product may flush what is below the smallest normal fp32 to zero.
+    """
     w = fmt.to_dense().double()
     magnitude = x.double().abs() @ w.abs().T
     terms = (w != 0).sum(1) + 2
     if bias is not None:
         magnitude = magnitude + bias.double().abs()
+    rounding = torch.finfo(x.dtype).eps / 2 if x.dtype != F32 else 0.0
+    reference = ops.reference_linear(x, fmt, bias).abs()
+    smallest = torch.finfo(x.dtype).smallest_normal * torch.finfo(x.dtype).eps  # subnormal y
+    return 2 * torch.finfo(F32).eps * terms * magnitude + rounding * reference + smallest + terms * 1.2e-38
+
+
+def assert_close(y: Tensor, x: Tensor, fmt: CSR | BSR, bias: Tensor | None = None) -> None:
     error = (y.double() - ops.reference_linear(x, fmt, bias)).abs()
-    assert (error <= 2 * EPS * terms * magnitude + 1e-37).all(), f"largest error {error.max():.3g}"
+    assert (error <= bound(x, fmt, bias)).all(), f"largest error {error.max():.3g}"
+
+
+def integer_x(m: int, k: int, dtype: torch.dtype = F32) -> Tensor:
+    return torch.randint(-3, 4, (m, k), generator=torch.Generator().manual_seed(m)).to(dtype)
 
 
 def test_the_registry_covers_every_packing_at_every_level() -> None:
     levels = {k.isa for k in ops.kernels()}
-    for packing in ("csr", "sell", "rowgroup", "rowlist", "bsr"):
+    for packing in ("csr", "sell", "bitmap", "rowgroup", "rowlist", "bsr"):
         assert {k.isa for k in ops.kernels() if k.packing == packing} == levels
+    for storage in DTYPES:
+        assert {k.isa for k in ops.kernels() if k.storage == storage} == levels
     assert len({k.name for k in ops.kernels()}) == len(ops.kernels())
     assert {k.isa for k in AVAILABLE} == set(ops.isa_levels())
 
 
 @kernel
-@pytest.mark.parametrize("m", [1, 2, 3, 15, 16, 17, 31, 33, 48, 63, 64, 65, 129])
+@pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 8, 9, 15, 16, 17, 31, 33, 48, 63, 64, 65, 129])
 def test_integers_are_exact_at_every_token_count(kernel: ops.KernelInfo, m: int) -> None:
-    w = (
-        weight(24, 40, 0.6, integers=True)
-        if kernel.packing != "bsr"
-        else block_weight(24, 40, (8, 8), 0.6, integers=True)
-    )
-    x = torch.randint(-3, 4, (m, 40)).float()
+    w = weight_for(kernel, 24, 40, 0.6, integers=True)
     bias = torch.randint(-3, 4, (24,)).float()
-    for fmt in formats_for(kernel, w):
-        assert torch.equal(forced(kernel, fmt, x, bias, 24).double(), ops.reference_linear(x, fmt, bias))
+    x = integer_x(m, 40)
+    for w_dtype, x_dtype in DTYPES[kernel.storage]:
+        for fmt in formats_for(kernel, w.to(w_dtype)):
+            y = forced(kernel, fmt, x.to(x_dtype), bias)
+            assert y.dtype == x_dtype
+            assert torch.equal(y.double(), ops.reference_linear(x, fmt, bias).to(x_dtype).double())
 
 
 @kernel
 @pytest.mark.parametrize(
     "size",
-    [(1, 1), (3, 127), (4, 128), (5, 129), (15, 255), (16, 256), (17, 257), (64, 64), (1, 1000), (1000, 1)],
+    [(1, 1), (3, 127), (4, 128), (5, 129), (15, 255), (16, 256), (17, 257), (64, 64), (1, 1000), (1000, 2)],
 )
 def test_integers_are_exact_at_ragged_sizes(kernel: ops.KernelInfo, size: tuple[int, int]) -> None:
     n, k = size
+    w_dtype, x_dtype = DTYPES[kernel.storage][0]
     for sparsity in (0.5, 0.95):
-        w = weight(n, k, sparsity, integers=True)
-        for m in (1, 16, 70):
-            x = torch.randint(-3, 4, (m, k)).float()
+        w = weight(n, k, sparsity, integers=True).to(w_dtype)
+        for m in (1, 7, 16, 70):
+            x = integer_x(m, k)
             for fmt in formats_for(kernel, w):
-                assert torch.equal(forced(kernel, fmt, x).double(), ops.reference_linear(x, fmt))
+                y = forced(kernel, fmt, x.to(x_dtype))
+                assert torch.equal(y.double(), ops.reference_linear(x, fmt).to(x_dtype).double())
+
+
+@kernel
+@pytest.mark.parametrize("panel", [16, 48, 384])
+def test_integers_are_exact_at_every_panel(kernel: ops.KernelInfo, panel: int) -> None:
+    if kernel.packing not in ("rowgroup", "rowlist"):
+        panel = 0  # the others have no panel to choose
+    w_dtype, x_dtype = DTYPES[kernel.storage][0]
+    w = weight_for(kernel, 40, 800, 0.6, integers=True).to(w_dtype)
+    for m in (1, 16, 70):
+        x = integer_x(m, 800)
+        for fmt in formats_for(kernel, w):
+            y = forced(kernel, fmt, x.to(x_dtype), panel=panel)
+            assert torch.equal(y.double(), ops.reference_linear(x, fmt).to(x_dtype).double())
+
+
+@kernel
+def test_more_columns_than_16_bits_count(kernel: ops.KernelInfo) -> None:
+    k = (1 << 16) + 200
+    w = torch.zeros(8, k)
+    for row in range(8):
+        w[row, row :: 997 + row] = 1.0
+    w[:, -8:] = 2.0
+    w_dtype, x_dtype = DTYPES[kernel.storage][0]
+    fmt: CSR | BSR = (
+        BSR.from_dense(w.to(w_dtype), (4, 4)) if kernel.packing == "bsr" else CSR.from_dense(w.to(w_dtype))
+    )
+    x = integer_x(3, k)
+    y = forced(kernel, fmt, x.to(x_dtype))
+    assert torch.equal(y.double(), ops.reference_linear(x, fmt).to(x_dtype).double())
 
 
 @kernel
 def test_blocks_of_every_size(kernel: ops.KernelInfo) -> None:
-    x = torch.randn(20, 320)
-    for block in BLOCKS if kernel.packing == "bsr" else [(1, 1)]:
+    w_dtype, x_dtype = DTYPES[kernel.storage][0]
+    x = torch.randn(20, 320).to(x_dtype)
+    even = 2 if kernel.storage == "bf16" else 1
+    for block in [b for b in BLOCKS if b[1] % even == 0] if kernel.packing == "bsr" else [(1, 1)]:
         n, k = 3 * 64 // block[0] * block[0], 320 // block[1] * block[1]
-        w = block_weight(n, k, block, 0.7)
+        w = block_weight(n, k, block, 0.7).to(w_dtype)
         fmt = BSR.from_dense(w, block) if kernel.packing == "bsr" else CSR.from_dense(w)
         assert_close(forced(kernel, fmt, x[:, :k]), x[:, :k], fmt)
 
@@ -108,12 +183,13 @@ def test_blocks_of_every_size(kernel: ops.KernelInfo) -> None:
 @kernel
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.8, 0.9, 0.95, 0.99, 1.0])
 def test_close_to_fp64(kernel: ops.KernelInfo, sparsity: float) -> None:
-    w = weight(192, 320, sparsity) if kernel.packing != "bsr" else block_weight(192, 320, (16, 16), sparsity)
+    w = weight_for(kernel, 192, 320, sparsity)
     bias = torch.randn(192)
-    for m in (1, 5, 40, 100):
-        x = torch.randn(m, 320)
-        for fmt in formats_for(kernel, w):
-            assert_close(forced(kernel, fmt, x, bias, 192), x, fmt, bias)
+    for w_dtype, x_dtype in DTYPES[kernel.storage]:
+        for m in (1, 5, 40, 100):
+            x = torch.randn(m, 320).to(x_dtype)
+            for fmt in formats_for(kernel, w.to(w_dtype))[:4]:
+                assert_close(forced(kernel, fmt, x, bias), x, fmt, bias)
 
 
 @kernel
@@ -127,17 +203,19 @@ def test_odd_distributions_of_rows(kernel: ops.KernelInfo) -> None:
     one_dense_column = torch.zeros(n, k)
     one_dense_column[:, k - 1] = torch.randn(n)
     triangle = weight(n, k, 0.3).tril()
-    x = torch.randn(50, k)
+    w_dtype, x_dtype = DTYPES[kernel.storage][0]
+    x = torch.randn(50, k).to(x_dtype)
     for w in (empty_rows, one_dense_row, one_dense_column, triangle):
-        for fmt in formats_for(kernel, w):
+        for fmt in formats_for(kernel, w.to(w_dtype)):
             assert_close(forced(kernel, fmt, x), x, fmt)
 
 
 @kernel
 @pytest.mark.parametrize("m", [3, 100])
 def test_results_do_not_depend_on_splits_or_threads(kernel: ops.KernelInfo, m: int) -> None:
-    w = weight(600, 320, 0.7)
-    x = torch.randn(m, 320)
+    w_dtype, x_dtype = DTYPES[kernel.storage][0]
+    w = weight(600, 320, 0.7).to(w_dtype)
+    x = torch.randn(m, 320).to(x_dtype)
     fmt: CSR | BSR = BSR.from_dense(w, (4, 4)) if kernel.packing == "bsr" else CSR.from_dense(w)
     whole = forced(kernel, fmt, x, parts=1)
     for parts in (2, 7):
@@ -154,25 +232,31 @@ def test_results_do_not_depend_on_splits_or_threads(kernel: ops.KernelInfo, m: i
 @kernel
 @pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "silu"])
 def test_activations(kernel: ops.KernelInfo, activation: str) -> None:
-    fmt = formats_for(kernel, torch.eye(16))[0]
-    x = torch.linspace(-30, 30, 16 * 500).reshape(-1, 16)
-    y = cpu.run(x, [ops.pack(fmt, kernel.packing)], None, 16, f"*:0:{kernel.name}", activation)
+    w_dtype, x_dtype = DTYPES[kernel.storage][0]
+    fmt = formats_for(kernel, torch.eye(16).to(w_dtype))[0]
+    x = torch.linspace(-30, 30, 16 * 500).reshape(-1, 16).to(x_dtype)
+    y = forced(kernel, fmt, x, None, activation)
     error = (y.double() - ops.reference_linear(x, fmt, None, activation)).abs()
-    assert (error <= 4 * EPS * x.abs().double()).all(), f"largest error {error.max():.3g}"
+    rounding = torch.finfo(x_dtype).eps / 2 if x_dtype != F32 else 0.0
+    allowed = (4 * torch.finfo(F32).eps + rounding) * x.abs().double()
+    assert (error <= allowed).all(), f"largest error {error.max():.3g}"
 
 
 @kernel
 def test_nan_and_inf_reach_only_their_own_outputs(kernel: ops.KernelInfo) -> None:
+    w_dtype, x_dtype = DTYPES[kernel.storage][0]
     w = torch.zeros(64, 64)
-    w[3, 5], w[7, 9] = 1.0, 2.0
+    w[3, 5], w[7, 9], w[20, 63] = 1.0, 2.0, 3.0
     x = torch.ones(20, 64)
     x[4, 5], x[6, 9], x[8, 11] = float("nan"), float("inf"), float("nan")
-    fmt = formats_for(kernel, w)[0]
-    y = forced(kernel, fmt, x)
+    x[9, 0], x[10, 63] = float("nan"), float("nan")
+    fmt = formats_for(kernel, w.to(w_dtype))[0]
+    y = forced(kernel, fmt, x.to(x_dtype))
     assert y[4, 3].isnan()
     assert y[6, 7] == float("inf")
+    assert y[10, 20].isnan()
     if kernel.packing != "bsr":  # a block holds zeros, and zero times NaN is NaN
-        assert y.isfinite().sum() == y.numel() - 2
+        assert y.isfinite().sum() == y.numel() - 3
         assert not y[8].isnan().any()
 
 
@@ -180,24 +264,28 @@ def test_nan_and_inf_reach_only_their_own_outputs(kernel: ops.KernelInfo) -> Non
 def test_packing_is_exact_both_ways(kernel: ops.KernelInfo) -> None:
     w = weight(192, 320, 0.7)
     w[0, 0], w[5, 7] = float("nan"), float("-inf")
-    for fmt in formats_for(kernel, w):
-        back = ops.unpack(ops.pack(fmt, kernel.packing))
-        assert torch.equal(back.values.view(torch.int32), fmt.values.view(torch.int32))
-        assert torch.equal(back.crow_indices, fmt.crow_indices)
-        assert torch.equal(back.col_indices, fmt.col_indices)
-        assert back.shape == fmt.shape
+    w[9, 9], w[9, 10] = -1e-40, 6e-8
+    for w_dtype in {w_dtype for w_dtype, _ in DTYPES[kernel.storage]}:
+        for fmt in formats_for(kernel, w.to(w_dtype)):
+            back = ops.unpack(ops.pack(fmt, kernel.packing, storage=kernel.storage))
+            assert back.dtype == w_dtype
+            assert torch.equal(back.values.view(torch.int8), fmt.values.view(torch.int8))
+            assert torch.equal(back.crow_indices, fmt.crow_indices)
+            assert torch.equal(back.col_indices, fmt.col_indices)
+            assert back.shape == fmt.shape
 
 
 @kernel
 @pytest.mark.parametrize("shape", [(0, 8), (8, 0), (0, 0), (8, 8)])
 def test_empty_sizes(kernel: ops.KernelInfo, shape: tuple[int, int]) -> None:
     n, k = shape
-    w = torch.zeros(n, k)
+    w_dtype, x_dtype = DTYPES[kernel.storage][0]
+    w = torch.zeros(n, k, dtype=w_dtype)
     fmt = BSR.from_dense(w, (4, 4)) if kernel.packing == "bsr" else CSR.from_dense(w)
     bias = torch.arange(n).float()
     for m in (0, 1, 17):
-        y = forced(kernel, fmt, torch.randn(m, k), bias, n)
-        assert torch.equal(y, bias.expand(m, n))
+        y = forced(kernel, fmt, torch.randn(m, k).to(x_dtype), bias)
+        assert torch.equal(y.float(), bias.expand(m, n))
 
 
 @kernel
@@ -206,3 +294,12 @@ def test_a_kernel_refuses_another_packing(kernel: ops.KernelInfo) -> None:
     packed = ops.pack(CSR.from_dense(weight(8, 8, 0.5)), other)
     with pytest.raises(ValueError, match=f"kernel: expected a {kernel.packing} packing"):
         cpu.run(torch.randn(2, 8), [packed], None, 8, f"*:0:{kernel.name}", "none")
+
+
+@kernel
+def test_a_kernel_refuses_activations_it_would_have_to_round(kernel: ops.KernelInfo) -> None:
+    accepted = {x_dtype for _, x_dtype in DTYPES[kernel.storage]}
+    w = torch.eye(8).to(DTYPES[kernel.storage][0][0])
+    for x_dtype in {F32, F16} - accepted if kernel.storage == "bf16" else set():
+        with pytest.raises(ValueError, match=f"x: expected bf16 for {kernel.name}"):
+            forced(kernel, formats_for(kernel, w)[0], torch.ones(2, 8, dtype=x_dtype))

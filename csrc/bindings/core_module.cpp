@@ -40,7 +40,7 @@ py::list kernels() {
     row["name"] = r.kernel.name;
     row["op"] = "spmm";
     row["packing"] = r.kernel.packing;
-    row["dtype"] = r.kernel.dtype;
+    row["storage"] = r.kernel.storage;
     row["tile"] = r.kernel.tile;
     row["isa"] = r.kernel.isa;
     row["available"] = r.available;
@@ -51,7 +51,7 @@ py::list kernels() {
 
 py::array_t<uint8_t> pack_array(const std::string& packing, const std::string& dtype, int64_t n, int64_t k, int64_t nnz,
                                 int64_t block_rows, int64_t block_cols, uintptr_t crow, uintptr_t col, uintptr_t values,
-                                int64_t max_splits, int64_t panel) {
+                                const std::string& storage, int64_t max_splits, int64_t panel) {
   const SparseView view{n,
                         k,
                         nnz,
@@ -62,9 +62,10 @@ py::array_t<uint8_t> pack_array(const std::string& packing, const std::string& d
                         pointer<const void>(values),
                         parse<DType>(dtype, kDTypeNames, "dtype")};
   const auto kind = parse<PackingKind>(packing, kPackingNames, "packing");
+  const PackOptions options{parse<Storage>(storage, kStorageNames, "storage"), max_splits, panel};
   auto* blob = [&] {
     py::gil_scoped_release release;
-    return new Blob(pack(kind, view, {max_splits, panel}));
+    return new Blob(pack(kind, view, options));
   }();
   py::capsule owner(blob, [](void* p) { delete static_cast<Blob*>(p); });
   return py::array_t<uint8_t>({blob->size()}, {1}, reinterpret_cast<uint8_t*>(blob->data()), owner);
@@ -75,17 +76,19 @@ py::dict describe(uintptr_t data, int64_t bytes) {
   py::dict d;
   d["packing"] = kPackingNames[static_cast<int>(h->kind)];
   d["dtype"] = kDTypeNames[static_cast<int>(h->dtype)];
+  d["storage"] = kStorageNames[static_cast<int>(h->storage)];
   d["n"] = h->n;
   d["k"] = h->k;
   d["nnz"] = h->nnz;
   d["nbytes"] = h->bytes;
   d["block_size"] = py::make_tuple(h->block_rows, h->block_cols);
+  d["panel"] = h->panel;
   d["splits"] = h->splits;
   return d;
 }
 
-void spmm(int64_t kernel, uintptr_t x, int64_t m, int64_t ldx, uintptr_t packed, uintptr_t bias, uintptr_t y,
-          int64_t ldy, int64_t activation, int64_t parts) {
+void spmm(int64_t kernel, uintptr_t x, int64_t x_dtype, int64_t m, int64_t ldx, uintptr_t packed, uintptr_t bias,
+          uintptr_t y, int64_t ldy, int64_t activation, int64_t parts) {
   const auto& all = registry();
   if (kernel < 0 || kernel >= static_cast<int64_t>(all.size()) || !all[static_cast<size_t>(kernel)].available) {
     throw std::invalid_argument("kernel: expected the id of an available kernel, got " + std::to_string(kernel));
@@ -93,10 +96,16 @@ void spmm(int64_t kernel, uintptr_t x, int64_t m, int64_t ldx, uintptr_t packed,
   const SpmmKernel& k = all[static_cast<size_t>(kernel)].kernel;
   const auto* header = pointer<const PackingHeader>(packed);
   if (std::strcmp(kPackingNames[static_cast<int>(header->kind)], k.packing) != 0 ||
-      std::strcmp(kDTypeNames[static_cast<int>(header->dtype)], k.dtype) != 0) {
-    throw std::invalid_argument(std::string("kernel: expected a ") + k.packing + " packing of " + k.dtype + " for " +
+      std::strcmp(kStorageNames[static_cast<int>(header->storage)], k.storage) != 0) {
+    throw std::invalid_argument(std::string("kernel: expected a ") + k.packing + " packing of " + k.storage + " for " +
                                 k.name + ", got " + kPackingNames[static_cast<int>(header->kind)] + " of " +
-                                kDTypeNames[static_cast<int>(header->dtype)]);
+                                kStorageNames[static_cast<int>(header->storage)]);
+  }
+  if (x_dtype < 0 || x_dtype >= kNumDTypes) throw std::invalid_argument("x: expected the number of a dtype");
+  const auto dtype = static_cast<DType>(x_dtype);
+  if (header->storage == Storage::kBF16 && dtype != DType::kBF16) {
+    throw std::invalid_argument(std::string("x: expected bf16 for ") + k.name + ", got " +
+                                kDTypeNames[static_cast<int>(dtype)]);
   }
   SpmmArgs args{pointer<const void>(x),
                 pointer<void>(y),
@@ -105,6 +114,7 @@ void spmm(int64_t kernel, uintptr_t x, int64_t m, int64_t ldx, uintptr_t packed,
                 m,
                 ldx,
                 ldy,
+                dtype,
                 static_cast<Activation>(activation),
                 nullptr};
   py::gil_scoped_release release;
@@ -118,6 +128,8 @@ PYBIND11_MODULE(_core, m) {
   m.attr("__version__") = SPARSEINFER_VERSION;
   m.attr("activations") =
       py::tuple(py::cast(std::vector<std::string>(kActivationNames, kActivationNames + kNumActivations)));
+  m.attr("dtypes") = py::tuple(py::cast(std::vector<std::string>(kDTypeNames, kDTypeNames + kNumDTypes)));
+  m.attr("storages") = py::tuple(py::cast(std::vector<std::string>(kStorageNames, kStorageNames + kNumStorages)));
   m.attr("packings") = py::tuple(py::cast(std::vector<std::string>(kPackingNames, kPackingNames + kNumPackings)));
 
   m.def("isa_levels", &supported_isa_names);
@@ -136,7 +148,7 @@ PYBIND11_MODULE(_core, m) {
       py::arg("crow"), py::arg("col"), py::arg("n"), py::arg("k"), py::arg("nnz"));
   m.def("pack", &pack_array, py::arg("packing"), py::arg("dtype"), py::arg("n"), py::arg("k"), py::arg("nnz"),
         py::arg("block_rows"), py::arg("block_cols"), py::arg("crow"), py::arg("col"), py::arg("values"),
-        py::arg("max_splits") = PackOptions{}.max_splits, py::arg("panel") = 0);
+        py::arg("storage") = "f32", py::arg("max_splits") = PackOptions{}.max_splits, py::arg("panel") = 0);
   m.def("describe", &describe, py::arg("data"), py::arg("nbytes"));
   m.def(
       "check_packing",
@@ -153,6 +165,6 @@ PYBIND11_MODULE(_core, m) {
         unpack(h, pointer<int64_t>(crow), pointer<int32_t>(col), pointer<void>(values));
       },
       py::arg("data"), py::arg("nbytes"), py::arg("crow"), py::arg("col"), py::arg("values"));
-  m.def("spmm", &spmm, py::arg("kernel"), py::arg("x"), py::arg("m"), py::arg("ldx"), py::arg("packed"),
+  m.def("spmm", &spmm, py::arg("kernel"), py::arg("x"), py::arg("x_dtype"), py::arg("m"), py::arg("ldx"), py::arg("packed"),
         py::arg("bias"), py::arg("y"), py::arg("ldy"), py::arg("activation"), py::arg("parts") = 0);
 }

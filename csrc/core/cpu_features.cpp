@@ -44,8 +44,13 @@ bool detect(Isa isa) {
   const bool avx2 = osxsave && (xcr0() & 0x6) == 0x6 && has(leaf1.ecx, {12, 28, 29}) && has(leaf7.ebx, {5});
   if (isa == Isa::kAvx2) return avx2;
   // avx512: F, DQ, BW, VL; opmask and zmm state
-  return avx2 && (xcr0() & 0xe6) == 0xe6 && has(leaf7.ebx, {16, 17, 30, 31});
+  const bool avx512 = avx2 && (xcr0() & 0xe6) == 0xe6 && has(leaf7.ebx, {16, 17, 30, 31});
+  if (isa == Isa::kAvx512) return avx512;
+  // avx512bf16: BF16, and VBMI, VBMI2 to move 16-bit values
+  return isa == Isa::kAvx512Bf16 && avx512 && has(leaf7.ecx, {1, 6}) && has(cpuid(7, 1).eax, {5});
 }
+#elif defined(__aarch64__)
+bool detect(Isa isa) { return isa == Isa::kScalar || isa == Isa::kNeon; }
 #else
 bool detect(Isa isa) { return isa == Isa::kScalar; }
 #endif
@@ -73,8 +78,12 @@ Isa choose() {
 }  // namespace
 
 bool isa_supported(Isa isa) {
-  static const bool supported[kNumIsas] = {detect(Isa::kScalar), detect(Isa::kAvx2), detect(Isa::kAvx512)};
-  return supported[static_cast<int>(isa)];
+  static const std::vector<bool> supported = [] {
+    std::vector<bool> found;
+    for (int i = 0; i < kNumIsas; ++i) found.push_back(detect(static_cast<Isa>(i)));
+    return found;
+  }();
+  return supported[static_cast<size_t>(isa)];
 }
 
 std::vector<std::string> supported_isa_names() {

@@ -1,38 +1,114 @@
 #include <algorithm>
+#include <limits>
 
 #include "pack_streams.h"
 
 namespace sparseinfer {
+namespace {
 
+// Windows of 64 fp32 take four registers to load: where they move on every second step, whole cache lines pay more than
+// a few columns of reach lost to rounding down.
+int64_t alignment(Storage storage, int64_t window, int64_t steps) {
+  return storage != Storage::kBF16 && window == 64 && steps == 2 ? 16 : 1;
+}
+
+// The rows of one slice, walked from window to window.
+struct Slice {
+  int64_t at[kSliceRows], end[kSliceRows];
+
+  Slice(const SparseView& w, int64_t row, int64_t row_end) {
+    for (int64_t r = 0; r < kSliceRows; ++r) {
+      const bool there = row + r < row_end;
+      at[r] = there ? w.crow[row + r] : 0;
+      end[r] = there ? w.crow[row + r + 1] : 0;
+    }
+  }
+
+  // First column of the next window; negative when all rows are done.
+  int64_t next_window(const SparseView& w, int64_t align) const {
+    int32_t first = std::numeric_limits<int32_t>::max();
+    bool any = false;
+    for (int64_t r = 0; r < kSliceRows; ++r) {
+      if (at[r] == end[r]) continue;
+      any = true;
+      first = std::min(first, w.col[at[r]]);
+    }
+    return any ? first / align * align : -1;
+  }
+};
+
+}  // namespace
+
+template <class Payload>
 void pack_sell_split(const PackingHeader& h, const SparseView& w, int64_t begin, int64_t end, SplitStreams& out) {
   if (h.panels == 0) return;
   out.cells.push_back({0, 0, 0, 0});
-  UnitRow rows[kSliceRows];
-  size_t at[kSliceRows], stop[kSliceRows];
-  for (int64_t slice = begin; slice < end; slice += kSliceRows) {
-    const int64_t lanes = std::min(kSliceRows, end - slice);
-    for (int64_t r = 0; r < lanes; ++r) {
-      read_row(w, slice + r, rows[r]);
-      at[r] = 0;
-    }
-    for (int64_t first = 0; first < h.panel; first += kChunkUnits) {
-      size_t steps = 0;
-      for (int64_t r = 0; r < lanes; ++r) {
-        const auto& units = rows[r].units;
-        for (stop[r] = at[r]; stop[r] < units.size() && units[stop[r]] < first + kChunkUnits;) ++stop[r];
-        steps = std::max(steps, stop[r] - at[r]);
-      }
-      out.counts.push_back(static_cast<char>(steps));
-      for (size_t step = 0; step < steps; ++step) {
-        uint16_t mask = 0;
-        for (int64_t r = 0; r < kSliceRows; ++r) {
-          const bool stored = r < lanes && at[r] < stop[r];
-          if (stored) mask = static_cast<uint16_t>(mask | 1u << r);
-          out.offsets.push_back(stored ? static_cast<uint8_t>(rows[r].units[at[r]] - first) : uint8_t{0});
-          out.values.push_back(stored ? rows[r].payloads[at[r]++] : 0);
+  const auto* values = static_cast<const Payload*>(w.values);
+  const int64_t per_row = columns_per_step(h.storage), align = alignment(h.storage, h.window, h.steps);
+  const int64_t slots = kSliceRows * per_row;
+  const auto filling = static_cast<uint8_t>(h.window - 1);
+  for (int64_t row = begin; row < end; row += kSliceRows) {
+    Slice slice(w, row, end);
+    uint32_t windows = 0;
+    for (int64_t first; (first = slice.next_window(w, align)) >= 0; ++windows) {
+      *SplitStreams::extend<uint32_t>(out.rows, 1) = static_cast<uint32_t>(first);
+      uint8_t* offsets = SplitStreams::extend<uint8_t>(out.offsets, h.steps * slots);
+      Payload* stored = SplitStreams::extend<Payload>(out.values, h.steps * slots);
+      std::memset(offsets, filling, static_cast<size_t>(h.steps * slots));
+      const int64_t reach = first + h.window - 1;
+      for (int64_t r = 0; r < kSliceRows; ++r) {
+        int64_t i = slice.at[r];
+        for (int64_t step = 0; step < h.steps; ++step) {
+          for (int64_t p = 0; p < per_row; ++p) {
+            if (i == slice.end[r] || w.col[i] >= reach) break;
+            const int64_t slot = step * slots + r * per_row + p;
+            offsets[slot] = static_cast<uint8_t>(w.col[i] - first);
+            stored[slot] = values[i++];
+          }
         }
-        out.rows.push_back(mask);
+        slice.at[r] = i;
       }
+    }
+    *SplitStreams::extend<uint32_t>(out.counts, 1) = windows;
+  }
+}
+
+template void pack_sell_split<uint32_t>(const PackingHeader&, const SparseView&, int64_t, int64_t, SplitStreams&);
+template void pack_sell_split<uint16_t>(const PackingHeader&, const SparseView&, int64_t, int64_t, SplitStreams&);
+
+void choose_sell_window(const SparseView& w, Storage storage, PackingHeader& h) {
+  struct Choice {
+    int64_t window, steps;
+    double cycles;  // per step, m = 1, weights in L2 or L3, on Zen 4; 2 more for the bytes where they are not
+  };
+  static const Choice kWidened[] = {{64, 2, 6.3}, {64, 4, 6.1}, {64, 8, 6.05}, {32, 2, 5.5}, {32, 4, 5.3}, {32, 8, 5.2}};
+  static const Choice kPairs[] = {{64, 2, 5.9}, {64, 4, 5.85}, {64, 8, 5.8}};
+  const bool pairs = storage == Storage::kBF16;
+  const Choice* choices = pairs ? kPairs : kWidened;
+  const int count = pairs ? 3 : 6;
+  constexpr int64_t kSamples = 8;
+
+  double best = std::numeric_limits<double>::infinity();
+  for (int c = 0; c < count; ++c) {
+    const int64_t per_window = choices[c].steps * columns_per_step(storage);
+    const int64_t align = alignment(storage, choices[c].window, choices[c].steps);
+    int64_t windows = 0;
+    for (int64_t sample = 0; sample < kSamples; ++sample) {
+      const int64_t row = w.n / kSliceRows * sample / kSamples * kSliceRows;
+      Slice slice(w, row, std::min(w.n, row + kSliceRows));
+      for (int64_t first; (first = slice.next_window(w, align)) >= 0; ++windows) {
+        const int64_t reach = first + choices[c].window - 1;
+        for (int64_t r = 0; r < kSliceRows; ++r) {
+          const int64_t stop = std::min(slice.end[r], slice.at[r] + per_window);
+          while (slice.at[r] < stop && w.col[slice.at[r]] < reach) ++slice.at[r];
+        }
+      }
+    }
+    const double cost = static_cast<double>(windows * choices[c].steps) * choices[c].cycles;
+    if (cost < best) {
+      best = cost;
+      h.window = choices[c].window;
+      h.steps = choices[c].steps;
     }
   }
 }

@@ -2,41 +2,62 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "sparseinfer/pack.h"
 
 namespace sparseinfer {
 
+// Elements of one section, appended in bulk.
+template <class T>
+class Stream {
+ public:
+  // Room for `count` more, to be written by the caller.
+  T* extend(int64_t count) {
+    const size_t at = data_.size();
+    data_.resize(at + static_cast<size_t>(count));
+    return data_.data() + at;
+  }
+  void push(T value) { data_.push_back(value); }
+  int64_t size() const { return static_cast<int64_t>(data_.size()); }
+  int64_t bytes() const { return size() * static_cast<int64_t>(sizeof(T)); }
+  const T* data() const { return data_.data(); }
+
+ private:
+  std::vector<T> data_;
+};
+
+// Raw bytes for sections whose element differs between packings; positions in cells count elements.
 struct SplitStreams {
-  std::vector<uint32_t> values;
-  std::vector<uint8_t> offsets;
-  std::vector<char> counts;
-  std::vector<uint16_t> rows;
-  std::vector<Cell> cells;  // start of each panel, relative to this split; `counts` in bytes
+  Stream<char> values, offsets, counts, rows;
+  std::vector<Cell> cells;  // start of each panel, relative to this split
+
+  template <class T>
+  static T* extend(Stream<char>& stream, int64_t count) {
+    return reinterpret_cast<T*>(stream.extend(count * static_cast<int64_t>(sizeof(T))));
+  }
+  template <class T>
+  static int64_t count(const Stream<char>& stream) {
+    return stream.bytes() / static_cast<int64_t>(sizeof(T));
+  }
 };
 
-// One row of W as units, ascending: columns / unit and payloads.
-struct UnitRow {
-  std::vector<int32_t> units;
-  std::vector<uint32_t> payloads;
-};
-void read_row(const SparseView& w, int64_t row, UnitRow& out);
-
-// Appends rows [begin, end) to `out`, panel by panel. `h` holds the sizes (n, k, panel, panels, block).
+// Appends rows [begin, end) to `out`, panel by panel. `h` holds the sizes (n, k, panel, panels, block, window, steps);
+// Payload is uint32_t or uint16_t, as wide as the values of `w`.
+using PackSplit = void (*)(const PackingHeader& h, const SparseView& w, int64_t begin, int64_t end, SplitStreams& out);
+template <class Payload>
 void pack_rowgroup_split(const PackingHeader& h, const SparseView& w, int64_t begin, int64_t end, SplitStreams& out);
+template <class Payload>
 void pack_rowlist_split(const PackingHeader& h, const SparseView& w, int64_t begin, int64_t end, SplitStreams& out);
+template <class Payload>
 void pack_sell_split(const PackingHeader& h, const SparseView& w, int64_t begin, int64_t end, SplitStreams& out);
+template <class Payload>
+void pack_bitmap_split(const PackingHeader& h, const SparseView& w, int64_t begin, int64_t end, SplitStreams& out);
+template <class Payload>
 void pack_bsr_split(const PackingHeader& h, const SparseView& w, int64_t begin, int64_t end, SplitStreams& out);
 
-// Receives every stored unit of a blob, in the blob's order: fn(row, unit, payload pointer). For bsr `unit` is the
-// block column, `row` the first row of the strip, and the payloads are [block_cols][strip rows].
-struct UnitSink {
-  virtual void unit(int64_t row, int64_t unit, const uint32_t* payload) = 0;
-
- protected:
-  ~UnitSink() = default;
-};
-void visit_split(const PackingHeader* h, int64_t split, UnitSink& sink);
+// The windows and steps under which sell is expected to be fastest, from a sample of the rows.
+void choose_sell_window(const SparseView& w, Storage storage, PackingHeader& h);
 
 }  // namespace sparseinfer

@@ -49,7 +49,7 @@ void run_spmm(const SpmmKernel& kernel, SpmmArgs args, Spread spread) {
 
   const char* x = static_cast<const char*>(args.x);
   char* y = static_cast<char*>(args.y);
-  const int64_t element = dtype_bytes(args.w->dtype);
+  const int64_t element = dtype_bytes(args.x_dtype);
   for (int64_t done = 0; done < tokens; done += pass) {
     args.m = std::min(pass, tokens - done);
     args.x = x + done * args.ldx * element;

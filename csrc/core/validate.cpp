@@ -1,4 +1,5 @@
 // Nothing that comes from outside is trusted: sizes and indices are checked here, before any kernel runs.
+#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <limits>
@@ -70,61 +71,99 @@ class CellReader {
   Cell at_, end_;
 };
 
-void check_offsets(const PackingHeader* h, int64_t start, int64_t count, int64_t limit) {
-  const uint8_t* offsets = section<uint8_t>(h, h->offsets) + start;
-  for (int64_t i = 0; i < count; ++i) require(offsets[i] < limit, "offsets");
+// Bytes [start, start + count) of offsets are below `limit`, or equal to `filling`; returns how many are.
+template <class T>
+int64_t check_offsets(const PackingHeader* h, int64_t start, int64_t count, int64_t limit, int64_t filling = -1) {
+  const T* offsets = section<T>(h, h->offsets) + start;
+  int64_t filled = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const bool is_filling = offsets[i] == filling;
+    require(offsets[i] < limit || is_filling, "offsets");
+    filled += is_filling;
+  }
+  return filled;
 }
 
-void check_rowgroup_cell(const PackingHeader* h, int64_t rows, int64_t width, CellReader& cell) {
+// The position of zeros that a pair with one unit is filled up with; none in other storages.
+int64_t pair_filling(const PackingHeader* h) { return columns_per_step(h->storage) == 2 ? h->panel : -1; }
+
+// Each returns the number of values that the cell stores, fillings left out.
+int64_t check_rowgroup_cell(const PackingHeader* h, int64_t rows, int64_t width, CellReader& cell) {
+  const int64_t per_step = columns_per_step(h->storage);
+  int64_t stored = 0;
   for (int64_t group = 0; group < (rows + kGroupRows - 1) / kGroupRows; ++group) {
     const PatternCounts& counts = section<PatternCounts>(h, h->counts)[cell.take_counts(1)];
     const int64_t rows_left = rows - group * kGroupRows;
     for (int p = 1; p < kPatterns; ++p) {
       require(rows_left >= kGroupRows || p >> rows_left == 0 || counts.of[p] == 0, "counts");
-      check_offsets(h, cell.take_offsets(counts.of[p]), counts.of[p], width);
-      cell.take_values(int64_t{counts.of[p]} * __builtin_popcount(static_cast<unsigned>(p)));
+      const int64_t units = counts.of[p] * per_step, pattern_rows = __builtin_popcount(static_cast<unsigned>(p));
+      const int64_t filled =
+          check_offsets<uint16_t>(h, cell.take_offsets(units), units, width, pair_filling(h));
+      cell.take_values(units * pattern_rows);
+      stored += (units - filled) * pattern_rows;
     }
   }
+  return stored;
 }
 
-void check_rowlist_cell(const PackingHeader* h, int64_t rows, int64_t width, CellReader& cell) {
+int64_t check_rowlist_cell(const PackingHeader* h, int64_t rows, int64_t width, CellReader& cell) {
+  int64_t stored = 0;
   while (cell.has_counts()) {
     const Run& run = section<Run>(h, h->counts)[cell.take_counts(1)];
+    require(run.length % columns_per_step(h->storage) == 0, "counts");
     const int64_t first = cell.take_rows(run.rows);
     for (int64_t i = 0; i < run.rows; ++i) require(section<uint16_t>(h, h->rows)[first + i] < rows, "rows");
     const int64_t units = int64_t{run.length} * run.rows;
-    check_offsets(h, cell.take_offsets(units), units, width);
+    stored += units - check_offsets<uint16_t>(h, cell.take_offsets(units), units, width, pair_filling(h));
     cell.take_values(units);
   }
+  return stored;
 }
 
-void check_bsr_cell(const PackingHeader* h, int64_t rows, int64_t width, CellReader& cell) {
+int64_t check_bsr_cell(const PackingHeader* h, int64_t rows, int64_t width, CellReader& cell) {
   const int64_t strip = strip_rows(h->block_rows);
+  int64_t stored = 0;
   for (int64_t i = 0; i < rows / strip; ++i) {
     const int64_t blocks = section<uint8_t>(h, h->counts)[cell.take_counts(1)];
-    check_offsets(h, cell.take_offsets(blocks), blocks, width / h->block_cols);
+    check_offsets<uint8_t>(h, cell.take_offsets(blocks), blocks, width / h->block_cols);
     cell.take_values(blocks * strip * h->block_cols);
+    stored += blocks * strip * h->block_cols;
   }
+  return stored;
 }
 
-void check_sell_cell(const PackingHeader* h, int64_t rows, int64_t width, CellReader& cell) {
+int64_t check_sell_cell(const PackingHeader* h, int64_t rows, int64_t width, CellReader& cell) {
+  const int64_t per_row = columns_per_step(h->storage), slots = h->steps * kSliceRows * per_row;
+  int64_t stored = 0;
   for (int64_t slice = 0; slice < rows; slice += kSliceRows) {
-    const unsigned outside = rows - slice < kSliceRows ? ~0u << (rows - slice) : 0;
-    for (int64_t first = 0; first < width; first += kChunkUnits) {
-      const int64_t steps = section<uint8_t>(h, h->counts)[cell.take_counts(1)];
-      check_offsets(h, cell.take_offsets(steps * kSliceRows), steps * kSliceRows,
-                    width - first < kChunkUnits ? width - first : kChunkUnits);
-      cell.take_values(steps * kSliceRows);
-      const uint16_t* masks = section<uint16_t>(h, h->rows) + cell.take_rows(steps);
-      for (int64_t i = 0; i < steps; ++i) require((masks[i] & outside & 0xffffu) == 0, "masks");
+    const int64_t windows = section<uint32_t>(h, h->counts)[cell.take_counts(1)];
+    const uint32_t* first = section<uint32_t>(h, h->rows) + cell.take_rows(windows);
+    for (int64_t window = 0; window < windows; ++window) {
+      require(first[window] < width, "windows");
+      const int64_t reach = width - first[window];
+      const int64_t at = cell.take_offsets(slots);
+      stored += slots - check_offsets<uint8_t>(h, at, slots, reach < h->window ? reach : h->window, h->window - 1);
+      cell.take_values(slots);
+      // Lanes past the last row hold nothing.
+      const uint8_t* offsets = section<uint8_t>(h, h->offsets) + at;
+      for (int64_t i = 0; rows - slice < kSliceRows && i < slots; ++i) {
+        require(i / per_row % kSliceRows < rows - slice || offsets[i] == h->window - 1, "offsets");
+      }
     }
   }
+  return stored;
 }
 
-// Stored values of a sell packing; the rest of its values is padding.
-int64_t count_masks(const PackingHeader* h, int64_t steps) {
+int64_t check_bitmap_cell(const PackingHeader* h, int64_t rows, int64_t width, CellReader& cell) {
+  const int64_t words = mask_words(width);
+  const uint64_t* masks = section<uint64_t>(h, h->rows) + cell.take_rows(rows * words);
+  const uint64_t outside = width % kMaskColumns == 0 ? 0 : ~uint64_t{0} << (width % kMaskColumns);
   int64_t stored = 0;
-  for (int64_t i = 0; i < steps; ++i) stored += __builtin_popcount(section<uint16_t>(h, h->rows)[i]);
+  for (int64_t i = 0; i < rows * words; ++i) {
+    require(i % words != words - 1 || (masks[i] & outside) == 0, "masks");
+    stored += __builtin_popcountll(masks[i]);
+  }
+  cell.take_values(stored);
   return stored;
 }
 
@@ -175,7 +214,9 @@ const PackingHeader* check_header(const void* data, int64_t bytes) {
   }
   if (h->bytes != bytes)
     fail("packed: expected %lld bytes, got %lld", static_cast<ll>(h->bytes), static_cast<ll>(bytes));
-  require(static_cast<uint32_t>(h->kind) < kNumPackings && static_cast<uint32_t>(h->dtype) < kNumDTypes, "header");
+  require(static_cast<uint32_t>(h->kind) < kNumPackings && static_cast<uint32_t>(h->dtype) < kNumDTypes &&
+              static_cast<uint32_t>(h->storage) < kNumStorages && storage_holds(h->storage, h->dtype),
+          "header");
   return h;
 }
 
@@ -189,62 +230,69 @@ const PackingHeader* check_packing(const void* data, int64_t bytes) {
   const bool blocks = h->kind == PackingKind::kBsr;
   require(blocks || h->block_rows * h->block_cols == 1, "header");
   if (h->kind == PackingKind::kCsr) {
+    require(h->storage == Storage::kF32, "header");
     check_split_rows(h, 1);
     check_csr(h);
     return h;
   }
 
-  const int64_t widest = h->kind == PackingKind::kSell         ? kMaxDim
-                         : blocks && h->block_cols > kMaxPanel ? h->block_cols
-                                                               : kMaxPanel;
-  require(h->unit == 1 && h->panel >= 1 && h->panel <= widest, "header");
-  const int64_t units = (h->k + h->unit - 1) / h->unit;
-  require(h->panels == (units + h->panel - 1) / h->panel, "header");
+  const int64_t widest = h->kind == PackingKind::kSell || h->kind == PackingKind::kBitmap ? kMaxDim
+                         : blocks ? 255 * h->block_cols
+                                  : kMaxPanel;
+  require(h->panel >= 1 && h->panel <= widest, "header");
+  require(h->panels == (h->k + h->panel - 1) / h->panel, "header");
   check_section(h, h->cells, h->splits * h->panels + 1, sizeof(Cell), "cells");
   const Cell& total = section<Cell>(h, h->cells)[h->splits * h->panels];
   const Cell& first = section<Cell>(h, h->cells)[0];
   require(first.values == 0 && first.offsets == 0 && first.counts == 0 && first.rows == 0, "cells");
-  check_section(h, h->values, total.values, 4, "values");
-  check_section(h, h->offsets, total.offsets, 1, "offsets");
+  require(total.values >= 0 && total.values <= h->bytes, "cells");
+  check_section(h, h->values, total.values * payload_bytes(h->storage) + kValuesSlack, 1, "values");
 
-  int64_t row_multiple = 1;  // where splits may begin
-  void (*check_cell)(const PackingHeader*, int64_t, int64_t, CellReader&) = nullptr;
+  struct Rules {
+    int64_t row_multiple;  // where splits may begin
+    int64_t count_bytes, row_bytes, offset_bytes;
+    int64_t (*check_cell)(const PackingHeader*, int64_t, int64_t, CellReader&);
+  } rules{};
   switch (h->kind) {
     case PackingKind::kRowgroup:
-      check_section(h, h->counts, total.counts, sizeof(PatternCounts), "counts");
-      row_multiple = kGroupRows;
-      check_cell = check_rowgroup_cell;
-      break;
-    case PackingKind::kSell:
-      require(h->panel == (units > 0 ? units : 1), "header");
-      check_section(h, h->counts, total.counts, 1, "counts");
-      check_section(h, h->rows, total.rows, sizeof(uint16_t), "masks");
-      row_multiple = kSliceRows;
-      check_cell = check_sell_cell;
+      rules = {kGroupRows, sizeof(PatternCounts), 1, 2, check_rowgroup_cell};
       break;
     case PackingKind::kRowlist:
-      check_section(h, h->counts, total.counts, sizeof(Run), "counts");
-      check_section(h, h->rows, total.rows, sizeof(uint16_t), "rows");
-      check_cell = check_rowlist_cell;
+      rules = {1, sizeof(Run), 2, 2, check_rowlist_cell};
+      break;
+    case PackingKind::kSell:
+      require(h->panel == (h->k > 0 ? h->k : 1), "header");
+      require(window_is_valid(h->window) && steps_is_valid(h->steps), "header");
+      require(h->storage != Storage::kBF16 || h->window == kMaxWindow, "header");
+      rules = {kSliceRows, 4, 4, 1, check_sell_cell};
+      break;
+    case PackingKind::kBitmap:
+      require(h->panel == (h->k > 0 ? h->k : 1), "header");
+      rules = {1, 1, 8, 1, check_bitmap_cell};
       break;
     default:
       require(h->n % h->block_rows == 0 && h->k % h->block_cols == 0 && h->panel % h->block_cols == 0, "header");
-      check_section(h, h->counts, total.counts, 1, "counts");
-      row_multiple = strip_rows(h->block_rows);
-      check_cell = check_bsr_cell;
+      require(h->block_cols % columns_per_step(h->storage) == 0, "header");
+      rules = {strip_rows(h->block_rows), 1, 1, 1, check_bsr_cell};
       break;
   }
-  check_split_rows(h, row_multiple);
-  require((h->kind == PackingKind::kSell ? count_masks(h, total.rows) : total.values) == h->nnz, "values");
+  const bool few_tokens = h->kind == PackingKind::kSell || h->kind == PackingKind::kBitmap;
+  require(few_tokens || h->storage == Storage::kF32 || h->storage == Storage::kBF16, "header");
+  check_section(h, h->counts, total.counts, rules.count_bytes, "counts");
+  check_section(h, h->rows, total.rows, rules.row_bytes, "rows");
+  check_section(h, h->offsets, total.offsets, rules.offset_bytes, "offsets");
+  check_split_rows(h, rules.row_multiple);
   const int64_t* split_rows = section<int64_t>(h, h->split_rows);
+  int64_t stored = 0;
   for (int64_t s = 0; s < h->splits; ++s) {
     for (int64_t p = 0; p < h->panels; ++p) {
       CellReader cell(h, s * h->panels + p);
-      const int64_t left = units - p * h->panel;
-      check_cell(h, split_rows[s + 1] - split_rows[s], left < h->panel ? left : h->panel, cell);
+      const int64_t left = h->k - p * h->panel;
+      stored += rules.check_cell(h, split_rows[s + 1] - split_rows[s], left < h->panel ? left : h->panel, cell);
       cell.finish();
     }
   }
+  require(stored == h->nnz, "values");
   return h;
 }
 

@@ -1,66 +1,79 @@
 // bsr: stored blocks as small dense products on the x tiles. The rows of a block are cut into strips of 4 (2 or 1 where
-// 4 does not divide them), because 4 x T accumulators are what the registers hold.
+// 4 does not divide them), because 4 rows of sums are what the registers hold.
 //
 // counts: one byte, blocks per (strip, panel); offsets: one byte per (strip, block), block column within the panel;
-// values: [strip][block][columns of the block][rows of the strip].
+// values: [strip][block][columns of the block][rows of the strip]; pair storage [column pairs][rows][2].
 #pragma once
 
-#include "cpu/tiles-inl.h"
+#include "cpu/steps-inl.h"
 
 namespace sparseinfer {
 namespace {
 
+template <TileMode kMode_>
 struct Bsr {
-  static constexpr int kMaxT = Simd::kGroupTile;
+  static constexpr TileMode kMode = kMode_;
+  static constexpr int kRows = 4;
+  static constexpr int kColumns = kMode == TileMode::kDwords ? 2 : 1;  // columns per position of the tile
 
-  template <int T>
-  static void cell(const PackingHeader* w, int64_t split, int64_t panel, const float* x, float* acc) {
+  template <class S>
+  static void cell(const PackingHeader* w, int64_t split, int64_t panel, const float* x, float* sums) {
     switch (strip_rows(w->block_rows)) {
       case 1:
-        return strips<T, 1>(w, split, panel, x, acc);
+        return strips<S, 1>(w, split, panel, x, sums);
       case 2:
-        return strips<T, 2>(w, split, panel, x, acc);
+        return strips<S, 2>(w, split, panel, x, sums);
       default:
-        return strips<T, 4>(w, split, panel, x, acc);
+        return strips<S, 4>(w, split, panel, x, sums);
     }
   }
 
-  template <int T, int R>
-  static void strips(const PackingHeader* w, int64_t split, int64_t panel, const float* x, float* acc) {
+  template <class S>
+  static SI_INLINE void load(const float* x, typename Step<S>::X (&out)[S::kSums]) {
+    if constexpr (kMode == TileMode::kDwords) {
+      Step<S>::load(x, out);
+    } else {
+      constexpr uint16_t kHere = 0;
+      Step<S>::load(x, &kHere, out);
+    }
+  }
+
+  template <class S, int kStrip>
+  static void strips(const PackingHeader* w, int64_t split, int64_t panel, const float* x, float* sums) {
+    using Vec = typename S::Vec;
     const int64_t* split_rows = section<int64_t>(w, w->split_rows);
-    const int64_t count = (split_rows[split + 1] - split_rows[split]) / R;
+    const int64_t count = (split_rows[split + 1] - split_rows[split]) / kStrip;
     const Cell& cell = section<Cell>(w, w->cells)[split * w->panels + panel];
     const uint8_t* counts = section<uint8_t>(w, w->counts) + cell.counts;
     const uint8_t* offsets = section<uint8_t>(w, w->offsets) + cell.offsets;
-    const float* values = section<float>(w, w->values) + cell.values;
-    const int64_t columns = w->block_cols;
+    const auto* values = section<typename Step<S>::Payload>(w, w->values) + cell.values;
+    const int64_t positions = w->block_cols / kColumns;
 
-    for (int64_t s = 0; s < count; ++s, acc += R * T * L) {
+    for (int64_t s = 0; s < count; ++s, sums += kStrip * S::kTokens) {
       if (counts[s] == 0) continue;
-      V sum[R][T];
+      typename Vec::V sum[kStrip][S::kSums];
       SI_UNROLL
-      for (int r = 0; r < R; ++r) {
+      for (int r = 0; r < kStrip; ++r) {
         SI_UNROLL
-        for (int t = 0; t < T; ++t) sum[r][t] = Simd::load(acc + (r * T + t) * L);
+        for (int t = 0; t < S::kSums; ++t) sum[r][t] = Vec::load(sums + r * S::kTokens + t * Vec::L);
       }
       for (int block = 0; block < counts[s]; ++block) {
-        const float* xb = x + *offsets++ * columns * (T * L);
-        for (int64_t c = 0; c < columns; ++c, xb += T * L, values += R) {
-          V xv[T];
+        const float* xb = x + *offsets++ * positions * S::kTokens;
+        for (int64_t c = 0; c < positions; ++c, xb += S::kTokens, values += kStrip * kColumns) {
+          typename Step<S>::X xv[S::kSums];
+          load<S>(xb, xv);
           SI_UNROLL
-          for (int t = 0; t < T; ++t) xv[t] = Simd::load(xb + t * L);
-          SI_UNROLL
-          for (int r = 0; r < R; ++r) {
-            const V weight = Simd::set1(values[r]);
+          for (int r = 0; r < kStrip; ++r) {
+            const auto weight = Step<S>::weight(values + r * kColumns);
             SI_UNROLL
-            for (int t = 0; t < T; ++t) sum[r][t] = Simd::fma(weight, xv[t], sum[r][t]);
+            for (int t = 0; t < S::kSums; ++t) sum[r][t] = Step<S>::multiply(weight, xv[t], sum[r][t]);
           }
         }
       }
       SI_UNROLL
-      for (int r = 0; r < R; ++r) {
+      for (int r = 0; r < kStrip; ++r) {
         SI_UNROLL
-        for (int t = 0; t < T; ++t) Simd::store(acc + (r * T + t) * L, sum[r][t]);
+        for (int t = 0; t < S::kSums; ++t) Vec::store(sums + r * S::kTokens + t * Vec::L, sum[r][t]);
       }
     }
   }

@@ -1,66 +1,44 @@
-// csr: the kernel that always works, for few tokens. Up to 4 tokens share one read of a row's columns and values; x is
-// gathered from its rows. counts: int64 crow[n + 1]; offsets: uint32 columns; values: payloads.
+// csr: the kernel that always works. Up to 4 tokens share one read of a row's columns and values; x is gathered.
+// counts: int64 crow[n + 1]; offsets: uint32 columns; values: fp32.
 #pragma once
 
-#include "cpu/activation-inl.h"
-#include "cpu/tiles-inl.h"
+#include "cpu/rows-inl.h"
 
 namespace sparseinfer {
 namespace {
 
 struct Csr {
-  static int64_t workspace_bytes(const SpmmArgs&) { return 0; }
-  static int64_t scratch_bytes(const SpmmArgs&) { return 0; }
-  static int64_t prepare_items(const SpmmArgs&) { return 0; }
-  static void prepare(const SpmmArgs&, int64_t, int64_t) {}
-
-  static void run(const SpmmArgs& a, int64_t begin, int64_t end, char*) {
-    const int64_t* split_rows = section<int64_t>(a.w, a.w->split_rows);
-    for (int64_t token = 0; token < a.m;) {
-      const int64_t left = a.m - token;
-      if (left >= 4) {
-        rows<4>(a, split_rows[begin], split_rows[end], token);
-        token += 4;
-      } else if (left >= 2) {
-        rows<2>(a, split_rows[begin], split_rows[end], token);
-        token += 2;
-      } else {
-        rows<1>(a, split_rows[begin], split_rows[end], token);
-        token += 1;
-      }
-    }
-  }
+  using Element = float;
+  static constexpr int kMaxTokens = 4;
+  static constexpr int64_t kScratchBytes = kMaxTokens * kMaxSplitRows * 4;
 
   template <int T>
-  static void rows(const SpmmArgs& a, int64_t begin, int64_t end, int64_t token) {
+  static void tokens(const SpmmArgs& a, int64_t split, const float* x, int64_t stride, int64_t token, char* scratch) {
+    const int64_t* split_rows = section<int64_t>(a.w, a.w->split_rows);
     const int64_t* crow = section<int64_t>(a.w, a.w->counts);
     const uint32_t* columns = section<uint32_t>(a.w, a.w->offsets);
     const float* values = section<float>(a.w, a.w->values);
-    const float* x = static_cast<const float*>(a.x) + token * a.ldx;
-    float* y = static_cast<float*>(a.y) + token * a.ldy;
-    for (int64_t row = begin; row < end; ++row) {
-      V sum[T];
+    float* out = reinterpret_cast<float*>(scratch);
+    const int64_t begin = split_rows[split], rows = split_rows[split + 1] - begin;
+    for (int64_t row = 0; row < rows; ++row) {
+      Row::V sum[T];
       SI_UNROLL
-      for (int t = 0; t < T; ++t) sum[t] = Simd::zero();
-      int64_t i = crow[row];
-      for (; i + L <= crow[row + 1]; i += L) {
-        const V w = Simd::load(values + i);
+      for (int t = 0; t < T; ++t) sum[t] = Row::zero();
+      int64_t i = crow[begin + row];
+      const int64_t end = crow[begin + row + 1];
+      for (; i + R <= end; i += R) {
+        const Row::V w = Row::load(values + i);
         SI_UNROLL
-        for (int t = 0; t < T; ++t) sum[t] = Simd::fma(w, Simd::gather(x + t * a.ldx, columns + i), sum[t]);
-      }
-      const float bias = a.bias ? a.bias[row] : 0.0f;
-      float out[T];
-      SI_UNROLL
-      for (int t = 0; t < T; ++t) out[t] = Simd::sum(sum[t]);
-      for (; i < crow[row + 1]; ++i) {
-        SI_UNROLL
-        for (int t = 0; t < T; ++t) out[t] += values[i] * x[t * a.ldx + columns[i]];
+        for (int t = 0; t < T; ++t) sum[t] = Row::fma(w, Row::gather(x + t * stride, columns + i), sum[t]);
       }
       SI_UNROLL
       for (int t = 0; t < T; ++t) {
-        Simd::store_partial(y + t * a.ldy + row, activate(Simd::set1(out[t] + bias), a.activation), 1);
+        float total = Row::sum(sum[t]);
+        for (int64_t j = i; j < end; ++j) total += values[j] * x[t * stride + columns[j]];
+        out[t * kMaxSplitRows + row] = total;
       }
     }
+    for (int t = 0; t < T; ++t) finish_rows(a, out + t * kMaxSplitRows, token + t, begin, rows);
   }
 };
 

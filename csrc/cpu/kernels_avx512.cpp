@@ -1,12 +1,5 @@
 // The kernels at level avx512; compiled with that level's flags (cmake/IsaFlags.cmake).
 #include "cpu/simd_avx512.h"
 
-// The bodies are written against Simd, so they come after it.
-#include "cpu/bsr-inl.h"
-#include "cpu/csr-inl.h"
-#include "cpu/rowgroup-inl.h"
-#include "cpu/rowlist-inl.h"
-#include "cpu/sell-inl.h"
-
 #define SI_ISA avx512
 #include "cpu/table-inl.h"

@@ -2,64 +2,78 @@
 // their lists, so that consecutive rows run the same number of iterations and loop exits are predicted; rows with
 // nothing in the panel do not appear at all. Best at high sparsity, where two of four rows rarely share a column.
 //
-// counts: Run[] {length, rows}; rows: uint16[] row within the split; offsets: one byte per unit; values: one payload
-// per unit. Registers: 2 x T accumulators, because one set would run at the latency of the FMA, and four weights; x
-// comes straight from L1 as an operand of the FMA.
+// counts: Run[] {length, rows}; rows: uint16[] row within the split; offsets: one position per unit; values: one payload
+// per unit. Pair storage has an even number of units per row. Registers: sets of sums, because one set would run at the
+// latency of the multiply, and four broadcast weights; x comes straight from L1 as an operand of the multiply.
 #pragma once
 
-#include "cpu/tiles-inl.h"
+#include "cpu/steps-inl.h"
 
 namespace sparseinfer {
 namespace {
 
+template <TileMode kMode_>
 struct Rowlist {
-  static constexpr int kMaxT = Simd::kListTile;
+  static constexpr TileMode kMode = kMode_;
+  static constexpr int kRows = 1;
 
-  template <int T>
-  static SI_INLINE void unit(const float* x, V w, V (&acc)[T]) {
+  template <class S>
+  static SI_INLINE void step(const typename S::Element* x, const uint16_t* offsets, typename Step<S>::X w,
+                             typename S::Vec::V (&sum)[S::kSums]) {
+    typename Step<S>::X xv[S::kSums];
+    Step<S>::load(x, offsets, xv);
     SI_UNROLL
-    for (int t = 0; t < T; ++t) acc[t] = Simd::fma(w, Simd::load(x + t * L), acc[t]);
+    for (int t = 0; t < S::kSums; ++t) sum[t] = Step<S>::multiply(w, xv[t], sum[t]);
   }
 
-  // Four units with one load of weights and one of offsets: the load ports are what binds.
-  template <int T>
-  static SI_INLINE void quad(const float* x, const uint8_t* offsets, const float* values, V (&acc)[2][T]) {
-    uint32_t at;
-    memcpy(&at, offsets, sizeof at);
-    const Simd::Quad w = Simd::load_quad(values);
-    unit<T>(x + (at & 255) * (T * L), Simd::lane<0>(w), acc[0]);
-    unit<T>(x + (at >> 8 & 255) * (T * L), Simd::lane<1>(w), acc[1]);
-    unit<T>(x + (at >> 16 & 255) * (T * L), Simd::lane<2>(w), acc[0]);
-    unit<T>(x + (at >> 24) * (T * L), Simd::lane<3>(w), acc[1]);
+  // Four steps with one load of weights: the load ports are what binds.
+  template <class S, int Sets>
+  static SI_INLINE void quad(const typename S::Element* x, const uint16_t* offsets,
+                             const typename Step<S>::Payload* values, typename S::Vec::V (&sum)[Sets][S::kSums]) {
+    constexpr int kOffsets = Step<S>::kPositions;
+    const typename S::Vec::Quad w = S::Vec::load_quad(reinterpret_cast<const float*>(values));
+    step<S>(x, offsets, Step<S>::template lane<0>(w), sum[0]);
+    step<S>(x, offsets + kOffsets, Step<S>::template lane<1>(w), sum[1 % Sets]);
+    step<S>(x, offsets + 2 * kOffsets, Step<S>::template lane<2>(w), sum[2 % Sets]);
+    step<S>(x, offsets + 3 * kOffsets, Step<S>::template lane<3>(w), sum[3 % Sets]);
   }
 
-  // acc [rows of the split][T * L]
-  template <int T>
-  static void cell(const PackingHeader* w, int64_t split, int64_t panel, const float* x, float* acc) {
+  // sums [rows of the split][tokens]
+  template <class S>
+  static void cell(const PackingHeader* w, int64_t split, int64_t panel, const typename S::Element* x, float* sums) {
+    using Vec = typename S::Vec;
+    constexpr int Sets = S::kSums >= 8 ? 1 : S::kSums >= 4 ? 2 : 4;
+    constexpr int kOffsets = Step<S>::kPositions;
     const Cell* cell = section<Cell>(w, w->cells) + split * w->panels + panel;
     const Run* run = section<Run>(w, w->counts) + cell->counts;
     const Run* last = section<Run>(w, w->counts) + cell[1].counts;
     const uint16_t* row = section<uint16_t>(w, w->rows) + cell->rows;
-    const uint8_t* offsets = section<uint8_t>(w, w->offsets) + cell->offsets;
-    const float* values = section<float>(w, w->values) + cell->values;
+    const uint16_t* offsets = section<uint16_t>(w, w->offsets) + cell->offsets;
+    const auto* values = section<typename Step<S>::Payload>(w, w->values) + cell->values;
 
     for (; run < last; ++run) {
       const int length = run->length;
       for (const uint16_t* row_end = row + run->rows; row < row_end; ++row) {
-        float* out = acc + *row * (T * L);
-        V sum[2][T];
+        float* out = sums + *row * S::kTokens;
+        typename Vec::V sum[Sets][S::kSums];
         SI_UNROLL
-        for (int t = 0; t < T; ++t) {
-          sum[0][t] = Simd::load(out + t * L);
-          sum[1][t] = Simd::zero();
+        for (int t = 0; t < S::kSums; ++t) {
+          sum[0][t] = Vec::load(out + t * Vec::L);
+          SI_UNROLL
+          for (int s = 1; s < Sets; ++s) sum[s][t] = Vec::zero();
         }
         int i = 0;
-        for (; i + 4 <= length; i += 4) quad<T>(x, offsets + i, values + i, sum);
-        for (; i < length; ++i) unit<T>(x + offsets[i] * (T * L), Simd::set1(values[i]), sum[0]);
+        for (; i + 4 * kOffsets <= length; i += 4 * kOffsets) quad<S, Sets>(x, offsets + i, values + i, sum);
+        for (; i < length; i += kOffsets) step<S>(x, offsets + i, Step<S>::weight(values + i), sum[0]);
         offsets += length;
         values += length;
         SI_UNROLL
-        for (int t = 0; t < T; ++t) Simd::store(out + t * L, Simd::add(sum[0][t], sum[1][t]));
+        for (int t = 0; t < S::kSums; ++t) {
+          typename Vec::V total = sum[0][t];
+          SI_UNROLL
+          for (int s = 1; s < Sets; ++s) total = Vec::add(total, sum[s][t]);
+          Vec::store(out + t * Vec::L, total);
+        }
       }
     }
   }

@@ -1,26 +1,39 @@
-// Vectors for AVX-512 F/BW/DQ/VL: 16 floats.
+// Vectors of 16 floats for AVX-512 F/BW/DQ/VL; with BF16, VBMI and VBMI2 where the level has them.
 #pragma once
 
-#include <immintrin.h>
-#include <stdint.h>
-
-#include "cpu/unroll.h"
+#include "cpu/shapes.h"
+#include "cpu/simd_x86.h"
 
 namespace sparseinfer {
 namespace {
 
-struct Simd {
+struct F32x16 {
   using V = __m512;
-  static constexpr int kLanes = 16;
-  static constexpr int kGroupTile = 4;  // vectors of tokens per tile: 4 rows x 4 accumulators + 4 of x, of 32 registers
-  static constexpr int kListTile = 4;
+  static constexpr int L = 16;
 
   static V zero() { return _mm512_setzero_ps(); }
   static V set1(float v) { return _mm512_set1_ps(v); }
   static V load(const float* p) { return _mm512_loadu_ps(p); }
-  static void store(float* p, V v) { _mm512_storeu_ps(p, v); }
+  static V load(const BF16* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  static V load(const F16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
   static V load_partial(const float* p, int count) { return _mm512_maskz_loadu_ps(first(count), p); }
+  static V load_partial(const BF16* p, int count) { return widen(_mm256_maskz_loadu_epi16(first(count), p)); }
+  static V load_partial(const F16* p, int count) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(count), p));
+  }
+  static void store(float* p, V v) { _mm512_storeu_ps(p, v); }
   static void store_partial(float* p, V v, int count) { _mm512_mask_storeu_ps(p, first(count), v); }
+  static void store_partial(BF16* p, V v, int count) {
+    const __m512i bits = _mm512_castps_si512(v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+    _mm256_mask_storeu_epi16(p, first(count), _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+  }
+  static void store_partial(F16* p, V v, int count) {
+    _mm256_mask_storeu_epi16(p, first(count), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  }
   static V add(V a, V b) { return _mm512_add_ps(a, b); }
   static V sub(V a, V b) { return _mm512_sub_ps(a, b); }
   static V mul(V a, V b) { return _mm512_mul_ps(a, b); }
@@ -37,73 +50,146 @@ struct Simd {
   // a * 2^e for integral e
   static V scale(V a, V e) { return _mm512_scalef_ps(a, e); }
   static float sum(V a) { return _mm512_reduce_add_ps(a); }
-  // Four weights in every 128-bit lane: one load for four broadcasts, which are in-lane permutes off the load ports.
-  using Quad = __m512;
+  using Quad = V;
   static Quad load_quad(const float* p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
   template <int I>
   static V lane(Quad q) {
     return _mm512_permute_ps(q, I * 0x55);
   }
+  template <int I>
+  static __m512i lane_pair(Quad q) {
+    return _mm512_castps_si512(lane<I>(q));
+  }
   static V gather(const float* base, const uint32_t* index) {
     return _mm512_i32gather_ps(_mm512_loadu_si512(index), base, 4);
   }
 
-  static V fma_masked(uint32_t mask, V a, V b, V c) {
-    return _mm512_mask3_fmadd_ps(a, b, c, static_cast<__mmask16>(mask));
+  // 32 tokens of bf16 in one register; see F32x4.
+  using P = __m512i;
+  static P load_pairs(const uint16_t* p) { return _mm512_loadu_si512(p); }
+  static P set1_pair(const uint16_t* p) {
+    int32_t pair;
+    memcpy(&pair, p, sizeof pair);
+    return _mm512_set1_epi32(pair);
+  }
+  static void interleave(P a, P b, P (&out)[2]) {
+    out[0] = _mm512_unpacklo_epi16(a, b);
+    out[1] = _mm512_unpackhi_epi16(a, b);
+  }
+  static V dot(V acc, P x, P w) {
+#if defined(__AVX512BF16__)
+    return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(w));
+#else
+    return fma(high(x), high(w), fma(low(x), low(w), acc));
+#endif
   }
 
-  // Looks up 16 of 64 consecutive values by byte index, in registers.
-  struct Index {
-    __m512i at;
-    __mmask16 upper;
-  };
-  static Index load_index(const uint8_t* p) {
-    const __m512i at = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    return {at, _mm512_test_epi32_mask(at, _mm512_set1_epi32(32))};
+  // bitmap: values of 16 columns, of which those in the mask are stored, one after another.
+  static V expand(V stored, uint64_t mask) { return _mm512_maskz_expand_ps(static_cast<__mmask16>(mask), stored); }
+  static V fma_masked(uint64_t mask, V a, const float* b, V c) {
+    return _mm512_mask3_fmadd_ps(a, load(b), c, static_cast<__mmask16>(mask));
   }
-  struct Chunk {
-    V part[4];
-    void load(const float* p, int64_t count) {
-      SI_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const int64_t left = count - i * 16;
-        part[i] = left >= 16 ? Simd::load(p + i * 16)
-                  : left > 0 ? load_partial(p + i * 16, static_cast<int>(left))
-                             : zero();
-      }
-    }
-    V look_up(Index i) const {
-      return _mm512_mask_blend_ps(i.upper, _mm512_permutex2var_ps(part[0], i.at, part[1]),
-                                  _mm512_permutex2var_ps(part[2], i.at, part[3]));
-    }
-  };
-
-  // out[c] = {rows[0][c], ..., rows[15][c]} for 16 columns: 4x4 transposes inside 128-bit lanes, with the lanes
-  // gathered by the loads.
-  static void load_transposed(const float* const* rows, V* out) {
-    SI_UNROLL
-    for (int c = 0; c < 16; c += 4) {
-      V r[4];
-      SI_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        r[i] = _mm512_castps128_ps512(_mm_loadu_ps(rows[i] + c));
-        r[i] = _mm512_insertf32x4(r[i], _mm_loadu_ps(rows[i + 4] + c), 1);
-        r[i] = _mm512_insertf32x4(r[i], _mm_loadu_ps(rows[i + 8] + c), 2);
-        r[i] = _mm512_insertf32x4(r[i], _mm_loadu_ps(rows[i + 12] + c), 3);
-      }
-      const __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(r[0], r[1]));
-      const __m512d high01 = _mm512_castps_pd(_mm512_unpackhi_ps(r[0], r[1]));
-      const __m512d low23 = _mm512_castps_pd(_mm512_unpacklo_ps(r[2], r[3]));
-      const __m512d high23 = _mm512_castps_pd(_mm512_unpackhi_ps(r[2], r[3]));
-      out[c] = _mm512_castpd_ps(_mm512_unpacklo_pd(low01, low23));
-      out[c + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low01, low23));
-      out[c + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high01, high23));
-      out[c + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high01, high23));
-    }
+  // 32 columns of bf16, and the x values that meet them.
+  static P expand_pairs(const uint16_t* stored, uint64_t mask) {
+#if defined(__AVX512VBMI2__)
+    return _mm512_maskz_expand_epi16(static_cast<__mmask32>(mask), load_pairs(stored));
+#else
+    const int low_count = __builtin_popcount(static_cast<uint32_t>(mask) & 0xffff);
+    const __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(stored)));
+    const __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(stored + low_count)));
+    const __m256i first = _mm512_cvtepi32_epi16(_mm512_maskz_expand_epi32(static_cast<__mmask16>(mask), low));
+    const __m256i last = _mm512_cvtepi32_epi16(_mm512_maskz_expand_epi32(static_cast<__mmask16>(mask >> 16), high));
+    return _mm512_inserti64x4(_mm512_castsi256_si512(first), last, 1);
+#endif
+  }
+  static P load_pairs_masked(const uint16_t* p, uint64_t mask) {
+    return _mm512_maskz_loadu_epi16(static_cast<__mmask32>(mask), p);
   }
 
  private:
   static __mmask16 first(int count) { return static_cast<__mmask16>((1u << count) - 1); }
+  static V widen(__m256i halves) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16)); }
+  static V low(P p) { return _mm512_castsi512_ps(_mm512_slli_epi32(p, 16)); }
+  static V high(P p) { return _mm512_castsi512_ps(_mm512_and_si512(p, _mm512_set1_epi32(-65536))); }
+};
+
+struct Level {
+  using Row = F32x16;       // vectors of rows or columns, for few tokens
+  using Transposer = F32x8;
+  static constexpr int kSellTokens = 8;  // 16 registers of x, 8 of sums
+
+  // sell: `kWindow` consecutive values of x in registers, the last of them zero, looked up by byte index.
+  template <int kWindow>
+  struct Window;
+  struct PairWindow {
+    __m512i part[2];
+    using Index = __m512i;
+    void load(const uint16_t* x) {
+      part[0] = _mm512_loadu_si512(x);
+      part[1] = _mm512_maskz_loadu_epi16(0x7fffffff, x + 32);
+    }
+    static Index index(const uint8_t* p) {
+      return _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    }
+    Row::P look_up(Index at) const { return _mm512_permutex2var_epi16(part[0], at, part[1]); }
+  };
+
+  // Calls f(Shape) for the tile that holds `tokens`, at most 64, with 16 registers of sums for `rows` rows.
+  // Loads and FMAs of 16 floats keep one a cycle, so vectors of 8 save half of every broadcast; from 17 tokens on the
+  // number of instructions binds.
+  template <TileMode kMode, int kRows, class F>
+  static SI_INLINE void with_tile(int64_t tokens, F f) {
+    constexpr int kWide = kMode == TileMode::kPairs ? 2 : 1;  // tokens per lane
+    if (tokens <= 4 * kWide) return f(Shape<F32x4, 1, kMode>{});
+    if (tokens <= 8 * kWide) return f(Shape<F32x8, 1, kMode>{});
+    if constexpr (kMode == TileMode::kPairs) {
+      if (tokens <= 32) return f(Shape<F32x16, 1, kMode>{});
+      return f(Shape<F32x16, 2, kMode>{});
+    } else {
+      if (tokens <= 16) return f(Shape<F32x8, 2, kMode>{});
+      if (tokens <= 32) return f(Shape<F32x16, 2, kMode>{});
+      if (tokens <= 48) return f(Shape<F32x16, 3, kMode>{});
+      return f(Shape<F32x16, 4, kMode>{});
+    }
+  }
+  template <TileMode kMode, int kRows>
+  static constexpr int kTileTokens = 64;
+};
+
+template <>
+struct Level::Window<32> {
+  __m512 part[2];
+  using Index = __m512i;
+  void load(const float* x) {
+    part[0] = _mm512_loadu_ps(x);
+    part[1] = _mm512_maskz_loadu_ps(0x7fff, x + 16);
+  }
+  static Index index(const uint8_t* p) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  __m512 look_up(Index at) const { return _mm512_permutex2var_ps(part[0], at, part[1]); }
+};
+
+template <>
+struct Level::Window<64> {
+  __m512 part[4];
+  struct Index {
+    __m512i at;
+    __mmask16 upper;
+  };
+  void load(const float* x) {
+    SI_UNROLL
+    for (int i = 0; i < 3; ++i) part[i] = _mm512_loadu_ps(x + 16 * i);
+    part[3] = _mm512_maskz_loadu_ps(0x7fff, x + 48);
+  }
+  static Index index(const uint8_t* p) {
+    const __m512i at = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return {at, _mm512_test_epi32_mask(at, _mm512_set1_epi32(32))};
+  }
+  __m512 look_up(Index i) const {
+    return _mm512_mask_blend_ps(i.upper, _mm512_permutex2var_ps(part[0], i.at, part[1]),
+                                _mm512_permutex2var_ps(part[2], i.at, part[3]));
+  }
 };
 
 }  // namespace

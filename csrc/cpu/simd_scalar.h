@@ -1,27 +1,39 @@
-// One float at a time: the level that every CPU has, and the one to read first.
+// The level scalar: one float at a time. Every CPU has it, and it is the one to read first.
 #pragma once
 
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 
+#define SI_LEVEL_SCALAR
+#include "sparseinfer/halves.h"
+#include "cpu/shapes.h"
 #include "cpu/unroll.h"
 
 namespace sparseinfer {
 namespace {
 
-struct Simd {
+struct F32x1 {
   using V = float;
-  static constexpr int kLanes = 1;
-  static constexpr int kGroupTile = 2;
-  static constexpr int kListTile = 4;
+  static constexpr int L = 1;
 
   static V zero() { return 0.0f; }
   static V set1(float v) { return v; }
-  static V load(const float* p) { return *p; }
-  static void store(float* p, V v) { *p = v; }
-  static V load_partial(const float* p, int count) { return count > 0 ? *p : 0.0f; }
-  static void store_partial(float* p, V v, int count) {
-    if (count > 0) *p = v;
+  template <class T>
+  static V load(const T* p) {
+    return widen(*p);
+  }
+  template <class T>
+  static void store(T* p, V v) {
+    narrow(v, p);
+  }
+  template <class T>
+  static V load_partial(const T* p, int count) {
+    return count > 0 ? load(p) : 0.0f;
+  }
+  template <class T>
+  static void store_partial(T* p, V v, int count) {
+    if (count > 0) store(p, v);
   }
   static V add(V a, V b) { return a + b; }
   static V sub(V a, V b) { return a - b; }
@@ -36,22 +48,91 @@ struct Simd {
   static V select_negative(V sign, V if_negative, V otherwise) { return sign < 0.0f ? if_negative : otherwise; }
   static V scale(V a, V e) { return ldexpf(a, static_cast<int>(e)); }
   static float sum(V a) { return a; }
+
+  // Four weights, or pairs of them.
   using Quad = const float*;
   static Quad load_quad(const float* p) { return p; }
   template <int I>
   static V lane(Quad q) {
     return q[I];
   }
+  template <int I>
+  static Dword lane_pair(Quad q) {
+    return set1_pair(reinterpret_cast<const uint16_t*>(q) + 2 * I);
+  }
   static V gather(const float* base, const uint32_t* index) { return base[*index]; }
-  static V fma_masked(uint32_t mask, V a, V b, V c) { return mask & 1 ? fma(a, b, c) : c; }
-  using Index = uint8_t;
-  static Index load_index(const uint8_t* p) { return *p; }
-  struct Chunk {
-    const float* values;
-    void load(const float* p, int64_t) { values = p; }
-    V look_up(Index i) const { return values[i]; }
+
+  // 2 tokens of bf16. `interleave` pairs two columns of them token by token.
+  using P = Dword;
+  static P load_pairs(const uint16_t* p) { return {{p[0], p[1]}}; }
+  static P set1_pair(const uint16_t* p) { return load_pairs(p); }
+  static void interleave(P a, P b, P (&out)[2]) {
+    out[0] = {{a.columns[0], b.columns[0]}};
+    out[1] = {{a.columns[1], b.columns[1]}};
+  }
+  static V dot(V acc, P x, P w) {
+    for (int i = 0; i < 2; ++i) acc += widen(BF16{x.columns[i]}) * widen(BF16{w.columns[i]});
+    return acc;
+  }
+
+  // bitmap: values of one column (two of bf16), of which those in the mask are stored, one after another.
+  static V expand(V stored, uint64_t mask) { return mask & 1 ? stored : 0.0f; }
+  static V fma_masked(uint64_t mask, V a, const float* b, V c) { return mask & 1 ? a * *b + c : c; }
+  static P expand_pairs(const uint16_t* stored, uint64_t mask) {
+    return {{static_cast<uint16_t>(mask & 1 ? stored[0] : 0), static_cast<uint16_t>(mask & 2 ? stored[mask & 1] : 0)}};
+  }
+  static P load_pairs_masked(const uint16_t* p, uint64_t mask) {
+    return {{static_cast<uint16_t>(mask & 1 ? p[0] : 0), static_cast<uint16_t>(mask & 2 ? p[1] : 0)}};
+  }
+
+  // Transposes of one token.
+  template <int kTokens, class T>
+  static void to_columns(const T* const* rows, int64_t c, float* out, int64_t) {
+    *out = widen(rows[0][c]);
+  }
+  static void halves_to_columns(const uint16_t* const* rows, int64_t c, uint16_t* out, int64_t) { *out = rows[0][c]; }
+  template <int kTokens, int kHalf>
+  static void to_rows(const float* sums, int64_t, V (&out)[kTokens]) {
+    out[0] = *sums;
+  }
+};
+
+struct Level {
+  using Row = F32x1;
+  using Transposer = F32x1;
+  static constexpr int kSellTokens = 1;
+
+  // sell: consecutive values of x looked up by byte index; the last position counts as zero.
+  template <int kWindow>
+  struct Window {
+    const float* x;
+    using Index = uint8_t;
+    void load(const float* values) { x = values; }
+    static Index index(const uint8_t* p) { return *p; }
+    float look_up(Index at) const { return at < kWindow - 1 ? x[at] : 0.0f; }
   };
-  static void load_transposed(const float* const* rows, V* out) { out[0] = rows[0][0]; }
+  struct PairWindow {
+    const uint16_t* x;
+    using Index = const uint8_t*;
+    void load(const uint16_t* values) { x = values; }
+    static Index index(const uint8_t* p) { return p; }
+    Dword look_up(Index at) const { return {{half(at[0]), half(at[1])}}; }
+
+   private:
+    uint16_t half(uint8_t at) const { return at < 63 ? x[at] : uint16_t{0}; }
+  };
+
+  template <TileMode kMode, int kRows, class F>
+  static SI_INLINE void with_tile(int64_t tokens, F f) {
+    if constexpr (kMode == TileMode::kPairs) {
+      f(Shape<F32x1, 1, kMode>{});
+    } else {
+      if (tokens <= 1) return f(Shape<F32x1, 1, kMode>{});
+      f(Shape<F32x1, 2, kMode>{});
+    }
+  }
+  template <TileMode kMode, int kRows>
+  static constexpr int kTileTokens = 2;
 };
 
 }  // namespace

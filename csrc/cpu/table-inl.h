@@ -1,5 +1,13 @@
-// The kernels of one level as a table. SI_ISA is the level's name. Plain data: no constructor runs at load.
+// The kernels of one level as a table: included last in kernels_<level>.cpp, after the level's simd header. SI_ISA is
+// the level's name. Plain data: no constructor runs at load.
 #pragma once
+
+#include "cpu/bitmap-inl.h"
+#include "cpu/bsr-inl.h"
+#include "cpu/csr-inl.h"
+#include "cpu/rowgroup-inl.h"
+#include "cpu/rowlist-inl.h"
+#include "cpu/sell-inl.h"
 
 #define SI_TEXT_(s) #s
 #define SI_TEXT(s) SI_TEXT_(s)
@@ -12,16 +20,16 @@ extern const SpmmKernel SI_JOIN(kernels_, SI_ISA)[];
 extern const int SI_JOIN(kernel_count_, SI_ISA);
 
 const SpmmKernel SI_JOIN(kernels_, SI_ISA)[] = {
-#define SI_SPMM(packing, dtype, tile, implementation)          \
-  {"spmm_" #packing "_" #dtype "_" #tile "__" SI_TEXT(SI_ISA), \
-   #packing,                                                   \
-   #dtype,                                                     \
-   #tile,                                                      \
-   SI_TEXT(SI_ISA),                                            \
-   implementation::workspace_bytes,                            \
-   implementation::scratch_bytes,                              \
-   implementation::prepare_items,                              \
-   implementation::prepare,                                    \
+#define SI_SPMM(packing, storage, tile, implementation)          \
+  {"spmm_" #packing "_" #storage "_" #tile "__" SI_TEXT(SI_ISA), \
+   #packing,                                                     \
+   #storage,                                                     \
+   #tile,                                                        \
+   SI_TEXT(SI_ISA),                                              \
+   implementation::workspace_bytes,                              \
+   implementation::scratch_bytes,                                \
+   implementation::prepare_items,                                \
+   implementation::prepare,                                      \
    implementation::run},
 #include "cpu/kernels.inc"
 #undef SI_SPMM

@@ -1,148 +1,188 @@
-// The frame of every many-token kernel. Tokens are cut into tiles of up to kMaxT vectors; x is repacked once per call
-// into tiles [units][T vectors of tokens], so that one load serves T x kLanes tokens of one unit. A Body multiplies one
-// cell (rows of a split x units of a panel) into accumulators [row][T vectors] that stay in L2 between panels.
+// The frame of every many-token kernel. Tokens are cut into tiles; x is repacked once per call into tiles
+// [panels][columns][tokens], so that one load serves a vector of tokens of one column. A Body multiplies one cell
+// (rows of a split x columns of a panel) into sums [row][tokens] that stay in L2 between panels.
 //
-// Loop order: tile > chunk of rows > panel (x slice in L1) > split > Body. The epilogue transposes 16 x 16 in registers
-// on the way to y[m, n].
+// Loop order: tile > chunk of rows > panel (x slice in L1) > split > Body. The epilogue transposes in registers on the
+// way to y[m, n].
 #pragma once
 
 #include <string.h>
 
 #include "cpu/activation-inl.h"
-#include "cpu/unroll.h"
+#include "cpu/types-inl.h"
 #include "sparseinfer/kernel.h"
 
 namespace sparseinfer {
 namespace {
 
-constexpr int L = Simd::kLanes;
-
-// Accumulator rows per chunk: 512 x 64 tokens x 4 bytes = 128 KB, an eighth of L2 on current server cores.
+// Rows of sums per chunk: 512 x 64 tokens x 4 bytes = 128 KB, an eighth of L2 on current server cores.
 constexpr int64_t kChunkRows = kMaxSplitRows;
 
-template <int N>
-struct Int {
-  static constexpr int value = N;
-};
-
-// Calls f(Int<T>) for the smallest supported T >= vectors.
-template <int kMaxT, class F>
-SI_INLINE void with_tile(int vectors, F f) {
-  if (vectors <= 1 || kMaxT == 1) return f(Int<1>{});
-  if (vectors <= 2 || kMaxT == 2) return f(Int < kMaxT<2 ? kMaxT : 2>{});
-  if (vectors == 3) return f(Int < kMaxT<3 ? kMaxT : 3>{});
-  if (vectors == 4 || kMaxT == 4) return f(Int < kMaxT<4 ? kMaxT : 4>{});
-  return f(Int<kMaxT>{});
-}
+// Transposes move groups of G tokens at a time.
+using Tr = Level::Transposer;
+constexpr int G = Tr::L;
 
 template <class Body>
 struct Tiled {
-  static constexpr int kMaxT = Body::kMaxT;
-  static constexpr int64_t kTileTokens = L * kMaxT;
+  static constexpr TileMode kMode = Body::kMode;
+  static constexpr int64_t kTileTokens = Level::kTileTokens<kMode, Body::kRows>;
+  static constexpr int64_t kElement = kMode == TileMode::kPairs ? 2 : 4;
+  static constexpr int64_t kColumnsPerPosition = kMode == TileMode::kDwords ? 2 : 1;
 
+  // Positions of a panel: its columns, and in pair storage one of zeros (packings.h).
+  static int64_t positions(const PackingHeader* w) { return w->panel / kColumnsPerPosition + (kMode == TileMode::kPairs); }
   static int64_t tiles(const SpmmArgs& a) { return (a.m + kTileTokens - 1) / kTileTokens; }
-  static int64_t tile_floats(const SpmmArgs& a) { return a.w->panels * a.w->panel * kTileTokens; }
-  static int vectors(const SpmmArgs& a, int64_t tile) {
-    const int64_t left = a.m - tile * kTileTokens;
-    return left >= kTileTokens ? kMaxT : static_cast<int>((left + L - 1) / L);
-  }
-
-  static int64_t workspace_bytes(const SpmmArgs& a) { return tiles(a) * tile_floats(a) * 4; }
-  static int64_t scratch_bytes(const SpmmArgs&) { return (kChunkRows + (L < 4 ? 4 : L)) * kTileTokens * 4; }
+  static int64_t tile_bytes(const SpmmArgs& a) { return a.w->panels * positions(a.w) * kTileTokens * kElement; }
+  static int64_t workspace_bytes(const SpmmArgs& a) { return tiles(a) * tile_bytes(a); }
+  static int64_t scratch_bytes(const SpmmArgs&) { return (kChunkRows + G) * kTileTokens * 4; }
   static int64_t prepare_items(const SpmmArgs& a) { return tiles(a) * a.w->panels; }
+
+  template <class F>
+  static SI_INLINE void with_shape(const SpmmArgs& a, int64_t tile, F f) {
+    const int64_t left = a.m - tile * kTileTokens;
+    Level::with_tile<kMode, Body::kRows>(left < kTileTokens ? left : kTileTokens, f);
+  }
 
   static void prepare(const SpmmArgs& a, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t tile = i / a.w->panels, panel = i % a.w->panels;
-      with_tile<kMaxT>(vectors(a, tile), [&](auto t) { pack_x<decltype(t)::value>(a, tile, panel); });
+      with_shape(a, tile, [&](auto shape) {
+        using S = decltype(shape);
+        char* out = a.workspace + tile * tile_bytes(a) + panel * positions(a.w) * S::kTokens * kElement;
+        if constexpr (kMode == TileMode::kFloat) {
+          with_type(a.x_dtype, [&](auto type) {
+            pack_x<S, decltype(type)>(a, tile, panel, reinterpret_cast<float*>(out));
+          });
+        } else if constexpr (kMode == TileMode::kDwords) {
+          pack_x<S, Dword>(a, tile, panel, reinterpret_cast<float*>(out));
+        } else {
+          pack_halves<S>(a, tile, panel, reinterpret_cast<uint16_t*>(out));
+        }
+      });
     }
   }
 
-  // x[tokens, columns of the panel] -> tile[columns][T][L]. Tokens past m repeat the last one; nothing reads their
-  // results.
-  template <int T>
-  static void pack_x(const SpmmArgs& a, int64_t tile, int64_t panel) {
-    const float* x = static_cast<const float*>(a.x);
-    const int64_t first = panel * a.w->panel;
-    const int64_t columns = a.w->k - first < a.w->panel ? a.w->k - first : a.w->panel;
-    float* out = reinterpret_cast<float*>(a.workspace) + tile * tile_floats(a) + first * (T * L);
-    for (int t = 0; t < T; ++t, out += L) {
-      const float* rows[L];
-      for (int i = 0; i < L; ++i) {
-        const int64_t token = tile * kTileTokens + t * L + i;
-        rows[i] = x + (token < a.m ? token : a.m - 1) * a.ldx + first;
-      }
+  // Where G tokens of x start. Tokens past m repeat the last one; nothing reads their results.
+  template <class T>
+  static SI_INLINE void token_rows(const SpmmArgs& a, int64_t token, int64_t column, const T* (&rows)[G]) {
+    for (int i = 0; i < G; ++i) {
+      const int64_t element = (token + i < a.m ? token + i : a.m - 1) * a.ldx + column;
+      rows[i] = reinterpret_cast<const T*>(static_cast<const char*>(a.x) + element * dtype_bytes(a.x_dtype));
+    }
+  }
+
+  // x[tokens, columns of the panel] -> tile[position][tokens], four bytes an element.
+  template <class S, class T>
+  static void pack_x(const SpmmArgs& a, int64_t tile, int64_t panel, float* out) {
+    constexpr int kGroup = S::kTokens < G ? S::kTokens : G;
+    const int64_t first = panel * a.w->panel, left = a.w->k - first;
+    const int64_t columns = (left < a.w->panel ? left : a.w->panel) / kColumnsPerPosition;
+    for (int group = 0; group < S::kTokens; group += kGroup) {
+      const T* rows[G];
+      token_rows(a, tile * kTileTokens + group, first, rows);
+      float* to = out + group;
       int64_t c = 0;
-      for (; c + L <= columns; c += L) {
-        V v[L];
-        Simd::load_transposed(rows, v);
-        SI_UNROLL
-        for (int i = 0; i < L; ++i) Simd::store(out + (c + i) * (T * L), v[i]);
-        for (int i = 0; i < L; ++i) rows[i] += L;
+      for (; c + G <= columns; c += G, to += G * S::kTokens) Tr::template to_columns<kGroup>(rows, c, to, S::kTokens);
+      for (; c < columns; ++c, to += S::kTokens) {
+        for (int i = 0; i < kGroup; ++i) to[i] = widen(rows[i][c]);
       }
-      for (int64_t tail = 0; c < columns; ++c, ++tail) {
-        for (int i = 0; i < L; ++i) out[c * (T * L) + i] = rows[i][tail];
+    }
+  }
+
+  template <class S>
+  static void pack_halves(const SpmmArgs& a, int64_t tile, int64_t panel, uint16_t* out) {
+    constexpr int kGroup = S::kTokens < G ? S::kTokens : G;
+    const int64_t first = panel * a.w->panel, left = a.w->k - first;
+    const int64_t columns = left < a.w->panel ? left : a.w->panel;
+    memset(out + a.w->panel * S::kTokens, 0, S::kTokens * 2);
+    for (int group = 0; group < S::kTokens; group += kGroup) {
+      const uint16_t* rows[G];
+      token_rows(a, tile * kTileTokens + group, first, rows);
+      uint16_t* to = out + group;
+      int64_t c = 0;
+      for (; c + G <= columns; c += G, to += G * S::kTokens) Tr::halves_to_columns(rows, c, to, S::kTokens);
+      for (; c < columns; ++c, to += S::kTokens) {
+        for (int i = 0; i < kGroup; ++i) to[i] = rows[i][c];
       }
     }
   }
 
   static void run(const SpmmArgs& a, int64_t begin, int64_t end, char* scratch) {
     for (int64_t tile = 0; tile < tiles(a); ++tile) {
-      with_tile<kMaxT>(vectors(a, tile), [&](auto t) {
-        run_tile<decltype(t)::value>(a, tile, begin, end, reinterpret_cast<float*>(scratch));
+      with_shape(a, tile, [&](auto shape) {
+        run_tile<decltype(shape)>(a, tile, begin, end, reinterpret_cast<float*>(scratch));
       });
     }
   }
 
-  template <int T>
-  static void run_tile(const SpmmArgs& a, int64_t tile, int64_t begin, int64_t end, float* acc) {
+  template <class S>
+  static void run_tile(const SpmmArgs& a, int64_t tile, int64_t begin, int64_t end, float* sums) {
+    using Element = typename S::Element;
     const int64_t* split_rows = section<int64_t>(a.w, a.w->split_rows);
-    const float* x = reinterpret_cast<const float*>(a.workspace) + tile * tile_floats(a);
+    const Element* x = reinterpret_cast<const Element*>(a.workspace + tile * tile_bytes(a));
     for (int64_t s = begin; s < end;) {
       int64_t chunk_end = s + 1;
       while (chunk_end < end && split_rows[chunk_end + 1] - split_rows[s] <= kChunkRows) ++chunk_end;
       const int64_t row = split_rows[s], rows = split_rows[chunk_end] - row;
-      memset(acc, 0, rows * (T * L) * sizeof(float));
+      memset(sums, 0, rows * S::kTokens * sizeof(float));
       for (int64_t panel = 0; panel < a.w->panels; ++panel) {
-        const float* xp = x + panel * a.w->panel * (T * L);
-        for (int64_t i = s; i < chunk_end; ++i)
-          Body::template cell<T>(a.w, i, panel, xp, acc + (split_rows[i] - row) * (T * L));
+        const Element* xp = x + panel * positions(a.w) * S::kTokens;
+        for (int64_t i = s; i < chunk_end; ++i) {
+          Body::template cell<S>(a.w, i, panel, xp, sums + (split_rows[i] - row) * S::kTokens);
+        }
       }
-      epilogue<T>(a, acc, row, rows < a.w->n - row ? rows : a.w->n - row, tile * kTileTokens);
+      with_type(a.x_dtype, [&](auto type) {
+        epilogue<S, decltype(type)>(a, sums, row, rows, tile * kTileTokens);
+      });
       s = chunk_end;
     }
   }
 
-  // acc[rows][T * L tokens] -> y[tokens, rows] + bias, activated.
-  template <int T>
-  static void epilogue(const SpmmArgs& a, const float* acc, int64_t row, int64_t rows, int64_t token) {
+  // sums[rows][tokens] -> y[tokens, rows] + bias, activated.
+  template <class S, class T>
+  static void epilogue(const SpmmArgs& a, const float* sums, int64_t row, int64_t rows, int64_t token) {
+    constexpr int kGroup = S::kTokens < G ? S::kTokens : G;
     const int64_t ldy = a.ldy, m = a.m;  // locals: stores to y could alias the arguments
     const float* bias = a.bias ? a.bias + row : nullptr;
     const Activation activation = a.activation;
-    // Token blocks outside, rows inside: L rows of y are written along at a time, not T * L.
-    for (int t = 0; t < T; ++t, token += L) {
-      const int tokens = m - token < L ? static_cast<int>(m - token) : L;
-      float* y = static_cast<float*>(a.y) + token * ldy + row;
-      for (int64_t r = 0; r < rows; r += L) {
-        const int count = rows - r < L ? static_cast<int>(rows - r) : L;
-        const V b = bias ? Simd::load_partial(bias + r, count) : Simd::zero();
-        const float* sources[L];
-        for (int i = 0; i < L; ++i) sources[i] = acc + (r + i) * (T * L) + t * L;  // scratch has L rows to spare
-        V v[L];
-        Simd::load_transposed(sources, v);
+    // Tokens outside, rows inside: few rows of y are written along at a time.
+    for (int group = 0; group < S::kTokens && token + group < m; group += kGroup) {
+      const int64_t left = m - token - group;
+      const int tokens = left < kGroup ? static_cast<int>(left) : kGroup;
+      T* y = static_cast<T*>(a.y) + (token + group) * ldy + row;
+      const float* from = sums + first_sum<S>(group);
+      for (int64_t r = 0; r < rows; r += G, from += G * S::kTokens) {
+        const int count = rows - r < G ? static_cast<int>(rows - r) : G;
+        const Tr::V b = bias ? Tr::load_partial(bias + r, count) : Tr::zero();
+        Tr::V v[kGroup];
+        Tr::template to_rows<kGroup, second_half<S>()>(from, S::kTokens, v);  // scratch has G rows to spare
         SI_UNROLL
-        for (int i = 0; i < L; ++i) v[i] = Simd::add(v[i], b);
+        for (int i = 0; i < kGroup; ++i) v[i] = Tr::add(v[i], b);
         if (activation != Activation::kNone) {
-          for (int i = 0; i < L; ++i) v[i] = activate(v[i], activation);
+          for (int i = 0; i < kGroup; ++i) v[i] = activate<Tr>(v[i], activation);
         }
-        if (tokens == L && count == L) {
+        if (tokens == kGroup && count == G) {
           SI_UNROLL
-          for (int i = 0; i < L; ++i) Simd::store(y + i * ldy + r, v[i]);
+          for (int i = 0; i < kGroup; ++i) Tr::store(y + i * ldy + r, v[i]);
         } else {
-          for (int i = 0; i < tokens; ++i) Simd::store_partial(y + i * ldy + r, v[i], count);
+          for (int i = 0; i < tokens; ++i) Tr::store_partial(y + i * ldy + r, v[i], count);
         }
       }
     }
+  }
+
+  // Interleaving bf16 works in lanes of 128 bits: in longer vectors the sums of 8 tokens are 4 in one vector and 4 in the
+  // next. Where the first of them lies, and how far behind the others follow.
+  template <class S>
+  static constexpr bool kInHalves = S::kMode == TileMode::kPairs && S::Vec::L > 4;
+  template <class S>
+  static constexpr int first_sum(int group) {
+    constexpr int kPair = 2 * S::Vec::L;
+    return kInHalves<S> ? group - group % kPair + group % kPair / 2 : group;
+  }
+  template <class S>
+  static constexpr int second_half() {
+    return kInHalves<S> ? S::Vec::L : G / 2;
   }
 };
 

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from sparseinfer._native import core
 from sparseinfer.ops.kernels import kernel_id
-from sparseinfer.ops.packing import DTYPES, check_tensor
+from sparseinfer.ops.packing import DTYPE_NAMES, DTYPES, check_tensor
 from sparseinfer.ops.plan import parse_plan
 from sparseinfer.ops.schema import library
 
 ACTIVATIONS = {name: number for number, name in enumerate(core.activations)}
+X_DTYPES = {dtype: core.dtypes.index(name) for dtype, name in DTYPE_NAMES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +94,9 @@ def run(
     trusted = getattr(packed, _VERDICT, None)
     if trusted is None or not trusted.fits(packed):
         trusted = _check(packed)
-    if x.dtype != trusted.dtype:
-        raise TypeError(f"x: expected dtype {trusted.dtype}, got {x.dtype}")
+    x_dtype = X_DTYPES.get(x.dtype)
+    if x_dtype is None:
+        raise TypeError(f"x: expected dtype torch.float32, torch.bfloat16 or torch.float16, got {x.dtype}")
     if k != trusted.k:
         raise ValueError(
             f"x: expected {trusted.k} in_features in the last dimension, got shape {tuple(x.shape)}"
@@ -103,7 +105,7 @@ def run(
         raise ValueError(f"n: expected {trusted.n} out_features as packed, got {n}")
     if bias is not None:
         _check_bias(bias, n)
-        bias = bias.contiguous()
+        bias = bias.to(torch.float32).contiguous()
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}")
 
@@ -111,6 +113,7 @@ def run(
     core.spmm(
         kernel_id(bucket.kernel),
         rows.data_ptr(),
+        x_dtype,
         m,
         rows.stride(0),
         packed.data_ptr(),
@@ -126,8 +129,8 @@ def run(
 def _check_bias(bias: Tensor, n: int) -> None:
     if bias.shape != (n,):
         raise ValueError(f"bias: expected shape ({n},), got {tuple(bias.shape)}")
-    if bias.dtype != torch.float32:
-        raise TypeError(f"bias: expected dtype torch.float32, got {bias.dtype}")
+    if bias.dtype not in X_DTYPES:
+        raise TypeError(f"bias: expected dtype torch.float32, torch.bfloat16 or torch.float16, got {bias.dtype}")
     if bias.device.type != "cpu":
         raise ValueError(f"bias: expected a tensor on the CPU, got one on {bias.device}")
 

@@ -18,7 +18,7 @@ class KernelInfo:
     name: str
     op: str
     packing: str
-    dtype: str
+    storage: str
     tile: str
     isa: str
     available: bool
@@ -69,6 +69,6 @@ def default_kernel(packed: Tensor) -> str:
     """Base name of the kernel that reads this packing."""
     info = describe(packed)
     for kernel in kernels():
-        if kernel.packing == info.packing and kernel.dtype == info.dtype:
+        if (kernel.packing, kernel.storage) == (info.packing, info.storage):
             return kernel.base_name
-    raise ValueError(f"packed: expected a packing with a kernel, got {info.packing} of {info.dtype}")
+    raise ValueError(f"packed: expected a packing with a kernel, got {info.packing} of {info.storage}")

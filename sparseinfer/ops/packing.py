@@ -24,10 +24,12 @@ class PackedInfo:
 
     packing: str
     dtype: str
+    storage: str
     n: int
     k: int
     nnz: int
     nbytes: int
+    panel: int
     block_size: tuple[int, int]
 
     @property
@@ -35,11 +37,17 @@ class PackedInfo:
         return 1.0 - self.nnz / (self.n * self.k) if self.n * self.k else 0.0
 
 
-def pack(fmt: CSR | BSR, packing: str, *, max_splits: int = 64) -> Tensor:
-    """Pack a format for the kernels of `packing`: "csr", "rowgroup" or "rowlist" from CSR, "bsr" from BSR.
+def pack(
+    fmt: CSR | BSR, packing: str, *, storage: str | None = None, panel: int = 0, max_splits: int = 64
+) -> Tensor:
+    """Pack a format for the kernels of `packing`: "bsr" from BSR, any other from CSR.
 
-    Returns a uint8 tensor [nbytes]. `max_splits` bounds the row ranges that threads share. ValueError: an
-    unknown packing, a dtype it has no kernels for. TypeError: blocks where it wants none.
+    storage      how the weights are held (see `storages`); default: "f32", which holds every dtype
+    panel        columns whose slice of x stays in the L1 cache; 0: what the packing finds best
+    max_splits   bound on the row ranges that threads share
+
+    Returns a uint8 tensor [nbytes]. ValueError: an unknown packing or storage, a storage that cannot hold the
+    dtype exactly or has no kernels, a panel that is too wide. TypeError: blocks where it wants none.
     """
     if packing not in core.packings:
         raise ValueError(f"packing: expected one of {', '.join(core.packings)}, got {packing!r}")
@@ -59,7 +67,9 @@ def pack(fmt: CSR | BSR, packing: str, *, max_splits: int = 64) -> Tensor:
         fmt.crow_indices.data_ptr(),
         fmt.col_indices.data_ptr(),
         fmt.values.data_ptr(),
+        storage or "f32",
         max_splits,
+        panel,
     )
     with torch.inference_mode(False):  # an inference tensor could not be told apart from a changed one
         return torch.from_numpy(array)

@@ -6,8 +6,8 @@
 
 namespace sparseinfer {
 
-enum class Isa : int { kScalar = 0, kAvx2 = 1, kAvx512 = 2 };  // ascending speed
-constexpr int kNumIsas = 3;
+enum class Isa : int { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kNeon = 4 };  // ascending speed
+constexpr int kNumIsas = 5;
 extern const char* const kIsaNames[kNumIsas];
 
 bool isa_supported(Isa isa);

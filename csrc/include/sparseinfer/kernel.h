@@ -10,19 +10,20 @@ namespace sparseinfer {
 
 // y[m, n] = activation(x[m, k] . W[n, k]^T + bias[n])
 struct SpmmArgs {
-  const void* x;           // [m, k], dtype of the kernel, row stride ldx elements, last dimension contiguous
-  void* y;                 // [m, n], same dtype, row stride ldy elements
+  const void* x;           // [m, k], x_dtype, row stride ldx elements, last dimension contiguous
+  void* y;                 // [m, n], x_dtype, row stride ldy elements
   const float* bias;       // [n], nullable
   const PackingHeader* w;  // validated by check_packing
   int64_t m, ldx, ldy;
+  DType x_dtype;
   Activation activation;
   char* workspace;  // `workspace_bytes`, shared by all threads of one call
 };
 
 struct SpmmKernel {
-  const char* name;     // spmm_{packing}_{dtype}_{tile}__{isa}: symbol, log name, test id and bench row
+  const char* name;     // spmm_{packing}_{storage}_{tile}__{isa}: symbol, log name, test id and bench row
   const char* packing;  // name of the packing it reads
-  const char* dtype;
+  const char* storage;  // name of the storage it reads; "bf16" takes bf16 activations only
   const char* tile;
   const char* isa;
 

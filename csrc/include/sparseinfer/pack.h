@@ -39,6 +39,7 @@ class Blob {
 void check_compressed(const int64_t* crow, const int32_t* col, int64_t rows, int64_t cols, int64_t stored);
 
 struct PackOptions {
+  Storage storage = Storage::kF32;
   int64_t max_splits = 64;
   int64_t panel = 0;  // 0: the packing's own default
 };

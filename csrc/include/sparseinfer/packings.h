@@ -2,9 +2,9 @@
 // sections at the byte offsets it names, each 64-byte aligned. Blobs live in memory only; they are never written
 // to disk, so the layout may change with every version.
 //
-// Vocabulary. A *unit* is what one multiply consumes: 1 column in fp32, 2 columns in bf16; its payload is always
-// 32 bits. A *panel* is a range of `panel` units whose slice of x stays in L1. A *split* is a range of rows of about
-// equal work, the grain of threading. A *cell* is one split x one panel; cells are stored split-major.
+// Vocabulary. A *unit* is one stored column (bsr: one stored block). Its *payload* is its value in the packing's
+// storage, 4 or 2 bytes. A *panel* is a range of `panel` columns whose slice of x stays in L1. A *split* is a range of
+// rows of about equal work, the grain of threading. A *cell* is one split x one panel; cells are stored split-major.
 #pragma once
 
 #include <stdint.h>
@@ -13,32 +13,35 @@
 
 namespace sparseinfer {
 
-enum class PackingKind : uint32_t { kCsr = 0, kRowgroup = 1, kRowlist = 2, kBsr = 3, kSell = 4 };
-constexpr int kNumPackings = 5;
+enum class PackingKind : uint32_t { kCsr = 0, kRowgroup = 1, kRowlist = 2, kBsr = 3, kSell = 4, kBitmap = 5 };
+constexpr int kNumPackings = 6;
 extern const char* const kPackingNames[kNumPackings];
 
-constexpr uint64_t kPackingMagic = 0x5245464e49505331ull;
+constexpr uint64_t kPackingMagic = 0x5245464e49505332ull;
 constexpr int64_t kPackingAlign = 64;
+constexpr int64_t kValuesSlack = 64;  // readable bytes behind the last payload
 
 // Byte positions of the sections, from the start of the blob. What each section holds depends on the kind.
 struct PackingHeader {
   uint64_t magic;
   PackingKind kind;
-  DType dtype;
+  DType dtype;      // of the format that was packed, and that unpacking gives back
+  Storage storage;  // of the payloads
+  uint32_t reserved;
   int64_t bytes;  // whole blob
   int64_t n, k, nnz;
-  int64_t unit;    // columns per unit
-  int64_t panel;   // units per panel
-  int64_t panels;  // ceil(ceil(k / unit) / panel)
+  int64_t panel;   // columns per panel
+  int64_t panels;  // ceil(k / panel)
   int64_t splits;
   int64_t block_rows, block_cols;  // bsr only
-  int64_t units;                   // stored units (csr: nnz; rowgroup: non-empty columns of 4 rows; bsr: blocks)
+  int64_t window, steps;           // sell only: columns of x in registers at a time; steps before they move on
+  int64_t units;                   // entries of `offsets`
   int64_t split_rows;              // int64[splits + 1], first row of each split
   int64_t cells;                   // Cell[splits * panels + 1]
-  int64_t counts;   // rowgroup: PatternCounts[]; rowlist: Run[]; bsr, sell: uint8[]; csr: int64 crow[n + 1]
-  int64_t rows;     // rowlist: uint16[], rows within the split, longest lists first; sell: masks
-  int64_t offsets;  // uint8[] position in the panel; csr: uint32 columns; bsr: uint8 block position
-  int64_t values;   // uint32 payloads in loop order
+  int64_t counts;   // csr: int64 crow[n + 1]; rowgroup: PatternCounts[]; rowlist: Run[]; bsr: uint8[]; sell: uint32[]
+  int64_t rows;     // rowlist: uint16[] row within the split; sell: uint32[] first columns; bitmap: uint64[] masks
+  int64_t offsets;  // rowgroup, rowlist: uint16[] column in the panel; sell, bsr: uint8[]; csr: uint32[] columns
+  int64_t values;   // payloads in loop order
 };
 
 // Where a cell's streams start, in elements of each section.
@@ -49,8 +52,9 @@ struct Cell {
   int64_t rows;
 };
 
+// rowgroup: units, or pairs of them in pair storage, whose stored rows are the set bits of the position.
 struct PatternCounts {
-  uint8_t of[16];  // units whose stored rows are the set bits of the position
+  uint16_t of[16];
 };
 
 // rowlist: `rows` consecutive rows that store `length` units each in this cell.
@@ -61,12 +65,24 @@ struct Run {
 
 constexpr int64_t kGroupRows = 4;       // rows per group of rowgroup
 constexpr int64_t kPatterns = 16;       // which of the 4 rows are stored; pattern 0 is never stored
-constexpr int64_t kMaxPanel = 256;      // positions in a panel are one byte
+constexpr int64_t kMaxPanel = 2048;     // columns; offsets are 16 bits, and x tiles of a panel should stay in L2
 constexpr int64_t kMaxSplitRows = 512;  // accumulators of a split, 512 x 64 tokens, stay in L2
 
-// sell: a slice of 16 rows steps through a chunk of 64 units together. Its cells hold whole rows: one panel.
+// Pair storage multiplies two units at a time. Where a list has an odd number, the pair is filled up with a payload of
+// zero at the position after the panel's last column; the x tiles hold a zero there, so that NaN and Inf of x never
+// meet the filling.
+static inline int64_t panel_positions(const PackingHeader* h) { return h->panel + (h->storage == Storage::kBF16); }
+
+// sell: a slice of 16 rows steps through windows of x together. The last position of a window is always zero: it is
+// what the filling of short rows points to.
 constexpr int64_t kSliceRows = 16;
-constexpr int64_t kChunkUnits = 64;
+constexpr int64_t kMaxWindow = 64;
+static inline bool window_is_valid(int64_t window) { return window == 32 || window == 64; }
+static inline bool steps_is_valid(int64_t steps) { return steps == 2 || steps == 4 || steps == 8; }
+
+// bitmap: columns per word of mask.
+constexpr int64_t kMaskColumns = 64;
+static inline int64_t mask_words(int64_t k) { return (k + kMaskColumns - 1) / kMaskColumns; }
 
 // bsr: rows multiplied together; a strip never crosses a block.
 static inline int64_t strip_rows(int64_t block_rows) { return block_rows % 4 == 0 ? 4 : block_rows % 2 == 0 ? 2 : 1; }

@@ -1,0 +1,105 @@
+// The frame of every few-token kernel. x is copied once per call into rows that the kernel can read past their end:
+// widened to fp32, or as it is where the kernel multiplies bf16. Kernels walk the weights of a split once for up to
+// kMaxTokens tokens at a time and hand over finished vectors of y.
+#pragma once
+
+#include <string.h>
+
+#include "cpu/activation-inl.h"
+#include "cpu/types-inl.h"
+#include "sparseinfer/kernel.h"
+
+namespace sparseinfer {
+namespace {
+
+using Row = Level::Row;
+constexpr int R = Row::L;
+
+template <int N>
+struct Int {
+  static constexpr int value = N;
+};
+
+// Body: `Element` of the prepared x (float or uint16_t), `kMaxTokens`, and
+// `tokens<T>(args, split, x, stride, token)`, which computes T tokens of one split.
+template <class Body>
+struct Rows {
+  using Element = typename Body::Element;
+
+  // Zeros behind a row, as many as a kernel may look ahead.
+  static int64_t stride(const SpmmArgs& a) { return (a.w->k + kMaxWindow + 15) / 16 * 16; }
+  static int64_t workspace_bytes(const SpmmArgs& a) { return a.m * stride(a) * static_cast<int64_t>(sizeof(Element)); }
+  static int64_t scratch_bytes(const SpmmArgs&) { return Body::kScratchBytes; }
+  static int64_t prepare_items(const SpmmArgs& a) { return a.m; }
+
+  static void prepare(const SpmmArgs& a, int64_t begin, int64_t end) {
+    const int64_t k = a.w->k;
+    for (int64_t token = begin; token < end; ++token) {
+      Element* out = reinterpret_cast<Element*>(a.workspace) + token * stride(a);
+      if constexpr (sizeof(Element) == 2) {
+        memcpy(out, static_cast<const Element*>(a.x) + token * a.ldx, static_cast<size_t>(k) * 2);
+      } else {
+        with_type(a.x_dtype, [&](auto type) {
+          const auto* x = static_cast<const decltype(type)*>(a.x) + token * a.ldx;
+          int64_t i = 0;
+          for (; i + R <= k; i += R) Row::store(out + i, Row::load(x + i));
+          for (; i < k; ++i) out[i] = widen(x[i]);
+        });
+      }
+      memset(out + k, 0, static_cast<size_t>(stride(a) - k) * sizeof(Element));
+    }
+  }
+
+  static void run(const SpmmArgs& a, int64_t begin, int64_t end, char* scratch) {
+    const Element* x = reinterpret_cast<const Element*>(a.workspace);
+    for (int64_t split = begin; split < end; ++split) {
+      for (int64_t token = 0; token < a.m;) {
+        const int64_t left = a.m - token;
+        const Element* from = x + token * stride(a);
+        auto walk = [&](auto tokens) {
+          Body::template tokens<decltype(tokens)::value>(a, split, from, stride(a), token, scratch);
+          token += decltype(tokens)::value;
+        };
+        if (left >= Body::kMaxTokens) {
+          walk(Int<Body::kMaxTokens>{});
+          continue;
+        }
+        if constexpr (Body::kMaxTokens > 4) {
+          if (left >= 4) {
+            walk(Int<4>{});
+            continue;
+          }
+        }
+        if constexpr (Body::kMaxTokens > 1) {
+          if (left == 3) {
+            walk(Int<3>{});
+          } else if (left == 2) {
+            walk(Int<2>{});
+          } else {
+            walk(Int<1>{});
+          }
+        }
+      }
+    }
+  }
+};
+
+// y[token, row : row + count] = activation(sum + bias), count <= R.
+SI_INLINE void finish(const SpmmArgs& a, Row::V sum, int64_t token, int64_t row, int count) {
+  if (a.bias) sum = Row::add(sum, Row::load_partial(a.bias + row, count));
+  sum = activate<Row>(sum, a.activation);
+  with_type(a.x_dtype, [&](auto type) {
+    Row::store_partial(static_cast<decltype(type)*>(a.y) + token * a.ldy + row, sum, count);
+  });
+}
+
+// The same for sums[rows] in memory.
+static inline void finish_rows(const SpmmArgs& a, const float* sums, int64_t token, int64_t row, int64_t rows) {
+  for (int64_t r = 0; r < rows; r += R) {
+    const int count = rows - r < R ? static_cast<int>(rows - r) : R;
+    finish(a, Row::load_partial(sums + r, count), token, row + r, count);
+  }
+}
+
+}  // namespace
+}  // namespace sparseinfer

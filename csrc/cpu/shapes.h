@@ -1,0 +1,35 @@
+// The shape of a tile of tokens: how many vectors of which length, and how x lies in it.
+#pragma once
+
+#include <stdint.h>
+
+namespace sparseinfer {
+namespace {
+
+enum class TileMode {
+  kFloat,   // [columns][tokens] fp32
+  kPairs,   // [columns][tokens] bf16; two columns are interleaved in registers
+  kDwords,  // [columns / 2][tokens][2] bf16, for weights that come in pairs of neighbouring columns
+};
+
+template <TileMode>
+struct TileElement {
+  using type = float;
+};
+template <>
+struct TileElement<TileMode::kPairs> {
+  using type = uint16_t;
+};
+
+template <class Vec_, int kT, TileMode kMode_>
+struct Shape {
+  using Vec = Vec_;
+  using Element = typename TileElement<kMode_>::type;
+  static constexpr TileMode kMode = kMode_;
+  static constexpr int kLoads = kT;                                   // vectors of x per column
+  static constexpr int kSums = kMode == TileMode::kPairs ? 2 * kT : kT;  // vectors of sums per row
+  static constexpr int kTokens = kSums * Vec::L;
+};
+
+}  // namespace
+}  // namespace sparseinfer
