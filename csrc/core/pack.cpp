@@ -9,6 +9,10 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "pack_streams.h"
 #include "sparseinfer/halves.h"
 #include "sparseinfer/parallel.h"
@@ -210,9 +214,17 @@ void check_view(PackingKind kind, const SparseView& w, Storage storage) {
 }  // namespace
 
 Blob::Blob(int64_t bytes) : data_(nullptr), size_(bytes) {
-  data_ =
-      static_cast<char*>(std::aligned_alloc(kPackingAlign, static_cast<size_t>(align(std::max<int64_t>(1, bytes)))));
+  // Weights are read from end to end at every call: huge pages, where the system grants them on request, spare a walk
+  // through the page tables for every 4 KB.
+  constexpr int64_t kHugePage = int64_t{2} << 20;
+  const bool huge = bytes >= 2 * kHugePage;
+  const auto alignment = static_cast<size_t>(huge ? kHugePage : kPackingAlign);
+  const size_t rounded = (static_cast<size_t>(std::max<int64_t>(1, bytes)) + alignment - 1) / alignment * alignment;
+  data_ = static_cast<char*>(std::aligned_alloc(alignment, rounded));
   if (data_ == nullptr) throw std::bad_alloc();
+#if defined(__linux__)
+  if (huge) madvise(data_, rounded, MADV_HUGEPAGE);
+#endif
   std::memset(data_, 0, static_cast<size_t>(bytes));
 }
 Blob::~Blob() { std::free(data_); }

@@ -7,7 +7,7 @@ namespace sparseinfer {
 template <class Payload>
 void pack_rowgroup_split(const PackingHeader& h, const SparseView& w, int64_t begin, int64_t end, SplitStreams& out) {
   const int64_t rows = end - begin, groups = (rows + kGroupRows - 1) / kGroupRows;
-  const int64_t per_step = columns_per_step(h.storage);
+  const int64_t pair = columns_per_step(h.storage);
   const auto* values = static_cast<const Payload*>(w.values);
   std::vector<int64_t> at(w.crow + begin, w.crow + end);
   std::vector<uint8_t> pattern(static_cast<size_t>(h.panel));
@@ -36,34 +36,37 @@ void pack_rowgroup_split(const PackingHeader& h, const SparseView& w, int64_t be
       int64_t unit_at[kPatterns], value_at[kPatterns], units = 0, payloads = 0;
       counts->of[0] = 0;
       for (int p = 1; p < kPatterns; ++p) {
+        const int pattern_rows = __builtin_popcount(static_cast<unsigned>(p));
+        const int64_t per_step = rowgroup_step(h.storage, pattern_rows);
         unit_at[p] = units;
         value_at[p] = payloads;
         const int64_t steps = (found[p] + per_step - 1) / per_step;
         counts->of[p] = static_cast<uint16_t>(steps);
         units += steps * per_step;
-        payloads += steps * per_step * __builtin_popcount(static_cast<unsigned>(p));
+        payloads += steps * per_step * pattern_rows;
       }
       uint16_t* offsets = SplitStreams::extend<uint16_t>(out.offsets, units);
       Payload* stored = SplitStreams::extend<Payload>(out.values, payloads);
-      // A step of two units stores row by row both of their payloads.
+      // A pair of units stores row by row both of their payloads.
       int64_t seen[kPatterns] = {};
-      auto place = [&](int p, uint16_t position, const Payload* from) {
-        const int64_t unit = seen[p]++, step = unit / per_step, half = unit % per_step;
-        offsets[unit_at[p] + unit] = position;
-        const int64_t step_payloads = per_step * __builtin_popcount(static_cast<unsigned>(p));
-        Payload* to = stored + value_at[p] + step * step_payloads + half;
+      auto place = [&](int p, int64_t position, const Payload* from) {
+        const int64_t unit = seen[p]++;
+        offsets[unit_at[p] + unit] = static_cast<uint16_t>(position);
+        const int64_t pair_payloads = pair * __builtin_popcount(static_cast<unsigned>(p));
+        Payload* to = stored + value_at[p] + unit / pair * pair_payloads + unit % pair;
         for (int r = 0; r < kGroupRows; ++r) {
           if (!(p >> r & 1)) continue;
           *to = from == nullptr ? Payload{0} : from[r];
-          to += per_step;
+          to += pair;
         }
       };
       for (int64_t c = 0; c < last - first; ++c) {
         const int p = pattern[static_cast<size_t>(c)];
-        if (p != 0) place(p, static_cast<uint16_t>(c), payload.data() + c * kGroupRows);
+        if (p != 0) place(p, c, payload.data() + c * kGroupRows);
       }
       for (int p = 1; p < kPatterns; ++p) {
-        if (seen[p] % per_step != 0) place(p, static_cast<uint16_t>(h.panel), nullptr);
+        const int64_t per_step = rowgroup_step(h.storage, __builtin_popcount(static_cast<unsigned>(p)));
+        while (seen[p] % per_step != 0) place(p, h.panel, nullptr);
       }
     }
   }

@@ -7,7 +7,7 @@ namespace sparseinfer {
 template <class Payload>
 void pack_rowlist_split(const PackingHeader& h, const SparseView& w, int64_t begin, int64_t end, SplitStreams& out) {
   const size_t count = static_cast<size_t>(end - begin);
-  const int64_t per_step = columns_per_step(h.storage);
+  const int64_t per_step = rowlist_step(h.storage);
   const auto* values = static_cast<const Payload*>(w.values);
   std::vector<int64_t> at(w.crow + begin, w.crow + end), stop(at);
   std::vector<uint16_t> order, by_length(count);

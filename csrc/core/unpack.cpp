@@ -19,13 +19,14 @@ void visit_rowgroup(const PackingHeader* h, int64_t row, int64_t rows, int64_t p
   const auto* counts = section<PatternCounts>(h, h->counts) + cell.counts;
   const uint16_t* offsets = section<uint16_t>(h, h->offsets) + cell.offsets;
   const Payload* values = section<Payload>(h, h->values) + cell.values;
-  const int64_t per_step = columns_per_step(h->storage);
+  const int64_t pair = columns_per_step(h->storage);
   for (int64_t g = 0; g < rows; g += kGroupRows, ++counts) {
     for (int p = 1; p < kPatterns; ++p) {
-      for (int i = 0; i < counts->of[p]; ++i, offsets += per_step) {
+      const int64_t units = counts->of[p] * rowgroup_step(h->storage, __builtin_popcount(static_cast<unsigned>(p)));
+      for (int64_t i = 0; i < units; i += pair, offsets += pair) {
         for (int r = 0; r < kGroupRows; ++r) {
           if (!(p >> r & 1)) continue;
-          for (int64_t u = 0; u < per_step; ++u, ++values) {
+          for (int64_t u = 0; u < pair; ++u, ++values) {
             if (offsets[u] != h->panel) sink.unit(row + g + r, panel * h->panel + offsets[u], values);
           }
         }

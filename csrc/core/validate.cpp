@@ -71,7 +71,7 @@ class CellReader {
   Cell at_, end_;
 };
 
-// Bytes [start, start + count) of offsets are below `limit`, or equal to `filling`; returns how many are.
+// Offsets [start, start + count) are below `limit`, or equal to `filling`; returns how many are the latter.
 template <class T>
 int64_t check_offsets(const PackingHeader* h, int64_t start, int64_t count, int64_t limit, int64_t filling = -1) {
   const T* offsets = section<T>(h, h->offsets) + start;
@@ -84,21 +84,17 @@ int64_t check_offsets(const PackingHeader* h, int64_t start, int64_t count, int6
   return filled;
 }
 
-// The position of zeros that a pair with one unit is filled up with; none in other storages.
-int64_t pair_filling(const PackingHeader* h) { return columns_per_step(h->storage) == 2 ? h->panel : -1; }
-
 // Each returns the number of values that the cell stores, fillings left out.
 int64_t check_rowgroup_cell(const PackingHeader* h, int64_t rows, int64_t width, CellReader& cell) {
-  const int64_t per_step = columns_per_step(h->storage);
   int64_t stored = 0;
   for (int64_t group = 0; group < (rows + kGroupRows - 1) / kGroupRows; ++group) {
     const PatternCounts& counts = section<PatternCounts>(h, h->counts)[cell.take_counts(1)];
     const int64_t rows_left = rows - group * kGroupRows;
     for (int p = 1; p < kPatterns; ++p) {
       require(rows_left >= kGroupRows || p >> rows_left == 0 || counts.of[p] == 0, "counts");
-      const int64_t units = counts.of[p] * per_step, pattern_rows = __builtin_popcount(static_cast<unsigned>(p));
-      const int64_t filled =
-          check_offsets<uint16_t>(h, cell.take_offsets(units), units, width, pair_filling(h));
+      const int pattern_rows = __builtin_popcount(static_cast<unsigned>(p));
+      const int64_t units = counts.of[p] * rowgroup_step(h->storage, pattern_rows);
+      const int64_t filled = check_offsets<uint16_t>(h, cell.take_offsets(units), units, width, h->panel);
       cell.take_values(units * pattern_rows);
       stored += (units - filled) * pattern_rows;
     }
@@ -110,11 +106,11 @@ int64_t check_rowlist_cell(const PackingHeader* h, int64_t rows, int64_t width, 
   int64_t stored = 0;
   while (cell.has_counts()) {
     const Run& run = section<Run>(h, h->counts)[cell.take_counts(1)];
-    require(run.length % columns_per_step(h->storage) == 0, "counts");
+    require(run.length % rowlist_step(h->storage) == 0, "counts");
     const int64_t first = cell.take_rows(run.rows);
     for (int64_t i = 0; i < run.rows; ++i) require(section<uint16_t>(h, h->rows)[first + i] < rows, "rows");
     const int64_t units = int64_t{run.length} * run.rows;
-    stored += units - check_offsets<uint16_t>(h, cell.take_offsets(units), units, width, pair_filling(h));
+    stored += units - check_offsets<uint16_t>(h, cell.take_offsets(units), units, width, h->panel);
     cell.take_values(units);
   }
   return stored;

@@ -16,10 +16,11 @@ struct BitmapWidened {
   using Element = float;
   using Payload = T;
   static constexpr int kColumns = R;
+  static Row::Mask mask(const uint64_t* word, int part) { return Row::mask(word, part); }
   struct Weights {
     Row::V values;
-    uint64_t mask;
-    Weights(const T* payloads, uint64_t stored) : values(Row::expand(Row::load(payloads), stored)), mask(stored) {}
+    Row::Mask mask;
+    Weights(const T* payloads, Row::Mask stored) : values(Row::expand(Row::load(payloads), stored)), mask(stored) {}
     SI_INLINE Row::V multiply(const float* x, Row::V sum) const { return Row::fma_masked(mask, values, x, sum); }
   };
 };
@@ -28,10 +29,12 @@ struct BitmapPairs {
   using Element = uint16_t;
   using Payload = uint16_t;
   static constexpr int kColumns = 2 * R;
+  static Row::PairMask mask(const uint64_t* word, int part) { return Row::pair_mask(word, part); }
   struct Weights {
     Row::P values;
-    uint64_t mask;
-    Weights(const uint16_t* payloads, uint64_t stored) : values(Row::expand_pairs(payloads, stored)), mask(stored) {}
+    Row::PairMask mask;
+    Weights(const uint16_t* payloads, Row::PairMask stored)
+        : values(Row::expand_pairs(payloads, stored)), mask(stored) {}
     SI_INLINE Row::V multiply(const uint16_t* x, Row::V sum) const {
       return Row::dot(sum, Row::load_pairs_masked(x, mask), values);
     }
@@ -70,9 +73,8 @@ struct Bitmap {
         SI_UNROLL
         for (int part = 0; part < kParts; ++part) {
           constexpr uint64_t kOnes = (uint64_t{1} << kColumns) - 1;
-          const uint64_t stored = *masks >> (part * kColumns) & kOnes;
-          const typename Kind::Weights weights(values, stored);
-          values += __builtin_popcountll(stored);
+          const typename Kind::Weights weights(values, Kind::mask(masks, part));
+          values += __builtin_popcountll(*masks >> (part * kColumns) & kOnes);
           SI_UNROLL
           for (int t = 0; t < T; ++t) {
             Row::V& to = sum[part % kSets][t];

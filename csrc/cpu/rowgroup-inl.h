@@ -3,9 +3,9 @@
 //
 //     for each step of the pattern:  load x[unit, tokens];  for each row of the pattern:  sum[row] += w * x
 //
-// counts: steps of each pattern per (group, panel); offsets: positions, one or (pair storage) two a step; values: per
-// step and row of the pattern as many payloads. Registers: 4 rows of sums, x, one broadcast weight. Few tokens leave the
-// latency of the multiply open, so consecutive steps use different sets of sums there, added at the end.
+// counts: steps of each pattern per (group, panel); offsets: positions, `rowgroup_step` of them a step; values: per
+// multiply and row of the pattern one payload (pair storage two). Registers: 4 rows of sums, x, four broadcast weights.
+// Few tokens leave the latency of the multiply open, so the multiplies of one step use different sets of sums there.
 #pragma once
 
 #include "cpu/steps-inl.h"
@@ -19,38 +19,72 @@ struct Rowgroup {
   static constexpr int kRows = kGroupRows;
 
   template <class S, int Pattern>
-  static SI_INLINE void step(const typename S::Element* x, const uint16_t* offsets,
-                             const typename Step<S>::Payload* values, typename S::Vec::V (&sum)[4][S::kSums]) {
-    typename Step<S>::X xv[S::kSums];
-    Step<S>::load(x, offsets, xv);
-    int stored = 0;
+  static SI_INLINE void pattern(const typename S::Element* x, int count, const uint16_t*& offsets,
+                                const typename Step<S>::Payload*& values, typename S::Vec::V (&sum)[4][S::kSums]) {
+    using Vec = typename S::Vec;
+    constexpr int kStored = __builtin_popcount(Pattern), kPositions = Step<S>::kPositions;
+    // Multiplies of a step: those of a quad of weights, one load for four broadcasts.
+    constexpr int kMultiplies = kMode == TileMode::kPairs ? 1 : kStored == 1 ? 4 : kStored == 2 ? 2 : 1;
+    constexpr int kSets = S::kSums * kStored >= 4 ? 1 : kMultiplies;
+    typename Vec::V more[kSets][kStored][S::kSums];
     SI_UNROLL
-    for (int r = 0; r < 4; ++r) {
-      if (!(Pattern >> r & 1)) continue;
-      const auto w = Step<S>::weight(values + stored++ * Step<S>::kPositions);
+    for (int i = 0; i < kSets * kStored * S::kSums; ++i) (&more[0][0][0])[i] = Vec::zero();
+
+    for (; count > 0; --count, offsets += kMultiplies * kPositions, values += kMultiplies * kStored * kPositions) {
+      const typename Vec::Quad quad = Vec::load_quad(reinterpret_cast<const float*>(values));
+      __builtin_prefetch(reinterpret_cast<const char*>(values) + kPrefetchBytes);
+      multiply<S, Pattern, 0, kMultiplies, kSets>(x, offsets, quad, sum, more);
+    }
+    SI_UNROLL
+    for (int s = 1; s < kSets; ++s) {
+      int stored = 0;
       SI_UNROLL
-      for (int t = 0; t < S::kSums; ++t) sum[r][t] = Step<S>::multiply(w, xv[t], sum[r][t]);
+      for (int r = 0; r < 4; ++r) {
+        if (!(Pattern >> r & 1)) continue;
+        SI_UNROLL
+        for (int t = 0; t < S::kSums; ++t) sum[r][t] = Vec::add(sum[r][t], more[s][stored][t]);
+        ++stored;
+      }
     }
   }
 
-  template <class S, int Pattern, int Sets>
-  static SI_INLINE void pattern(const typename S::Element* x, int count, const uint16_t*& offsets,
-                                const typename Step<S>::Payload*& values, typename S::Vec::V (&sum)[Sets][4][S::kSums]) {
-    constexpr int kOffsets = Step<S>::kPositions;
-    constexpr int kValues = __builtin_popcount(Pattern) * kOffsets;
-    for (; count >= Sets; count -= Sets, offsets += Sets * kOffsets, values += Sets * kValues) {
-      SI_UNROLL
-      for (int s = 0; s < Sets; ++s) step<S, Pattern>(x, offsets + s * kOffsets, values + s * kValues, sum[s]);
+  // Multiply `kIndex` of a step and those after it.
+  template <class S, int Pattern, int kIndex, int kMultiplies, int kSets, int kStored>
+  static SI_INLINE void multiply(const typename S::Element* x, const uint16_t* offsets, typename S::Vec::Quad quad,
+                                 typename S::Vec::V (&sum)[4][S::kSums],
+                                 typename S::Vec::V (&more)[kSets][kStored][S::kSums]) {
+    typename Step<S>::X xv[S::kSums];
+    Step<S>::load(x, offsets, xv);
+    rows<S, Pattern, 0, kIndex * kStored>(quad, xv, [&](int r, int stored, int t) -> typename S::Vec::V& {
+      return kIndex % kSets == 0 ? sum[r][t] : more[kIndex % kSets][stored][t];
+    });
+    if constexpr (kIndex + 1 < kMultiplies) {
+      multiply<S, Pattern, kIndex + 1, kMultiplies, kSets>(x, offsets + Step<S>::kPositions, quad, sum, more);
     }
-    if (Sets == 1) return;
-    for (; count > 0; --count, offsets += kOffsets, values += kValues) step<S, Pattern>(x, offsets, values, sum[0]);
+  }
+
+  // Row `kRow` of the pattern and those after it, with weights from lane `kLane` on.
+  template <class S, int Pattern, int kRow, int kLane, class Sum>
+  static SI_INLINE void rows(typename S::Vec::Quad quad, const typename Step<S>::X (&xv)[S::kSums], Sum sum) {
+    if constexpr (kRow < 4) {
+      constexpr bool kHas = Pattern >> kRow & 1;
+      if constexpr (kHas) {
+        constexpr int kBefore = __builtin_popcount(Pattern & ((1 << kRow) - 1));
+        const auto w = Step<S>::template lane<kLane>(quad);
+        SI_UNROLL
+        for (int t = 0; t < S::kSums; ++t) {
+          typename S::Vec::V& to = sum(kRow, kBefore, t);
+          to = Step<S>::multiply(w, xv[t], to);
+        }
+      }
+      rows<S, Pattern, kRow + 1, kLane + kHas>(quad, xv, sum);
+    }
   }
 
   // sums [rows of the split][tokens]
   template <class S>
   static void cell(const PackingHeader* w, int64_t split, int64_t panel, const typename S::Element* x, float* sums) {
     using Vec = typename S::Vec;
-    constexpr int Sets = S::kSums >= 4 ? 1 : 2;
     const int64_t* split_rows = section<int64_t>(w, w->split_rows);
     const int64_t groups = (split_rows[split + 1] - split_rows[split] + kGroupRows - 1) / kGroupRows;
     const Cell& cell = section<Cell>(w, w->cells)[split * w->panels + panel];
@@ -59,18 +93,14 @@ struct Rowgroup {
     const auto* values = section<typename Step<S>::Payload>(w, w->values) + cell.values;
 
     for (int64_t g = 0; g < groups; ++g, ++counts, sums += 4 * S::kTokens) {
-      typename Vec::V sum[Sets][4][S::kSums];
+      typename Vec::V sum[4][S::kSums];
       SI_UNROLL
       for (int r = 0; r < 4; ++r) {
         SI_UNROLL
-        for (int t = 0; t < S::kSums; ++t) {
-          sum[0][r][t] = Vec::load(sums + r * S::kTokens + t * Vec::L);
-          SI_UNROLL
-          for (int s = 1; s < Sets; ++s) sum[s][r][t] = Vec::zero();
-        }
+        for (int t = 0; t < S::kSums; ++t) sum[r][t] = Vec::load(sums + r * S::kTokens + t * Vec::L);
       }
       // clang-format off
-#define SI_PATTERN(p) pattern<S, p, Sets>(x, counts->of[p], offsets, values, sum)
+#define SI_PATTERN(p) pattern<S, p>(x, counts->of[p], offsets, values, sum)
       SI_PATTERN(1); SI_PATTERN(2); SI_PATTERN(3); SI_PATTERN(4); SI_PATTERN(5);
       SI_PATTERN(6); SI_PATTERN(7); SI_PATTERN(8); SI_PATTERN(9); SI_PATTERN(10);
       SI_PATTERN(11); SI_PATTERN(12); SI_PATTERN(13); SI_PATTERN(14); SI_PATTERN(15);
@@ -79,12 +109,7 @@ struct Rowgroup {
       SI_UNROLL
       for (int r = 0; r < 4; ++r) {
         SI_UNROLL
-        for (int t = 0; t < S::kSums; ++t) {
-          typename Vec::V total = sum[0][r][t];
-          SI_UNROLL
-          for (int s = 1; s < Sets; ++s) total = Vec::add(total, sum[s][r][t]);
-          Vec::store(sums + r * S::kTokens + t * Vec::L, total);
-        }
+        for (int t = 0; t < S::kSums; ++t) Vec::store(sums + r * S::kTokens + t * Vec::L, sum[r][t]);
       }
     }
   }

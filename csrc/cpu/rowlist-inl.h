@@ -32,6 +32,7 @@ struct Rowlist {
                              const typename Step<S>::Payload* values, typename S::Vec::V (&sum)[Sets][S::kSums]) {
     constexpr int kOffsets = Step<S>::kPositions;
     const typename S::Vec::Quad w = S::Vec::load_quad(reinterpret_cast<const float*>(values));
+    __builtin_prefetch(reinterpret_cast<const char*>(values) + kPrefetchBytes);
     step<S>(x, offsets, Step<S>::template lane<0>(w), sum[0]);
     step<S>(x, offsets + kOffsets, Step<S>::template lane<1>(w), sum[1 % Sets]);
     step<S>(x, offsets + 2 * kOffsets, Step<S>::template lane<2>(w), sum[2 % Sets]);

@@ -10,6 +10,10 @@ namespace {
 struct Level {
   // F32x8 and what only few-token kernels need.
   struct Row : F32x8 {
+    using Mask = uint64_t;
+    using PairMask = uint64_t;
+    static Mask mask(const uint64_t* word, int part) { return *word >> (8 * part) & 0xff; }
+    static PairMask pair_mask(const uint64_t* word, int part) { return *word >> (16 * part) & 0xffff; }
     static V fma_masked(uint64_t mask, V a, const float* b, V c) {
       return F32x8::fma(a, _mm256_maskload_ps(b, lanes(mask)), c);
     }

@@ -84,17 +84,30 @@ struct F32x16 {
 #endif
   }
 
-  // bitmap: values of 16 columns, of which those in the mask are stored, one after another.
-  static V expand(V stored, uint64_t mask) { return _mm512_maskz_expand_ps(static_cast<__mmask16>(mask), stored); }
-  static V fma_masked(uint64_t mask, V a, const float* b, V c) {
-    return _mm512_mask3_fmadd_ps(a, load(b), c, static_cast<__mmask16>(mask));
+  // bitmap: values of 16 columns, of which those in the mask are stored, one after another. Expanding from memory takes
+  // twice as long as loading first, so the compiler is kept from joining the two.
+  using Mask = __mmask16;
+  static Mask mask(const uint64_t* word, int part) {
+    return _load_mask16(reinterpret_cast<Mask*>(const_cast<uint64_t*>(word)) + part);
   }
-  // 32 columns of bf16, and the x values that meet them.
-  static P expand_pairs(const uint16_t* stored, uint64_t mask) {
+  static V expand(V stored, Mask mask) {
+    __asm__("" : "+v"(stored));
+    return _mm512_maskz_expand_ps(mask, stored);
+  }
+  static V fma_masked(Mask mask, V a, const float* b, V c) { return _mm512_mask3_fmadd_ps(a, load(b), c, mask); }
+
+  // The same for 32 columns of bf16, and the x values that meet them.
+  using PairMask = __mmask32;
+  static PairMask pair_mask(const uint64_t* word, int part) {
+    return _load_mask32(reinterpret_cast<PairMask*>(const_cast<uint64_t*>(word)) + part);
+  }
+  static P expand_pairs(const uint16_t* stored, PairMask mask) {
 #if defined(__AVX512VBMI2__)
-    return _mm512_maskz_expand_epi16(static_cast<__mmask32>(mask), load_pairs(stored));
+    P values = load_pairs(stored);
+    __asm__("" : "+v"(values));
+    return _mm512_maskz_expand_epi16(mask, values);
 #else
-    const int low_count = __builtin_popcount(static_cast<uint32_t>(mask) & 0xffff);
+    const int low_count = __builtin_popcount(mask & 0xffff);
     const __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(stored)));
     const __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(stored + low_count)));
     const __m256i first = _mm512_cvtepi32_epi16(_mm512_maskz_expand_epi32(static_cast<__mmask16>(mask), low));
@@ -102,9 +115,7 @@ struct F32x16 {
     return _mm512_inserti64x4(_mm512_castsi256_si512(first), last, 1);
 #endif
   }
-  static P load_pairs_masked(const uint16_t* p, uint64_t mask) {
-    return _mm512_maskz_loadu_epi16(static_cast<__mmask32>(mask), p);
-  }
+  static P load_pairs_masked(const uint16_t* p, PairMask mask) { return _mm512_maskz_loadu_epi16(mask, p); }
 
  private:
   static __mmask16 first(int count) { return static_cast<__mmask16>((1u << count) - 1); }
@@ -146,7 +157,7 @@ struct Level {
       if (tokens <= 32) return f(Shape<F32x16, 1, kMode>{});
       return f(Shape<F32x16, 2, kMode>{});
     } else {
-      if (tokens <= 16) return f(Shape<F32x8, 2, kMode>{});
+      if (tokens <= 16) return f(Shape<F32x16, 1, kMode>{});
       if (tokens <= 32) return f(Shape<F32x16, 2, kMode>{});
       if (tokens <= 48) return f(Shape<F32x16, 3, kMode>{});
       return f(Shape<F32x16, 4, kMode>{});

@@ -76,6 +76,10 @@ struct F32x1 {
   }
 
   // bitmap: values of one column (two of bf16), of which those in the mask are stored, one after another.
+  using Mask = uint64_t;
+  using PairMask = uint64_t;
+  static Mask mask(const uint64_t* word, int part) { return *word >> (1 * part) & 0x1; }
+  static PairMask pair_mask(const uint64_t* word, int part) { return *word >> (2 * part) & 0x3; }
   static V expand(V stored, uint64_t mask) { return mask & 1 ? stored : 0.0f; }
   static V fma_masked(uint64_t mask, V a, const float* b, V c) { return mask & 1 ? a * *b + c : c; }
   static P expand_pairs(const uint16_t* stored, uint64_t mask) {

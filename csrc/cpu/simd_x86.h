@@ -248,8 +248,11 @@ struct F32x8 {
   static V pow2(__m256i e) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(e, _mm256_set1_epi32(127)), 23));
   }
-  // To nearest, ties to even; NaN becomes a quiet NaN.
+  // To nearest, ties to even; NaN becomes a quiet NaN. The instruction also flushes subnormals.
   static __m128i narrow_bf16(V v) {
+#if defined(__AVX512BF16__)
+    return reinterpret_cast<__m128i>(_mm256_cvtneps_pbh(v));
+#else
     const __m256i bits = _mm256_castps_si256(v);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
@@ -257,6 +260,7 @@ struct F32x8 {
     rounded = _mm256_blendv_epi8(rounded, _mm256_or_si256(bits, _mm256_set1_epi32(0x400000)), nan);
     rounded = _mm256_srli_epi32(rounded, 16);
     return _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
+#endif
   }
 };
 

@@ -8,6 +8,8 @@
 namespace sparseinfer {
 namespace {
 
+constexpr int kPrefetchBytes = 2048;
+
 template <class S, TileMode = S::kMode>
 struct Step;
 

@@ -18,6 +18,9 @@ namespace {
 // Rows of sums per chunk: 512 x 64 tokens x 4 bytes = 128 KB, an eighth of L2 on current server cores.
 constexpr int64_t kChunkRows = kMaxSplitRows;
 
+// Rows whose sums the epilogue turns at a time: 64 x 64 tokens x 4 bytes are half of L1.
+constexpr int64_t kBlockRows = 128;
+
 // Transposes move groups of G tokens at a time.
 using Tr = Level::Transposer;
 constexpr int G = Tr::L;
@@ -29,8 +32,8 @@ struct Tiled {
   static constexpr int64_t kElement = kMode == TileMode::kPairs ? 2 : 4;
   static constexpr int64_t kColumnsPerPosition = kMode == TileMode::kDwords ? 2 : 1;
 
-  // Positions of a panel: its columns, and in pair storage one of zeros (packings.h).
-  static int64_t positions(const PackingHeader* w) { return w->panel / kColumnsPerPosition + (kMode == TileMode::kPairs); }
+  // Positions of a panel: its columns, and one of zeros (packings.h).
+  static int64_t positions(const PackingHeader* w) { return w->panel / kColumnsPerPosition + 1; }
   static int64_t tiles(const SpmmArgs& a) { return (a.m + kTileTokens - 1) / kTileTokens; }
   static int64_t tile_bytes(const SpmmArgs& a) { return a.w->panels * positions(a.w) * kTileTokens * kElement; }
   static int64_t workspace_bytes(const SpmmArgs& a) { return tiles(a) * tile_bytes(a); }
@@ -77,6 +80,7 @@ struct Tiled {
     constexpr int kGroup = S::kTokens < G ? S::kTokens : G;
     const int64_t first = panel * a.w->panel, left = a.w->k - first;
     const int64_t columns = (left < a.w->panel ? left : a.w->panel) / kColumnsPerPosition;
+    memset(out + (positions(a.w) - 1) * S::kTokens, 0, S::kTokens * 4);
     for (int group = 0; group < S::kTokens; group += kGroup) {
       const T* rows[G];
       token_rows(a, tile * kTileTokens + group, first, rows);
@@ -145,27 +149,31 @@ struct Tiled {
     const int64_t ldy = a.ldy, m = a.m;  // locals: stores to y could alias the arguments
     const float* bias = a.bias ? a.bias + row : nullptr;
     const Activation activation = a.activation;
-    // Tokens outside, rows inside: few rows of y are written along at a time.
-    for (int group = 0; group < S::kTokens && token + group < m; group += kGroup) {
-      const int64_t left = m - token - group;
-      const int tokens = left < kGroup ? static_cast<int>(left) : kGroup;
-      T* y = static_cast<T*>(a.y) + (token + group) * ldy + row;
-      const float* from = sums + first_sum<S>(group);
-      for (int64_t r = 0; r < rows; r += G, from += G * S::kTokens) {
-        const int count = rows - r < G ? static_cast<int>(rows - r) : G;
-        const Tr::V b = bias ? Tr::load_partial(bias + r, count) : Tr::zero();
-        Tr::V v[kGroup];
-        Tr::template to_rows<kGroup, second_half<S>()>(from, S::kTokens, v);  // scratch has G rows to spare
-        SI_UNROLL
-        for (int i = 0; i < kGroup; ++i) v[i] = Tr::add(v[i], b);
-        if (activation != Activation::kNone) {
-          for (int i = 0; i < kGroup; ++i) v[i] = activate<Tr>(v[i], activation);
-        }
-        if (tokens == kGroup && count == G) {
+    // Blocks of rows that stay in L1 for all their tokens; inside one, G tokens at a time are written along, because
+    // the rows of y often lie at multiples of 4 KB, which share one set of the cache.
+    for (int64_t block = 0; block < rows; block += kBlockRows) {
+      const int64_t block_end = rows - block < kBlockRows ? rows : block + kBlockRows;
+      for (int group = 0; group < S::kTokens && token + group < m; group += kGroup) {
+        const int64_t left = m - token - group;
+        const int tokens = left < kGroup ? static_cast<int>(left) : kGroup;
+        T* y = static_cast<T*>(a.y) + (token + group) * ldy + row;
+        const float* from = sums + first_sum<S>(group) + block * S::kTokens;
+        for (int64_t r = block; r < block_end; r += G, from += G * S::kTokens) {
+          const int count = rows - r < G ? static_cast<int>(rows - r) : G;
+          const Tr::V b = bias ? Tr::load_partial(bias + r, count) : Tr::zero();
+          Tr::V v[kGroup];
+          Tr::template to_rows<kGroup, second_half<S>()>(from, S::kTokens, v);  // scratch has G rows to spare
           SI_UNROLL
-          for (int i = 0; i < kGroup; ++i) Tr::store(y + i * ldy + r, v[i]);
-        } else {
-          for (int i = 0; i < tokens; ++i) Tr::store_partial(y + i * ldy + r, v[i], count);
+          for (int i = 0; i < kGroup; ++i) v[i] = Tr::add(v[i], b);
+          if (activation != Activation::kNone) {
+            for (int i = 0; i < kGroup; ++i) v[i] = activate<Tr>(v[i], activation);
+          }
+          if (tokens == kGroup && count == G) {
+            SI_UNROLL
+            for (int i = 0; i < kGroup; ++i) Tr::store(y + i * ldy + r, v[i]);
+          } else {
+            for (int i = 0; i < tokens; ++i) Tr::store_partial(y + i * ldy + r, v[i], count);
+          }
         }
       }
     }

@@ -52,7 +52,7 @@ struct Cell {
   int64_t rows;
 };
 
-// rowgroup: units, or pairs of them in pair storage, whose stored rows are the set bits of the position.
+// rowgroup: steps (see rowgroup_step) of the units whose stored rows are the set bits of the position.
 struct PatternCounts {
   uint16_t of[16];
 };
@@ -68,10 +68,15 @@ constexpr int64_t kPatterns = 16;       // which of the 4 rows are stored; patte
 constexpr int64_t kMaxPanel = 2048;     // columns; offsets are 16 bits, and x tiles of a panel should stay in L2
 constexpr int64_t kMaxSplitRows = 512;  // accumulators of a split, 512 x 64 tokens, stay in L2
 
-// Pair storage multiplies two units at a time. Where a list has an odd number, the pair is filled up with a payload of
-// zero at the position after the panel's last column; the x tiles hold a zero there, so that NaN and Inf of x never
-// meet the filling.
-static inline int64_t panel_positions(const PackingHeader* h) { return h->panel + (h->storage == Storage::kBF16); }
+// Lists of units are filled up to whole steps with payloads of zero at the position after the panel's last column; the
+// x tiles hold zeros there, so that NaN and Inf of x never meet the filling. Pair storage multiplies two units at a time;
+// rowgroup also steps through the units of a pattern with one or two rows four or two at a time, so that its loops end
+// without a remainder, which would cost a mispredicted branch.
+static inline int64_t rowlist_step(Storage storage) { return columns_per_step(storage); }
+static inline int64_t rowgroup_step(Storage storage, int pattern_rows) {
+  if (storage == Storage::kBF16) return 2;
+  return pattern_rows == 1 ? 4 : pattern_rows == 2 ? 2 : 1;
+}
 
 // sell: a slice of 16 rows steps through windows of x together. The last position of a window is always zero: it is
 // what the filling of short rows points to.
