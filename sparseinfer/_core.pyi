@@ -29,6 +29,7 @@ def pack(
     col: int,
     values: int,
     storage: str = "f32",
+    isa: str = "",
     max_splits: int = 64,
     panel: int = 0,
 ) -> NDArray[np.uint8]: ...
@@ -40,11 +41,12 @@ def spmm(
     x: int,
     x_dtype: int,
     m: int,
+    k: int,
     ldx: int,
     packed: int,
     bias: int,
     y: int,
-    ldy: int,
+    n: int,
     activation: int,
     parts: int = 0,
 ) -> None: ...

@@ -69,7 +69,7 @@ def forced(
     parts: int = 0,
 ) -> Tensor:
     """Run exactly this kernel; a plan with the full name cannot run another one."""
-    packed = ops.pack(fmt, kernel.packing, storage=kernel.storage, panel=panel)
+    packed = ops.pack(fmt, kernel.packing, storage=kernel.storage, isa=kernel.isa, panel=panel)
     return cpu.run(x, [packed], bias, fmt.shape[0], f"*:0:{kernel.name}", activation, parts=parts)
 
 
@@ -267,7 +267,7 @@ def test_packing_is_exact_both_ways(kernel: ops.KernelInfo) -> None:
     w[9, 9], w[9, 10] = -1e-40, 6e-8
     for w_dtype in {w_dtype for w_dtype, _ in DTYPES[kernel.storage]}:
         for fmt in formats_for(kernel, w.to(w_dtype)):
-            back = ops.unpack(ops.pack(fmt, kernel.packing, storage=kernel.storage))
+            back = ops.unpack(ops.pack(fmt, kernel.packing, storage=kernel.storage, isa=kernel.isa))
             assert back.dtype == w_dtype
             assert torch.equal(back.values.view(torch.int8), fmt.values.view(torch.int8))
             assert torch.equal(back.crow_indices, fmt.crow_indices)

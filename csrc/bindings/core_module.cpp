@@ -51,7 +51,8 @@ py::list kernels() {
 
 py::array_t<uint8_t> pack_array(const std::string& packing, const std::string& dtype, int64_t n, int64_t k, int64_t nnz,
                                 int64_t block_rows, int64_t block_cols, uintptr_t crow, uintptr_t col, uintptr_t values,
-                                const std::string& storage, int64_t max_splits, int64_t panel) {
+                                const std::string& storage, const std::string& isa, int64_t max_splits,
+                                int64_t panel) {
   const SparseView view{n,
                         k,
                         nnz,
@@ -62,7 +63,8 @@ py::array_t<uint8_t> pack_array(const std::string& packing, const std::string& d
                         pointer<const void>(values),
                         parse<DType>(dtype, kDTypeNames, "dtype")};
   const auto kind = parse<PackingKind>(packing, kPackingNames, "packing");
-  const PackOptions options{parse<Storage>(storage, kStorageNames, "storage"), max_splits, panel};
+  const PackOptions options{parse<Storage>(storage, kStorageNames, "storage"),
+                            isa.empty() ? active_isa() : parse<Isa>(isa, kIsaNames, "isa"), max_splits, panel};
   auto* blob = [&] {
     py::gil_scoped_release release;
     return new Blob(pack(kind, view, options));
@@ -87,8 +89,8 @@ py::dict describe(uintptr_t data, int64_t bytes) {
   return d;
 }
 
-void spmm(int64_t kernel, uintptr_t x, int64_t x_dtype, int64_t m, int64_t ldx, uintptr_t packed, uintptr_t bias,
-          uintptr_t y, int64_t ldy, int64_t activation, int64_t parts) {
+void spmm(int64_t kernel, uintptr_t x, int64_t x_dtype, int64_t m, int64_t k_columns, int64_t ldx, uintptr_t packed,
+          uintptr_t bias, uintptr_t y, int64_t n, int64_t activation, int64_t parts) {
   const auto& all = registry();
   if (kernel < 0 || kernel >= static_cast<int64_t>(all.size()) || !all[static_cast<size_t>(kernel)].available) {
     throw std::invalid_argument("kernel: expected the id of an available kernel, got " + std::to_string(kernel));
@@ -100,6 +102,14 @@ void spmm(int64_t kernel, uintptr_t x, int64_t x_dtype, int64_t m, int64_t ldx, 
     throw std::invalid_argument(std::string("kernel: expected a ") + k.packing + " packing of " + k.storage + " for " +
                                 k.name + ", got " + kPackingNames[static_cast<int>(header->kind)] + " of " +
                                 kStorageNames[static_cast<int>(header->storage)]);
+  }
+  if (k_columns != header->k) {
+    throw std::invalid_argument("x: expected " + std::to_string(header->k) +
+                                " in_features in the last dimension, got " + std::to_string(k_columns));
+  }
+  if (n != header->n) {
+    throw std::invalid_argument("n: expected " + std::to_string(header->n) + " out_features as packed, got " +
+                                std::to_string(n));
   }
   if (x_dtype < 0 || x_dtype >= kNumDTypes) throw std::invalid_argument("x: expected the number of a dtype");
   const auto dtype = static_cast<DType>(x_dtype);
@@ -113,7 +123,7 @@ void spmm(int64_t kernel, uintptr_t x, int64_t x_dtype, int64_t m, int64_t ldx, 
                 header,
                 m,
                 ldx,
-                ldy,
+                n,
                 dtype,
                 static_cast<Activation>(activation),
                 nullptr};
@@ -148,7 +158,7 @@ PYBIND11_MODULE(_core, m) {
       py::arg("crow"), py::arg("col"), py::arg("n"), py::arg("k"), py::arg("nnz"));
   m.def("pack", &pack_array, py::arg("packing"), py::arg("dtype"), py::arg("n"), py::arg("k"), py::arg("nnz"),
         py::arg("block_rows"), py::arg("block_cols"), py::arg("crow"), py::arg("col"), py::arg("values"),
-        py::arg("storage") = "f32", py::arg("max_splits") = PackOptions{}.max_splits, py::arg("panel") = 0);
+        py::arg("storage") = "f32", py::arg("isa") = "", py::arg("max_splits") = PackOptions{}.max_splits, py::arg("panel") = 0);
   m.def("describe", &describe, py::arg("data"), py::arg("nbytes"));
   m.def(
       "check_packing",
@@ -165,6 +175,6 @@ PYBIND11_MODULE(_core, m) {
         unpack(h, pointer<int64_t>(crow), pointer<int32_t>(col), pointer<void>(values));
       },
       py::arg("data"), py::arg("nbytes"), py::arg("crow"), py::arg("col"), py::arg("values"));
-  m.def("spmm", &spmm, py::arg("kernel"), py::arg("x"), py::arg("x_dtype"), py::arg("m"), py::arg("ldx"), py::arg("packed"),
-        py::arg("bias"), py::arg("y"), py::arg("ldy"), py::arg("activation"), py::arg("parts") = 0);
+  m.def("spmm", &spmm, py::arg("kernel"), py::arg("x"), py::arg("x_dtype"), py::arg("m"), py::arg("k"),
+        py::arg("ldx"), py::arg("packed"), py::arg("bias"), py::arg("y"), py::arg("n"), py::arg("activation"), py::arg("parts") = 0);
 }

@@ -252,7 +252,7 @@ Blob pack(PackingKind kind, const SparseView& given, const PackOptions& options)
                                 std::to_string(h.panel));
   }
   h.panels = (w.k + h.panel - 1) / h.panel;
-  if (kind == PackingKind::kSell) choose_sell_window(w, options.storage, h);
+  if (kind == PackingKind::kSell) choose_sell_window(w, options.isa, h);
 
   std::vector<SplitStreams> streams(static_cast<size_t>(h.splits));
   const int64_t value_bytes = payload_bytes(h.storage);

@@ -57,7 +57,7 @@ void pack_bitmap_split(const PackingHeader& h, const SparseView& w, int64_t begi
 template <class Payload>
 void pack_bsr_split(const PackingHeader& h, const SparseView& w, int64_t begin, int64_t end, SplitStreams& out);
 
-// The windows and steps under which sell is expected to be fastest, from a sample of the rows.
-void choose_sell_window(const SparseView& w, Storage storage, PackingHeader& h);
+// Sets the window and steps under which sell is expected to be fastest at a level, from a sample of the rows.
+void choose_sell_window(const SparseView& w, Isa isa, PackingHeader& h);
 
 }  // namespace sparseinfer

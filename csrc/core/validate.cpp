@@ -259,7 +259,6 @@ const PackingHeader* check_packing(const void* data, int64_t bytes) {
     case PackingKind::kSell:
       require(h->panel == (h->k > 0 ? h->k : 1), "header");
       require(window_is_valid(h->window) && steps_is_valid(h->steps), "header");
-      require(h->storage != Storage::kBF16 || h->window == kMaxWindow, "header");
       rules = {kSliceRows, 4, 4, 1, check_sell_cell};
       break;
     case PackingKind::kBitmap:

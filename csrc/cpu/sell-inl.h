@@ -8,7 +8,8 @@
 //
 // counts: uint32 windows per slice; rows: uint32 first column of each window; offsets: 16 bytes a step (pair storage
 // 32, two a row), position in the window; values: as many payloads. A window serves `steps` steps. Registers (AVX-512):
-// 4 x T of x for windows of 64, 2 x T for 32 and for pairs of bf16; sums; index; values.
+// 4 x T of x for windows of 64, 2 x T for 32 and for pairs of bf16; sums; index; values. A level has fast paths for two
+// widths of windows and three numbers of steps; it reads all others, packed for another level, from memory.
 #pragma once
 
 #include "cpu/rows-inl.h"
@@ -24,8 +25,10 @@ struct SellWidened {
   using Element = float;
   using Payload = T;
   static constexpr int kPerRow = 1;  // payloads of a row in one step
+  using Any = Level::AnyWindow;
   template <int W>
   using Window = Level::Window<W>;
+  static constexpr int kWindows[2] = {Level::kWindows[0], Level::kWindows[1]};
 
   template <int W>
   struct Weights {
@@ -35,6 +38,9 @@ struct SellWidened {
         : at(Window<W>::index(offsets)), values(Row::load(payloads)) {}
     SI_INLINE Row::V multiply(const Window<W>& x, Row::V sum) const { return Row::fma(values, x.look_up(at), sum); }
   };
+  static Row::V multiply(const Any& x, const uint8_t* offsets, const T* payloads, Row::V sum) {
+    return Row::fma(Row::load(payloads), x.look_up(offsets), sum);
+  }
 };
 
 // Looks up bf16, two columns a row.
@@ -42,19 +48,22 @@ struct SellPairs {
   using Element = uint16_t;
   using Payload = uint16_t;
   static constexpr int kPerRow = 2;
-  template <int>
-  using Window = Level::PairWindow;
+  using Any = Level::AnyPairWindow;
+  template <int W>
+  using Window = Level::PairWindow<W>;
+  static constexpr int kWindows[2] = {Level::kPairWindow, 0};
 
-  template <int>
+  template <int W>
   struct Weights {
-    Level::PairWindow::Index at;
+    typename Window<W>::Index at;
     Row::P values;
     Weights(const uint8_t* offsets, const uint16_t* payloads)
-        : at(Level::PairWindow::index(offsets)), values(Row::load_pairs(payloads)) {}
-    SI_INLINE Row::V multiply(const Level::PairWindow& x, Row::V sum) const {
-      return Row::dot(sum, x.look_up(at), values);
-    }
+        : at(Window<W>::index(offsets)), values(Row::load_pairs(payloads)) {}
+    SI_INLINE Row::V multiply(const Window<W>& x, Row::V sum) const { return Row::dot(sum, x.look_up(at), values); }
   };
+  static Row::V multiply(const Any& x, const uint8_t* offsets, const uint16_t* payloads, Row::V sum) {
+    return Row::dot(sum, x.look_up(offsets), Row::load_pairs(payloads));
+  }
 };
 
 template <class Kind>
@@ -66,30 +75,62 @@ struct Sell {
 
   template <int T>
   static void tokens(const SpmmArgs& a, int64_t split, const Element* x, int64_t stride, int64_t token, char*) {
-    if (Kind::kPerRow == 2 || a.w->window == 64) return with_steps<T, 64>(a, split, x, stride, token);
-    return with_steps<T, 32>(a, split, x, stride, token);
+    const bool fast = with_window<T, Kind::kWindows[0]>(a, split, x, stride, token) ||
+                      with_window<T, Kind::kWindows[1]>(a, split, x, stride, token);
+    if (fast) return;
+    for (int t = 0; t < T; ++t) any(a, split, x + t * stride, token + t);
+  }
+
+  // Whether x and the sums of T tokens leave registers for an index, weights and what they need.
+  template <int T, int W>
+  static constexpr bool fits() {
+    constexpr int kWindowRegisters = W * static_cast<int>(sizeof(Element)) / (R * 4);
+    return T == 1 || T * (kWindowRegisters + kGroups) + 4 <= Level::kRegisters;
   }
 
   template <int T, int W>
-  static SI_INLINE void with_steps(const SpmmArgs& a, int64_t split, const Element* x, int64_t stride, int64_t token) {
-    if (a.w->steps == 2) return slices<T, W, 2>(a, split, x, stride, token);
-    if (a.w->steps == 4) return slices<T, W, 4>(a, split, x, stride, token);
-    return slices<T, W, 8>(a, split, x, stride, token);
+  static SI_INLINE bool with_window(const SpmmArgs& a, int64_t split, const Element* x, int64_t stride, int64_t token) {
+    if constexpr (W > 0 && !fits<T, W>()) {
+      return with_window<T / 2, W>(a, split, x, stride, token) &&
+             with_window<T - T / 2, W>(a, split, x + T / 2 * stride, stride, token + T / 2);
+    } else if constexpr (W > 0) {
+      return a.w->window == W && (with_steps<T, W, Level::kSteps[0]>(a, split, x, stride, token) ||
+                                  with_steps<T, W, Level::kSteps[1]>(a, split, x, stride, token) ||
+                                  with_steps<T, W, Level::kSteps[2]>(a, split, x, stride, token));
+    }
+    return false;
   }
+
+  template <int T, int W, int kSteps>
+  static SI_INLINE bool with_steps(const SpmmArgs& a, int64_t split, const Element* x, int64_t stride, int64_t token) {
+    if (a.w->steps != kSteps) return false;
+    slices<T, W, kSteps>(a, split, x, stride, token);
+    return true;
+  }
+
+  // Where the streams of a split start.
+  struct Streams {
+    const uint32_t* counts;
+    const uint32_t* first;
+    const uint8_t* offsets;
+    const Payload* values;
+    Streams(const PackingHeader* w, int64_t split) {
+      const Cell none{};
+      const Cell& cell = w->panels > 0 ? section<Cell>(w, w->cells)[split] : none;
+      counts = section<uint32_t>(w, w->counts) + cell.counts;
+      first = section<uint32_t>(w, w->rows) + cell.rows;
+      offsets = section<uint8_t>(w, w->offsets) + cell.offsets;
+      values = section<Payload>(w, w->values) + cell.values;
+    }
+  };
 
   template <int T, int W, int kSteps>
   static void slices(const SpmmArgs& a, int64_t split, const Element* x, int64_t stride, int64_t token) {
     // Enough independent sums to hide the latency of the multiply.
     constexpr int kSets = T * kGroups >= 4 ? 1 : T * kGroups >= 2 ? 2 : kSteps < 4 ? kSteps : 4;
     constexpr int kStepPayloads = kSliceRows * Kind::kPerRow, kGroupPayloads = R * Kind::kPerRow;
-    const PackingHeader* w = a.w;
-    if (w->panels == 0) return empty<T>(a, split, token);
-    const int64_t* split_rows = section<int64_t>(w, w->split_rows);
-    const Cell& cell = section<Cell>(w, w->cells)[split];
-    const uint32_t* counts = section<uint32_t>(w, w->counts) + cell.counts;
-    const uint32_t* first = section<uint32_t>(w, w->rows) + cell.rows;
-    const uint8_t* offsets = section<uint8_t>(w, w->offsets) + cell.offsets;
-    const Payload* values = section<Payload>(w, w->values) + cell.values;
+    const int64_t* split_rows = section<int64_t>(a.w, a.w->split_rows);
+    auto [counts, first, offsets, values] = Streams(a.w, split);
 
     for (int64_t row = split_rows[split]; row < split_rows[split + 1]; row += kSliceRows, ++counts) {
       Row::V sum[kSets][T][kGroups];
@@ -101,7 +142,8 @@ struct Sell {
           for (int g = 0; g < kGroups; ++g) sum[s][t][g] = Row::zero();
         }
       }
-      for (const uint32_t* end = first + *counts; first < end; ++first) {
+      const uint32_t* end = first + (a.w->panels > 0 ? *counts : 0);
+      for (; first < end; ++first) {
         typename Kind::template Window<W> window[T];
         SI_UNROLL
         for (int t = 0; t < T; ++t) window[t].load(x + t * stride + *first);
@@ -132,13 +174,27 @@ struct Sell {
     }
   }
 
-  // k = 0: nothing but the bias.
-  template <int T>
-  static void empty(const SpmmArgs& a, int64_t split, int64_t token) {
+  // One token, any window and any number of steps.
+  static void any(const SpmmArgs& a, int64_t split, const Element* x, int64_t token) {
     const int64_t* split_rows = section<int64_t>(a.w, a.w->split_rows);
-    for (int64_t row = split_rows[split]; row < split_rows[split + 1]; row += R) {
-      const int64_t left = split_rows[split + 1] - row;
-      for (int t = 0; t < T; ++t) finish(a, Row::zero(), token + t, row, left < R ? static_cast<int>(left) : R);
+    auto [counts, first, offsets, values] = Streams(a.w, split);
+    for (int64_t row = split_rows[split]; row < split_rows[split + 1]; row += kSliceRows, ++counts) {
+      Row::V sum[kGroups];
+      for (int g = 0; g < kGroups; ++g) sum[g] = Row::zero();
+      const uint32_t* end = first + (a.w->panels > 0 ? *counts : 0);
+      for (; first < end; ++first) {
+        const typename Kind::Any window{x + *first, static_cast<int>(a.w->window) - 1};
+        for (int64_t step = 0; step < a.w->steps * kGroups; ++step) {
+          Row::V& to = sum[step % kGroups];
+          to = Kind::multiply(window, offsets, values, to);
+          offsets += R * Kind::kPerRow;
+          values += R * Kind::kPerRow;
+        }
+      }
+      for (int g = 0; g < kGroups; ++g) {
+        const int64_t at = row + g * R, left = split_rows[split + 1] - at;
+        if (left > 0) finish(a, sum[g], token, at, left < R ? static_cast<int>(left) : R);
+      }
     }
   }
 };

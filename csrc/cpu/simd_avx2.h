@@ -50,44 +50,60 @@ struct Level {
     static __m256i dwords(V v) { return _mm256_srli_epi32(_mm256_castps_si256(v), 16); }
   };
   using Transposer = F32x8;
+  static constexpr int kRegisters = 16;
   static constexpr int kSellTokens = 4;
 
-  // sell: `kWindow` consecutive values of x looked up by byte index; the last position counts as zero.
+  // sell: `kWindow` consecutive values of x in registers, the last of them zero, looked up by byte index.
+  static constexpr int kWindows[2] = {8, 16}, kPairWindow = 0;
+  static constexpr int kSteps[3] = {1, 2, 4};
   template <int kWindow>
   struct Window {
-    const float* x;
+    __m256 part[kWindow / 8];
     using Index = __m256i;
-    void load(const float* values) { x = values; }
+    void load(const float* x) {
+      const __m256i but_last = _mm256_setr_epi32(-1, -1, -1, -1, -1, -1, -1, 0);
+      if constexpr (kWindow == 16) part[0] = _mm256_loadu_ps(x);
+      part[kWindow / 8 - 1] = _mm256_maskload_ps(x + kWindow - 8, but_last);
+    }
     static Index index(const uint8_t* p) {
       return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
     }
     __m256 look_up(Index at) const {
-      const __m256i used = _mm256_cmpgt_epi32(_mm256_set1_epi32(kWindow - 1), at);
+      const __m256 low = _mm256_permutevar8x32_ps(part[0], at);
+      if constexpr (kWindow == 8) return low;
+      const __m256 upper = _mm256_castsi256_ps(_mm256_slli_epi32(at, 28));
+      return _mm256_blendv_ps(low, _mm256_permutevar8x32_ps(part[kWindow / 8 - 1], at), upper);
+    }
+  };
+  template <int>
+  struct PairWindow;
+
+  // The same from memory; position `last` counts as zero.
+  struct AnyWindow {
+    const float* x;
+    int last;
+    __m256 look_up(const uint8_t* offsets) const {
+      const __m256i at = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(offsets)));
+      const __m256i used = _mm256_cmpgt_epi32(_mm256_set1_epi32(last), at);
       return _mm256_mask_i32gather_ps(_mm256_setzero_ps(), x, at, _mm256_castsi256_ps(used), 4);
     }
   };
-  struct PairWindow {
+  struct AnyPairWindow {
     const uint16_t* x;
-    struct Index {
-      __m256i even, odd;
-    };
-    void load(const uint16_t* values) { x = values; }
-    static Index index(const uint8_t* p) {
-      const __m256i both = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-      return {_mm256_and_si256(both, _mm256_set1_epi32(255)), _mm256_srli_epi32(both, 8)};
-    }
-    Row::P look_up(Index at) const {
-      const __m256i low = _mm256_and_si256(half(at.even), _mm256_set1_epi32(0xffff));
-      return _mm256_or_si256(low, _mm256_slli_epi32(half(at.odd), 16));
+    int last;
+    Row::P look_up(const uint8_t* offsets) const {
+      const __m256i both = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(offsets)));
+      const __m256i low = half(_mm256_and_si256(both, _mm256_set1_epi32(255)));
+      return _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi32(0xffff)),
+                             _mm256_slli_epi32(half(_mm256_srli_epi32(both, 8)), 16));
     }
 
    private:
-    // Gathers 4 bytes for every 2, so x is readable past the window.
+    // Gathers 4 bytes for every 2: x is readable past the window.
     __m256i half(__m256i at) const {
-      const __m256i used = _mm256_cmpgt_epi32(_mm256_set1_epi32(kMaxWindowEnd), at);
+      const __m256i used = _mm256_cmpgt_epi32(_mm256_set1_epi32(last), at);
       return _mm256_mask_i32gather_epi32(_mm256_setzero_si256(), reinterpret_cast<const int*>(x), at, used, 2);
     }
-    static constexpr int kMaxWindowEnd = 63;
   };
 
   // Calls f(Shape) for the tile that holds `tokens`; 16 registers hold the sums of `rows` rows, x and a weight.

@@ -127,11 +127,15 @@ struct F32x16 {
 struct Level {
   using Row = F32x16;       // vectors of rows or columns, for few tokens
   using Transposer = F32x8;
-  static constexpr int kSellTokens = 8;  // 16 registers of x, 8 of sums
+  static constexpr int kRegisters = 32;
+  static constexpr int kSellTokens = 8;
 
   // sell: `kWindow` consecutive values of x in registers, the last of them zero, looked up by byte index.
+  static constexpr int kWindows[2] = {32, 64}, kPairWindow = 64;
+  static constexpr int kSteps[3] = {2, 4, 8};
   template <int kWindow>
   struct Window;
+  template <int>
   struct PairWindow {
     __m512i part[2];
     using Index = __m512i;
@@ -143,6 +147,26 @@ struct Level {
       return _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
     }
     Row::P look_up(Index at) const { return _mm512_permutex2var_epi16(part[0], at, part[1]); }
+  };
+
+  // The same from memory; position `last` counts as zero.
+  struct AnyWindow {
+    const float* x;
+    int last;
+    __m512 look_up(const uint8_t* offsets) const {
+      const __m512i at = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(offsets)));
+      const __mmask16 used = _mm512_cmpneq_epi32_mask(at, _mm512_set1_epi32(last));
+      return _mm512_mask_i32gather_ps(_mm512_setzero_ps(), used, at, x, 4);
+    }
+  };
+  struct AnyPairWindow {
+    const uint16_t* x;
+    int last;
+    Row::P look_up(const uint8_t* offsets) const {
+      uint16_t values[32];
+      for (int i = 0; i < 32; ++i) values[i] = offsets[i] == last ? uint16_t{0} : x[offsets[i]];
+      return Row::load_pairs(values);
+    }
   };
 
   // Calls f(Shape) for the tile that holds `tokens`, at most 64, with 16 registers of sums for `rows` rows.

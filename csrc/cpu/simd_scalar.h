@@ -104,26 +104,28 @@ struct F32x1 {
 struct Level {
   using Row = F32x1;
   using Transposer = F32x1;
+  static constexpr int kRegisters = 16;
   static constexpr int kSellTokens = 1;
 
-  // sell: consecutive values of x looked up by byte index; the last position counts as zero.
-  template <int kWindow>
-  struct Window {
+  // sell: consecutive values of x looked up by byte index; position `last` counts as zero. No fast paths.
+  static constexpr int kWindows[2] = {0, 0}, kPairWindow = 0;
+  static constexpr int kSteps[3] = {0, 0, 0};
+  template <int>
+  struct Window;
+  template <int>
+  struct PairWindow;
+  struct AnyWindow {
     const float* x;
-    using Index = uint8_t;
-    void load(const float* values) { x = values; }
-    static Index index(const uint8_t* p) { return *p; }
-    float look_up(Index at) const { return at < kWindow - 1 ? x[at] : 0.0f; }
+    int last;
+    float look_up(const uint8_t* offsets) const { return *offsets == last ? 0.0f : x[*offsets]; }
   };
-  struct PairWindow {
+  struct AnyPairWindow {
     const uint16_t* x;
-    using Index = const uint8_t*;
-    void load(const uint16_t* values) { x = values; }
-    static Index index(const uint8_t* p) { return p; }
-    Dword look_up(Index at) const { return {{half(at[0]), half(at[1])}}; }
+    int last;
+    Dword look_up(const uint8_t* offsets) const { return {{half(offsets[0]), half(offsets[1])}}; }
 
    private:
-    uint16_t half(uint8_t at) const { return at < 63 ? x[at] : uint16_t{0}; }
+    uint16_t half(uint8_t at) const { return at == last ? uint16_t{0} : x[at]; }
   };
 
   template <TileMode kMode, int kRows, class F>

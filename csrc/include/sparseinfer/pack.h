@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "sparseinfer/cpu_features.h"
 #include "sparseinfer/packings.h"
 
 namespace sparseinfer {
@@ -40,6 +41,7 @@ void check_compressed(const int64_t* crow, const int32_t* col, int64_t rows, int
 
 struct PackOptions {
   Storage storage = Storage::kF32;
+  Isa isa = Isa::kScalar;  // the level whose kernels will read the packing: some layouts suit one level best
   int64_t max_splits = 64;
   int64_t panel = 0;  // 0: the packing's own default
 };

@@ -82,8 +82,10 @@ static inline int64_t rowgroup_step(Storage storage, int pattern_rows) {
 // what the filling of short rows points to.
 constexpr int64_t kSliceRows = 16;
 constexpr int64_t kMaxWindow = 64;
-static inline bool window_is_valid(int64_t window) { return window == 32 || window == 64; }
-static inline bool steps_is_valid(int64_t steps) { return steps == 2 || steps == 4 || steps == 8; }
+static inline bool window_is_valid(int64_t window) {
+  return window == 8 || window == 16 || window == 32 || window == 64;
+}
+static inline bool steps_is_valid(int64_t steps) { return steps == 1 || steps == 2 || steps == 4 || steps == 8; }
 
 // bitmap: columns per word of mask.
 constexpr int64_t kMaskColumns = 64;
