@@ -6,6 +6,7 @@
 // the expanded weights; x is an operand from L1.
 #pragma once
 
+#include "cpu/rowlist-inl.h"
 #include "cpu/rows-inl.h"
 
 namespace sparseinfer {
@@ -93,6 +94,68 @@ struct Bitmap {
     for (int t = 0; t < T; ++t) finish_rows(a, out + t * kMaxSplitRows, token + t, begin, rows);
   }
 };
+
+// The same packing for many tokens: within a panel the masks of a row become a list of positions, and from there on it
+// is a rowlist. Decoding is shared by all tokens of a tile, 64 where there are as many.
+//
+// Scratch: int64 cursor of each row of the chunk, where its next value lies; the positions, and for widened storages
+// the values, of one row in one panel.
+template <class T, TileMode kMode_>
+struct BitmapTile {
+  static constexpr TileMode kMode = kMode_;
+  static constexpr int kRows = 1;
+  static constexpr int64_t kPanel = kMode == TileMode::kPairs ? 384 : 128;
+  static constexpr int64_t kRoom = kPanel + 2 * kMaskColumns;  // vectors are written whole, and a filling may follow
+  static constexpr bool kWidened = kMode == TileMode::kFloat && sizeof(T) == 2;
+
+  static int64_t panel(const PackingHeader*) { return kPanel; }
+  static int64_t scratch_bytes(const PackingHeader*) { return kChunkRows * 8 + kRoom * 2 + kRoom * 4; }
+
+  template <class S>
+  static void cell(const PackingHeader* w, int64_t split, int64_t panel, const typename S::Element* x, float* sums,
+                   int64_t chunk_row, char* scratch) {
+    const int64_t* split_rows = section<int64_t>(w, w->split_rows);
+    const int64_t begin = split_rows[split], rows = split_rows[split + 1] - begin, words = mask_words(w->k);
+    const uint64_t* masks = section<uint64_t>(w, w->rows) + begin * words;
+    const T* values = section<T>(w, w->values) + section<Cell>(w, w->cells)[split].values;
+    int64_t* cursors = reinterpret_cast<int64_t*>(scratch) + chunk_row;
+    uint16_t* positions = reinterpret_cast<uint16_t*>(scratch + kChunkRows * 8);
+    float* widened = reinterpret_cast<float*>(positions + kRoom);
+    if (panel == 0) start(masks, rows, words, cursors);
+
+    const int64_t first = panel * kPanel / kMaskColumns, left = words - first;
+    const int64_t here = left < kPanel / kMaskColumns ? left : kPanel / kMaskColumns;
+    for (int64_t r = 0; r < rows; ++r, sums += S::kTokens) {
+      int count = 0;
+      for (int64_t i = 0; i < here; ++i) {
+        count += Row::positions(masks[r * words + first + i], static_cast<int>(i * kMaskColumns), positions + count);
+      }
+      if (count == 0) continue;
+      positions[count] = kPanel;
+      const T* stored = values + cursors[r];
+      cursors[r] += count;
+      if constexpr (kWidened) {
+        for (int i = 0; i < count; i += R) Row::store(widened + i, Row::load(stored + i));
+        Rowlist<kMode>::template row<S, false>(x, positions, widened, count, sums);
+      } else {
+        Rowlist<kMode>::template row<S, false>(x, positions, stored, count, sums);
+      }
+    }
+  }
+
+  static void start(const uint64_t* masks, int64_t rows, int64_t words, int64_t* cursors) {
+    int64_t at = 0;
+    for (int64_t r = 0; r < rows; ++r) {
+      cursors[r] = at;
+      for (int64_t i = 0; i < words; ++i) at += __builtin_popcountll(*masks++);
+    }
+  }
+};
+
+using BitmapTileF32 = BitmapTile<float, TileMode::kFloat>;
+using BitmapTileWBF16 = BitmapTile<BF16, TileMode::kFloat>;
+using BitmapTileWF16 = BitmapTile<F16, TileMode::kFloat>;
+using BitmapTileBF16 = BitmapTile<uint16_t, TileMode::kPairs>;
 
 }  // namespace
 }  // namespace sparseinfer

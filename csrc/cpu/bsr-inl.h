@@ -11,13 +11,13 @@ namespace sparseinfer {
 namespace {
 
 template <TileMode kMode_>
-struct Bsr {
+struct Bsr : PackedPanels {
   static constexpr TileMode kMode = kMode_;
   static constexpr int kRows = 4;
   static constexpr int kColumns = kMode == TileMode::kDwords ? 2 : 1;  // columns per position of the tile
 
   template <class S>
-  static void cell(const PackingHeader* w, int64_t split, int64_t panel, const float* x, float* sums) {
+  static void cell(const PackingHeader* w, int64_t split, int64_t panel, const float* x, float* sums, int64_t, char*) {
     switch (strip_rows(w->block_rows)) {
       case 1:
         return strips<S, 1>(w, split, panel, x, sums);

@@ -14,7 +14,7 @@ namespace sparseinfer {
 namespace {
 
 template <TileMode kMode_>
-struct Rowgroup {
+struct Rowgroup : PackedPanels {
   static constexpr TileMode kMode = kMode_;
   static constexpr int kRows = kGroupRows;
 
@@ -83,7 +83,8 @@ struct Rowgroup {
 
   // sums [rows of the split][tokens]
   template <class S>
-  static void cell(const PackingHeader* w, int64_t split, int64_t panel, const typename S::Element* x, float* sums) {
+  static void cell(const PackingHeader* w, int64_t split, int64_t panel, const typename S::Element* x, float* sums,
+                   int64_t, char*) {
     using Vec = typename S::Vec;
     const int64_t* split_rows = section<int64_t>(w, w->split_rows);
     const int64_t groups = (split_rows[split + 1] - split_rows[split] + kGroupRows - 1) / kGroupRows;

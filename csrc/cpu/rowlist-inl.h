@@ -13,7 +13,7 @@ namespace sparseinfer {
 namespace {
 
 template <TileMode kMode_>
-struct Rowlist {
+struct Rowlist : PackedPanels {
   static constexpr TileMode kMode = kMode_;
   static constexpr int kRows = 1;
 
@@ -39,42 +39,51 @@ struct Rowlist {
     step<S>(x, offsets + 3 * kOffsets, Step<S>::template lane<3>(w), sum[3 % Sets]);
   }
 
-  // sums [rows of the split][tokens]
-  template <class S>
-  static void cell(const PackingHeader* w, int64_t split, int64_t panel, const typename S::Element* x, float* sums) {
+  // sum[tokens] of one row += its list. `kWhole`: the list is one of whole steps; else a last unit may stand alone.
+  template <class S, bool kWhole>
+  static SI_INLINE void row(const typename S::Element* x, const uint16_t* offsets,
+                            const typename Step<S>::Payload* values, int length, float* out) {
     using Vec = typename S::Vec;
     constexpr int Sets = S::kSums >= 8 ? 1 : S::kSums >= 4 ? 2 : 4;
     constexpr int kOffsets = Step<S>::kPositions;
+    typename Vec::V sum[Sets][S::kSums];
+    SI_UNROLL
+    for (int t = 0; t < S::kSums; ++t) {
+      sum[0][t] = Vec::load(out + t * Vec::L);
+      SI_UNROLL
+      for (int s = 1; s < Sets; ++s) sum[s][t] = Vec::zero();
+    }
+    int i = 0;
+    for (; i + 4 * kOffsets <= length; i += 4 * kOffsets) quad<S, Sets>(x, offsets + i, values + i, sum);
+    for (; i + kOffsets <= length; i += kOffsets) step<S>(x, offsets + i, Step<S>::weight(values + i), sum[0]);
+    if constexpr (!kWhole && kOffsets == 2) {
+      // The value behind it belongs to another row: it must not meet x, were it NaN.
+      const typename Step<S>::Payload alone[2] = {values[i < length ? i : 0], 0};
+      if (i < length) step<S>(x, offsets + i, Step<S>::weight(alone), sum[0]);
+    }
+    SI_UNROLL
+    for (int t = 0; t < S::kSums; ++t) {
+      typename Vec::V total = sum[0][t];
+      SI_UNROLL
+      for (int s = 1; s < Sets; ++s) total = Vec::add(total, sum[s][t]);
+      Vec::store(out + t * Vec::L, total);
+    }
+  }
+
+  // sums [rows of the split][tokens]
+  template <class S>
+  static void cell(const PackingHeader* w, int64_t split, int64_t panel, const typename S::Element* x, float* sums,
+                   int64_t, char*) {
     const Cell* cell = section<Cell>(w, w->cells) + split * w->panels + panel;
     const Run* run = section<Run>(w, w->counts) + cell->counts;
     const Run* last = section<Run>(w, w->counts) + cell[1].counts;
-    const uint16_t* row = section<uint16_t>(w, w->rows) + cell->rows;
+    const uint16_t* rows = section<uint16_t>(w, w->rows) + cell->rows;
     const uint16_t* offsets = section<uint16_t>(w, w->offsets) + cell->offsets;
     const auto* values = section<typename Step<S>::Payload>(w, w->values) + cell->values;
-
     for (; run < last; ++run) {
       const int length = run->length;
-      for (const uint16_t* row_end = row + run->rows; row < row_end; ++row) {
-        float* out = sums + *row * S::kTokens;
-        typename Vec::V sum[Sets][S::kSums];
-        SI_UNROLL
-        for (int t = 0; t < S::kSums; ++t) {
-          sum[0][t] = Vec::load(out + t * Vec::L);
-          SI_UNROLL
-          for (int s = 1; s < Sets; ++s) sum[s][t] = Vec::zero();
-        }
-        int i = 0;
-        for (; i + 4 * kOffsets <= length; i += 4 * kOffsets) quad<S, Sets>(x, offsets + i, values + i, sum);
-        for (; i < length; i += kOffsets) step<S>(x, offsets + i, Step<S>::weight(values + i), sum[0]);
-        offsets += length;
-        values += length;
-        SI_UNROLL
-        for (int t = 0; t < S::kSums; ++t) {
-          typename Vec::V total = sum[0][t];
-          SI_UNROLL
-          for (int s = 1; s < Sets; ++s) total = Vec::add(total, sum[s][t]);
-          Vec::store(out + t * Vec::L, total);
-        }
+      for (const uint16_t* end = rows + run->rows; rows < end; ++rows, offsets += length, values += length) {
+        row<S, true>(x, offsets, values, length, sums + *rows * S::kTokens);
       }
     }
   }

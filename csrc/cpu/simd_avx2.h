@@ -34,6 +34,12 @@ struct Level {
       const __m256i kept = _mm256_cmpeq_epi16(_mm256_and_si256(_mm256_set1_epi16(static_cast<int16_t>(mask)), bits), bits);
       return _mm256_and_si256(load_pairs(p), kept);
     }
+    // Positions of the set bits of a mask, counted from `base`, and how many there are; `out` has room for 64.
+    static int positions(uint64_t mask, int base, uint16_t* out) {
+      int count = 0;
+      for (; mask != 0; mask &= mask - 1) out[count++] = static_cast<uint16_t>(base + __builtin_ctzll(mask));
+      return count;
+    }
 
    private:
     static __m256i lanes(uint64_t mask) {

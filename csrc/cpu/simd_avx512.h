@@ -117,6 +117,21 @@ struct F32x16 {
   }
   static P load_pairs_masked(const uint16_t* p, PairMask mask) { return _mm512_maskz_loadu_epi16(mask, p); }
 
+  // Positions of the set bits of a mask, counted from `base`, and how many there are; `out` has room for 80.
+  static int positions(uint64_t mask, int base, uint16_t* out) {
+    __m512i columns = _mm512_add_epi32(_mm512_set1_epi32(base), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11,
+                                                                                  12, 13, 14, 15));
+    int count = 0;
+    SI_UNROLL
+    for (int i = 0; i < 4; ++i, mask >>= 16) {
+      const __m512i kept = _mm512_maskz_compress_epi32(static_cast<__mmask16>(mask), columns);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + count), _mm512_cvtepi32_epi16(kept));
+      columns = _mm512_add_epi32(columns, _mm512_set1_epi32(16));
+      count += __builtin_popcount(static_cast<uint32_t>(mask & 0xffff));
+    }
+    return count;
+  }
+
  private:
   static __mmask16 first(int count) { return static_cast<__mmask16>((1u << count) - 1); }
   static V widen(__m256i halves) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16)); }

@@ -89,6 +89,13 @@ struct F32x1 {
     return {{static_cast<uint16_t>(mask & 1 ? p[0] : 0), static_cast<uint16_t>(mask & 2 ? p[1] : 0)}};
   }
 
+  // Positions of the set bits of a mask, counted from `base`, and how many there are; `out` has room for 64.
+  static int positions(uint64_t mask, int base, uint16_t* out) {
+    int count = 0;
+    for (; mask != 0; mask &= mask - 1) out[count++] = static_cast<uint16_t>(base + __builtin_ctzll(mask));
+    return count;
+  }
+
   // Transposes of one token.
   template <int kTokens, class T>
   static void to_columns(const T* const* rows, int64_t c, float* out, int64_t) {

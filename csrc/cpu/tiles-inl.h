@@ -1,6 +1,8 @@
 // The frame of every many-token kernel. Tokens are cut into tiles; x is repacked once per call into tiles
 // [panels][columns][tokens], so that one load serves a vector of tokens of one column. A Body multiplies one cell
-// (rows of a split x columns of a panel) into sums [row][tokens] that stay in L2 between panels.
+// (rows of a split x columns of a panel) into sums [row][tokens] that stay in L2 between panels. A Body says which
+// TileMode it multiplies in, how many rows of sums it keeps in registers (kRows), how wide its panels are and how much
+// scratch it wants.
 //
 // Loop order: tile > chunk of rows > panel (x slice in L1) > split > Body. The epilogue transposes in registers on the
 // way to y[m, n].
@@ -25,6 +27,12 @@ constexpr int64_t kBlockRows = 128;
 using Tr = Level::Transposer;
 constexpr int G = Tr::L;
 
+// What most Bodies say of themselves.
+struct PackedPanels {
+  static int64_t panel(const PackingHeader* w) { return w->panel; }
+  static int64_t scratch_bytes(const PackingHeader*) { return 0; }
+};
+
 template <class Body>
 struct Tiled {
   static constexpr TileMode kMode = Body::kMode;
@@ -33,12 +41,14 @@ struct Tiled {
   static constexpr int64_t kColumnsPerPosition = kMode == TileMode::kDwords ? 2 : 1;
 
   // Positions of a panel: its columns, and one of zeros (packings.h).
-  static int64_t positions(const PackingHeader* w) { return w->panel / kColumnsPerPosition + 1; }
+  static int64_t positions(const PackingHeader* w) { return Body::panel(w) / kColumnsPerPosition + 1; }
+  static int64_t panels(const PackingHeader* w) { return (w->k + Body::panel(w) - 1) / Body::panel(w); }
   static int64_t tiles(const SpmmArgs& a) { return (a.m + kTileTokens - 1) / kTileTokens; }
-  static int64_t tile_bytes(const SpmmArgs& a) { return a.w->panels * positions(a.w) * kTileTokens * kElement; }
+  static int64_t tile_bytes(const SpmmArgs& a) { return panels(a.w) * positions(a.w) * kTileTokens * kElement; }
   static int64_t workspace_bytes(const SpmmArgs& a) { return tiles(a) * tile_bytes(a); }
-  static int64_t scratch_bytes(const SpmmArgs&) { return (kChunkRows + G) * kTileTokens * 4; }
-  static int64_t prepare_items(const SpmmArgs& a) { return tiles(a) * a.w->panels; }
+  static constexpr int64_t kSumBytes = (kChunkRows + G) * kTileTokens * 4;
+  static int64_t scratch_bytes(const SpmmArgs& a) { return kSumBytes + Body::scratch_bytes(a.w); }
+  static int64_t prepare_items(const SpmmArgs& a) { return tiles(a) * panels(a.w); }
 
   template <class F>
   static SI_INLINE void with_shape(const SpmmArgs& a, int64_t tile, F f) {
@@ -48,7 +58,7 @@ struct Tiled {
 
   static void prepare(const SpmmArgs& a, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t tile = i / a.w->panels, panel = i % a.w->panels;
+      const int64_t tile = i / panels(a.w), panel = i % panels(a.w);
       with_shape(a, tile, [&](auto shape) {
         using S = decltype(shape);
         char* out = a.workspace + tile * tile_bytes(a) + panel * positions(a.w) * S::kTokens * kElement;
@@ -78,8 +88,8 @@ struct Tiled {
   template <class S, class T>
   static void pack_x(const SpmmArgs& a, int64_t tile, int64_t panel, float* out) {
     constexpr int kGroup = S::kTokens < G ? S::kTokens : G;
-    const int64_t first = panel * a.w->panel, left = a.w->k - first;
-    const int64_t columns = (left < a.w->panel ? left : a.w->panel) / kColumnsPerPosition;
+    const int64_t width = Body::panel(a.w), first = panel * width, left = a.w->k - first;
+    const int64_t columns = (left < width ? left : width) / kColumnsPerPosition;
     memset(out + (positions(a.w) - 1) * S::kTokens, 0, S::kTokens * 4);
     for (int group = 0; group < S::kTokens; group += kGroup) {
       const T* rows[G];
@@ -96,9 +106,9 @@ struct Tiled {
   template <class S>
   static void pack_halves(const SpmmArgs& a, int64_t tile, int64_t panel, uint16_t* out) {
     constexpr int kGroup = S::kTokens < G ? S::kTokens : G;
-    const int64_t first = panel * a.w->panel, left = a.w->k - first;
-    const int64_t columns = left < a.w->panel ? left : a.w->panel;
-    memset(out + a.w->panel * S::kTokens, 0, S::kTokens * 2);
+    const int64_t width = Body::panel(a.w), first = panel * width, left = a.w->k - first;
+    const int64_t columns = left < width ? left : width;
+    memset(out + width * S::kTokens, 0, S::kTokens * 2);
     for (int group = 0; group < S::kTokens; group += kGroup) {
       const uint16_t* rows[G];
       token_rows(a, tile * kTileTokens + group, first, rows);
@@ -114,13 +124,13 @@ struct Tiled {
   static void run(const SpmmArgs& a, int64_t begin, int64_t end, char* scratch) {
     for (int64_t tile = 0; tile < tiles(a); ++tile) {
       with_shape(a, tile, [&](auto shape) {
-        run_tile<decltype(shape)>(a, tile, begin, end, reinterpret_cast<float*>(scratch));
+        run_tile<decltype(shape)>(a, tile, begin, end, reinterpret_cast<float*>(scratch), scratch + kSumBytes);
       });
     }
   }
 
   template <class S>
-  static void run_tile(const SpmmArgs& a, int64_t tile, int64_t begin, int64_t end, float* sums) {
+  static void run_tile(const SpmmArgs& a, int64_t tile, int64_t begin, int64_t end, float* sums, char* scratch) {
     using Element = typename S::Element;
     const int64_t* split_rows = section<int64_t>(a.w, a.w->split_rows);
     const Element* x = reinterpret_cast<const Element*>(a.workspace + tile * tile_bytes(a));
@@ -129,10 +139,11 @@ struct Tiled {
       while (chunk_end < end && split_rows[chunk_end + 1] - split_rows[s] <= kChunkRows) ++chunk_end;
       const int64_t row = split_rows[s], rows = split_rows[chunk_end] - row;
       memset(sums, 0, rows * S::kTokens * sizeof(float));
-      for (int64_t panel = 0; panel < a.w->panels; ++panel) {
+      for (int64_t panel = 0; panel < panels(a.w); ++panel) {
         const Element* xp = x + panel * positions(a.w) * S::kTokens;
         for (int64_t i = s; i < chunk_end; ++i) {
-          Body::template cell<S>(a.w, i, panel, xp, sums + (split_rows[i] - row) * S::kTokens);
+          const int64_t at = split_rows[i] - row;
+          Body::template cell<S>(a.w, i, panel, xp, sums + at * S::kTokens, at, scratch);
         }
       }
       with_type(a.x_dtype, [&](auto type) {
