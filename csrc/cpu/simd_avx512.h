@@ -84,15 +84,15 @@ struct F32x16 {
 #endif
   }
 
-  // bitmap: values of 16 columns, of which those in the mask are stored, one after another. Expanding from memory takes
-  // twice as long as loading first, so the compiler is kept from joining the two.
+  // bitmap: values of 16 columns, of which those in the mask are stored, one after another. Zen 4 takes twice as long to
+  // expand from memory, and waits for the old value of the target register: hence in place and in assembly.
   using Mask = __mmask16;
   static Mask mask(const uint64_t* word, int part) {
     return _load_mask16(reinterpret_cast<Mask*>(const_cast<uint64_t*>(word)) + part);
   }
   static V expand(V stored, Mask mask) {
-    __asm__("" : "+v"(stored));
-    return _mm512_maskz_expand_ps(mask, stored);
+    __asm__("vexpandps %0, %0%{%1%}%{z%}" : "+v"(stored) : "Yk"(mask));
+    return stored;
   }
   static V fma_masked(Mask mask, V a, const float* b, V c) { return _mm512_mask3_fmadd_ps(a, load(b), c, mask); }
 
@@ -104,8 +104,8 @@ struct F32x16 {
   static P expand_pairs(const uint16_t* stored, PairMask mask) {
 #if defined(__AVX512VBMI2__)
     P values = load_pairs(stored);
-    __asm__("" : "+v"(values));
-    return _mm512_maskz_expand_epi16(mask, values);
+    __asm__("vpexpandw %0, %0%{%1%}%{z%}" : "+v"(values) : "Yk"(mask));
+    return values;
 #else
     const int low_count = __builtin_popcount(mask & 0xffff);
     const __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(stored)));
@@ -119,12 +119,13 @@ struct F32x16 {
 
   // Positions of the set bits of a mask, counted from `base`, and how many there are; `out` has room for 80.
   static int positions(uint64_t mask, int base, uint16_t* out) {
-    __m512i columns = _mm512_add_epi32(_mm512_set1_epi32(base), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11,
-                                                                                  12, 13, 14, 15));
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    __m512i columns = _mm512_add_epi32(_mm512_set1_epi32(base), lanes);
     int count = 0;
     SI_UNROLL
     for (int i = 0; i < 4; ++i, mask >>= 16) {
-      const __m512i kept = _mm512_maskz_compress_epi32(static_cast<__mmask16>(mask), columns);
+      __m512i kept = columns;
+      __asm__("vpcompressd %0, %0%{%1%}%{z%}" : "+v"(kept) : "Yk"(static_cast<__mmask16>(mask)));
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + count), _mm512_cvtepi32_epi16(kept));
       columns = _mm512_add_epi32(columns, _mm512_set1_epi32(16));
       count += __builtin_popcount(static_cast<uint32_t>(mask & 0xffff));
