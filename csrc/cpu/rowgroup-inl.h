@@ -24,7 +24,7 @@ struct Rowgroup : PackedPanels {
     using Vec = typename S::Vec;
     constexpr int kStored = __builtin_popcount(Pattern), kPositions = Step<S>::kPositions;
     // Multiplies of a step: those of a quad of weights, one load for four broadcasts.
-    constexpr int kMultiplies = kMode == TileMode::kPairs ? 1 : kStored == 1 ? 4 : kStored == 2 ? 2 : 1;
+    constexpr int kMultiplies = kStored == 1 ? 4 : kStored == 2 ? 2 : 1;
     constexpr int kSets = S::kSums * kStored >= 4 ? 1 : kMultiplies;
     typename Vec::V more[kSets][kStored][S::kSums];
     SI_UNROLL

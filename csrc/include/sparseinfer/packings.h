@@ -70,12 +70,11 @@ constexpr int64_t kMaxSplitRows = 512;  // accumulators of a split, 512 x 64 tok
 
 // Lists of units are filled up to whole steps with payloads of zero at the position after the panel's last column; the
 // x tiles hold zeros there, so that NaN and Inf of x never meet the filling. Pair storage multiplies two units at a time;
-// rowgroup also steps through the units of a pattern with one or two rows four or two at a time, so that its loops end
+// rowgroup also multiplies four or two times in a step where a pattern has one row or two, so that its loops end
 // without a remainder, which would cost a mispredicted branch.
 static inline int64_t rowlist_step(Storage storage) { return columns_per_step(storage); }
 static inline int64_t rowgroup_step(Storage storage, int pattern_rows) {
-  if (storage == Storage::kBF16) return 2;
-  return pattern_rows == 1 ? 4 : pattern_rows == 2 ? 2 : 1;
+  return columns_per_step(storage) * (pattern_rows == 1 ? 4 : pattern_rows == 2 ? 2 : 1);
 }
 
 // sell: a slice of 16 rows steps through windows of x together. The last position of a window is always zero: it is
