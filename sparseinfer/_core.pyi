@@ -45,6 +45,7 @@ def spmm(
     ldx: int,
     packed: int,
     bias: int,
+    bias_dtype: int,
     y: int,
     n: int,
     activation: int,

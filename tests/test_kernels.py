@@ -193,6 +193,18 @@ def test_close_to_fp64(kernel: ops.KernelInfo, sparsity: float) -> None:
 
 
 @kernel
+def test_bias_in_the_dtype_of_x(kernel: ops.KernelInfo) -> None:
+    bias = torch.randint(-3, 4, (24,)).float()
+    for w_dtype, x_dtype in DTYPES[kernel.storage]:
+        fmt = formats_for(kernel, weight_for(kernel, 24, 40, 0.6, integers=True).to(w_dtype))[0]
+        for m in (1, 20):
+            x = integer_x(m, 40).to(x_dtype)
+            wanted = ops.reference_linear(x, fmt, bias).to(x_dtype)
+            for bias_dtype in (x_dtype, BF16):
+                assert torch.equal(forced(kernel, fmt, x, bias.to(bias_dtype)), wanted)
+
+
+@kernel
 def test_odd_distributions_of_rows(kernel: ops.KernelInfo) -> None:
     n, k = 320, 192
     empty_rows = weight(n, k, 0.7)

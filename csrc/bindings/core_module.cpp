@@ -90,7 +90,7 @@ py::dict describe(uintptr_t data, int64_t bytes) {
 }
 
 void spmm(int64_t kernel, uintptr_t x, int64_t x_dtype, int64_t m, int64_t k_columns, int64_t ldx, uintptr_t packed,
-          uintptr_t bias, uintptr_t y, int64_t n, int64_t activation, int64_t parts) {
+          uintptr_t bias, int64_t bias_dtype, uintptr_t y, int64_t n, int64_t activation, int64_t parts) {
   const auto& all = registry();
   if (kernel < 0 || kernel >= static_cast<int64_t>(all.size()) || !all[static_cast<size_t>(kernel)].available) {
     throw std::invalid_argument("kernel: expected the id of an available kernel, got " + std::to_string(kernel));
@@ -113,18 +113,20 @@ void spmm(int64_t kernel, uintptr_t x, int64_t x_dtype, int64_t m, int64_t k_col
   }
   if (x_dtype < 0 || x_dtype >= kNumDTypes) throw std::invalid_argument("x: expected the number of a dtype");
   const auto dtype = static_cast<DType>(x_dtype);
+  if (bias_dtype != 0 && bias_dtype != x_dtype) throw std::invalid_argument("bias: expected fp32 or the dtype of x");
   if (header->storage == Storage::kBF16 && dtype != DType::kBF16) {
     throw std::invalid_argument(std::string("x: expected bf16 for ") + k.name + ", got " +
                                 kDTypeNames[static_cast<int>(dtype)]);
   }
   SpmmArgs args{pointer<const void>(x),
                 pointer<void>(y),
-                pointer<const float>(bias),
+                pointer<const void>(bias),
                 header,
                 m,
                 ldx,
                 n,
                 dtype,
+                static_cast<DType>(bias_dtype),
                 static_cast<Activation>(activation),
                 nullptr};
   py::gil_scoped_release release;
@@ -176,5 +178,5 @@ PYBIND11_MODULE(_core, m) {
       },
       py::arg("data"), py::arg("nbytes"), py::arg("crow"), py::arg("col"), py::arg("values"));
   m.def("spmm", &spmm, py::arg("kernel"), py::arg("x"), py::arg("x_dtype"), py::arg("m"), py::arg("k"),
-        py::arg("ldx"), py::arg("packed"), py::arg("bias"), py::arg("y"), py::arg("n"), py::arg("activation"), py::arg("parts") = 0);
+        py::arg("ldx"), py::arg("packed"), py::arg("bias"), py::arg("bias_dtype"), py::arg("y"), py::arg("n"), py::arg("activation"), py::arg("parts") = 0);
 }

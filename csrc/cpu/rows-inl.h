@@ -86,10 +86,10 @@ struct Rows {
 
 // y[token, row : row + count] = activation(sum + bias), count <= R.
 SI_INLINE void finish(const SpmmArgs& a, Row::V sum, int64_t token, int64_t row, int count) {
-  if (a.bias) sum = Row::add(sum, Row::load_partial(a.bias + row, count));
-  sum = activate<Row>(sum, a.activation);
   with_type(a.x_dtype, [&](auto type) {
-    Row::store_partial(static_cast<decltype(type)*>(a.y) + token * a.ldy + row, sum, count);
+    using T = decltype(type);
+    if (a.bias) sum = Row::add(sum, load_bias<Row, T>(a, row, count));
+    Row::store_partial(static_cast<T*>(a.y) + token * a.ldy + row, activate<Row>(sum, a.activation), count);
   });
 }
 

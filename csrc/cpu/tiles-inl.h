@@ -158,7 +158,6 @@ struct Tiled {
   static void epilogue(const SpmmArgs& a, const float* sums, int64_t row, int64_t rows, int64_t token) {
     constexpr int kGroup = S::kTokens < G ? S::kTokens : G;
     const int64_t ldy = a.ldy, m = a.m;  // locals: stores to y could alias the arguments
-    const float* bias = a.bias ? a.bias + row : nullptr;
     const Activation activation = a.activation;
     // Blocks of rows that stay in L1 for all their tokens; inside one, G tokens at a time are written along, because
     // the rows of y often lie at multiples of 4 KB, which share one set of the cache.
@@ -171,7 +170,7 @@ struct Tiled {
         const float* from = sums + first_sum<S>(group) + block * S::kTokens;
         for (int64_t r = block; r < block_end; r += G, from += G * S::kTokens) {
           const int count = rows - r < G ? static_cast<int>(rows - r) : G;
-          const Tr::V b = bias ? Tr::load_partial(bias + r, count) : Tr::zero();
+          const Tr::V b = a.bias ? load_bias<Tr, T>(a, row + r, count) : Tr::zero();
           Tr::V v[kGroup];
           Tr::template to_rows<kGroup, second_half<S>()>(from, S::kTokens, v);  // scratch has G rows to spare
           SI_UNROLL

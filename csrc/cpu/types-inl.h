@@ -4,6 +4,7 @@
 #include "sparseinfer/halves.h"
 #include "cpu/unroll.h"
 #include "sparseinfer/dtypes.h"
+#include "sparseinfer/kernel.h"
 
 namespace sparseinfer {
 namespace {
@@ -19,6 +20,13 @@ SI_INLINE void with_type(DType dtype, F f) {
     case DType::kF16:
       return f(F16{});
   }
+}
+
+// bias[row : row + count] as a vector of Vec; T is the type of x.
+template <class Vec, class T>
+SI_INLINE typename Vec::V load_bias(const SpmmArgs& a, int64_t row, int count) {
+  if (a.bias_dtype == DType::kF32) return Vec::load_partial(static_cast<const float*>(a.bias) + row, count);
+  return Vec::load_partial(static_cast<const T*>(a.bias) + row, count);
 }
 
 }  // namespace

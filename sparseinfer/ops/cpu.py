@@ -112,8 +112,10 @@ def run(
     number = ACTIVATIONS.get(activation)
     if number is None:
         raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    bias_dtype = 0
     if bias is not None:
-        bias = _checked_bias(bias, n)
+        bias = _checked_bias(bias, n, dtype)
+        bias_dtype = X_DTYPES[bias.dtype]
     y = x.new_empty((m, n) if rows is x else (*shape[:-1], n))
     core.spmm(
         kernel,
@@ -124,6 +126,7 @@ def run(
         stride,
         _address(packings[index]),
         0 if bias is None else bias.data_ptr(),
+        bias_dtype,
         y.data_ptr(),
         n,
         number,
@@ -132,19 +135,16 @@ def run(
     return y
 
 
-def _checked_bias(bias: Tensor, n: int) -> Tensor:
-    """bias [n] as contiguous fp32, itself where it is."""
+def _checked_bias(bias: Tensor, n: int, dtype: torch.dtype) -> Tensor:
+    """bias [n], contiguous, as fp32 or as `dtype`; itself where it is that."""
     if bias.shape != (n,):
         raise ValueError(f"bias: expected shape ({n},), got {tuple(bias.shape)}")
     if not bias.is_cpu:
         raise ValueError(f"bias: expected a tensor on the CPU, got one on {bias.device}")
-    if bias.dtype is torch.float32 and bias.is_contiguous():
-        return bias
-    if bias.dtype not in X_DTYPES:
-        raise TypeError(
-            f"bias: expected dtype torch.float32, torch.bfloat16 or torch.float16, got {bias.dtype}"
-        )
-    return bias.to(torch.float32).contiguous()
+    own = bias.dtype
+    if own not in X_DTYPES:
+        raise TypeError(f"bias: expected dtype torch.float32, torch.bfloat16 or torch.float16, got {own}")
+    return (bias if own is torch.float32 or own is dtype else bias.to(torch.float32)).contiguous()
 
 
 def register() -> None:

@@ -12,10 +12,11 @@ namespace sparseinfer {
 struct SpmmArgs {
   const void* x;           // [m, k], x_dtype, row stride ldx elements, last dimension contiguous
   void* y;                 // [m, n], x_dtype, row stride ldy elements
-  const float* bias;       // [n], nullable
+  const void* bias;        // [n], bias_dtype, nullable
   const PackingHeader* w;  // validated by check_packing
   int64_t m, ldx, ldy;
   DType x_dtype;
+  DType bias_dtype;  // fp32 or x_dtype
   Activation activation;
   char* workspace;  // `workspace_bytes`, shared by all threads of one call
 };
