@@ -69,8 +69,9 @@ def _bench(options: argparse.Namespace) -> int:
         shapes=options.shapes or layer.Settings.shapes,
         sparsities=options.sparsity,
         tokens=options.tokens,
+        dtypes=options.dtype,
         threads=options.threads,
-        cold=options.cold,
+        weights=options.weights,
         block=options.block,
         isas=options.isa,
         budget_s=options.budget,
@@ -88,11 +89,12 @@ def _bench(options: argparse.Namespace) -> int:
                 console.print(report.cell_table(rows))
 
         rows = layer.run(settings, on_cell)
-    console.print(report.summary_table(rows))
+    for table in report.summary_tables(rows):
+        console.print(table)
     if options.json:
         report.write_json(options.json, report.to_json(machine, settings, rows))
     if options.plot:
-        plot(rows, options.plot, title=report.heading(machine, settings).partition(";")[0])
+        plot(rows, options.plot, title=report.heading(machine, settings).splitlines()[0])
     return 0
 
 
@@ -108,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="{demo,bench,doctor}")
 
     demo = commands.add_parser("demo", help="prune, convert, check and time a real sentence encoder")
+    demo.add_argument("--threads", type=_positive, default=1, help="default: 1")
     _common(demo, budget=4.0, budget_help="seconds of timing per sparsity")
     demo.set_defaults(command=_demo)
 
@@ -118,7 +121,14 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--tokens", type=_positive, nargs="+", default=[1, 16, 128], metavar="M")
     bench.add_argument("--block", type=_size, metavar="RxC", help="zeros in blocks; adds BSR kernels")
     bench.add_argument("--isa", nargs="+", default=[], help="instruction-set levels; default: the active one")
-    bench.add_argument("--cold", action="store_true", help="weights from memory instead of the cache")
+    bench.add_argument("--dtype", nargs="+", default=["f32"], help="f32, bf16, f16; default: f32")
+    bench.add_argument(
+        "--weights",
+        nargs="+",
+        default=["warm"],
+        help="warm, from the cache, and cold, from memory; default: warm",
+    )
+    bench.add_argument("--threads", type=_positive, nargs="+", default=[1], help="default: 1")
     bench.add_argument("--seed", type=int, default=0)
     bench.add_argument("--plot", type=_output, metavar="FILE", help="draw the speed-ups (needs matplotlib)")
     bench.add_argument("--quiet", action="store_true", help="print the geometric means only")
@@ -132,7 +142,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _common(parser: argparse.ArgumentParser, *, budget: float, budget_help: str) -> None:
     parser.add_argument("--sparsity", type=float, nargs="+", default=_SPARSITIES, metavar="S")
-    parser.add_argument("--threads", type=_positive, default=1, help="default: 1")
     parser.add_argument("--budget", type=float, default=budget, metavar="SECONDS", help=budget_help)
     parser.add_argument("--json", type=_output, metavar="FILE", help="write results and machine")
 

@@ -10,25 +10,27 @@ from torch import Tensor, nn
 
 from sparseinfer.convert.measure import Times
 from sparseinfer.convert.weights import Weights
+from sparseinfer.ops import Layout
 
 K, N = 40, 24
 
 
 class Script:
-    """Stands in for the measurement: sparse takes `ratio(packing, tokens)` times the dense time."""
+    """Stands in for the measurement: sparse takes `ratio(layout, tokens)` times the dense time."""
 
     def __init__(self) -> None:
-        self.ratio: Callable[[str, int], float] = lambda packing, m: 0.5
-        self.calls: list[tuple[tuple[str, ...], int]] = []
+        self.ratio: Callable[[Layout, int], float] = lambda layout, m: 0.5
+        self.calls: list[tuple[tuple[Layout, ...], int]] = []
 
     def __call__(
-        self, weights: Weights, packings: tuple[str, ...], packed: Callable[[str], Tensor], m: int
+        self, weights: Weights, layouts: tuple[Layout, ...], packed: Callable[[Layout], Tensor], m: int
     ) -> Times:
-        self.calls.append((packings, m))
-        return Times(m, {"F.linear": 10.0}, {name: 10.0 * self.ratio(name, m) for name in packings})
+        self.calls.append((layouts, m))
+        return Times(m, {"F.linear": 10.0}, {layout: 10.0 * self.ratio(layout, m) for layout in layouts})
 
 
 def linear(n: int = N, k: int = K, sparsity: float = 0.8, seed: int = 0) -> nn.Linear:
+    """Integer-valued: exact in any float dtype."""
     layer = nn.Linear(k, n)
     with torch.no_grad():
         layer.weight.copy_(weight("random", n, k, sparsity, integer=True, seed=seed))

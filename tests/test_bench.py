@@ -4,6 +4,7 @@ import json
 import math
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,8 +21,12 @@ def rows() -> list[layer.Row]:
 
 
 def row(**changes: object) -> layer.Row:
-    base = layer.Row(8, 4, 1, 0.5, "spmm_csr", "sparse", "csr", 64, 10.0, 11.0, 7, 1.0, 2.0, 3.0, 2.0)
-    return replace(base, **changes)
+    where = {"n": 8, "k": 4, "dtype": "f32", "threads": 1, "weights": "warm", "tokens": 1, "sparsity": 0.5}
+    what = {"name": "spmm_csr", "kind": "sparse", "layout": "csr_f32", "nbytes": 64}
+    base = layer.Row(
+        **where, **what, us=10.0, median_us=11.0, samples=7, gflops=1.0, eff_gflops=2.0, gbps=3.0
+    )
+    return replace(base, x_dense=2.0, **changes) if "x_dense" not in changes else replace(base, **changes)
 
 
 def test_interleave_takes_turns() -> None:
@@ -85,31 +90,40 @@ def test_random_layer_has_the_exact_number_of_zeros(block: tuple[int, int] | Non
     assert torch.equal(weight, layer.random_layer(16, 32, 0.8, block=block)[0])
 
 
-def test_rows_hold_every_kernel_of_the_active_level_and_the_dense_ones(rows: list[layer.Row]) -> None:
-    kernels = {
-        k.name for k in ops.kernels() if k.isa == ops.active_isa() and k.packing != "bsr" and k.dtype == "f32"
-    }
+def test_rows_hold_every_layout_of_the_active_level_and_the_dense_ones(rows: list[layer.Row]) -> None:
     for sparsity in TINY.sparsities:
         for tokens in TINY.tokens:
             cell = [r for r in rows if (r.sparsity, r.tokens) == (sparsity, tokens)]
-            assert {r.name for r in cell if r.kind == "sparse"} == kernels
+            expected = {str(layout) for layout in ops.layouts(torch.float32, torch.float32, tokens)}
+            assert {r.layout for r in cell if r.kind == "sparse"} == expected
+            assert all(f"__{ops.active_isa()}" in r.name for r in cell if r.kind == "sparse")
             dense = [r.us for r in cell if r.kind == "dense"]
             assert dense
             for r in cell:
                 assert r.x_dense == pytest.approx(min(dense) / r.us)
                 assert r.eff_gflops == pytest.approx(2e-3 * r.tokens * r.n * r.k / r.us)
                 assert 0 < r.us <= r.median_us
-                if r.kind != "dense":
+                if r.kind == "sparse" or "csr" in r.name:
                     assert r.gflops == pytest.approx(r.eff_gflops * (1 - sparsity), rel=0.01)
+
+
+def test_every_dtype_stands_beside_dense_float32_and_bfloat16_and_other_csr() -> None:
+    settings = replace(TINY, dtypes=("bf16", "f16"), tokens=(3,), sparsities=(0.5,), threads=(1, 2))
+    found = layer.run(settings)
+    assert {(r.dtype, r.threads) for r in found} == {("bf16", 1), ("bf16", 2), ("f16", 1), ("f16", 2)}
+    names = {r.name for r in found if r.dtype == "bf16"}
+    assert {"F.linear", "F.linear float32", "torch csr"} <= names
+    assert {r.kind for r in found if r.name == "F.linear float32"} == {"other"}
+    assert {r.name for r in found if r.dtype == "f16" and r.kind == "dense"} == {"F.linear"}
 
 
 @pytest.mark.parametrize("isa", ops.isa_levels())
 def test_blocks_add_the_bsr_kernels_of_every_level_asked_for(isa: str) -> None:
-    settings = replace(TINY, block=(4, 4), isas=(isa,), tokens=(3,), sparsities=(0.5,))
-    names = {r.name for r in layer.run(settings) if r.packing == "bsr"}
-    assert names == {
-        k.name for k in ops.kernels() if k.packing == "bsr" and k.isa == isa and k.dtype == "f32"
-    }
+    settings = replace(
+        TINY, block=(4, 4), isas=(isa,), dtypes=("f32", "bf16"), tokens=(3,), sparsities=(0.5,)
+    )
+    names = {(r.dtype, r.name) for r in layer.run(settings) if r.layout.startswith("bsr")}
+    assert names == {(dtype, f"spmm_bsr_{dtype}_r4__{isa}") for dtype in ("f32", "bf16")}
 
 
 def test_cold_weights_are_copies_that_exceed_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +135,7 @@ def test_cold_weights_are_copies_that_exceed_the_cache(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(layer, "last_level_cache_bytes", lambda: 1 << 20)
     monkeypatch.setattr(layer, "interleave", record)
-    rows = layer.run(replace(TINY, shapes=((512, 256),), cold=True))
+    rows = layer.run(replace(TINY, shapes=((512, 256),), weights=("cold",)))
     for row in rows:
         assert copies[row.name] >= 2
         assert copies[row.name] * max(row.nbytes, 1 << 16) >= 2 << 20
@@ -136,7 +150,7 @@ def test_a_wrong_result_is_refused(result: str) -> None:
         y = y.t()
     else:
         y[1, 2] = math.nan if result == "nan" else y[1, 2] + 1e-5
-    entry = candidates.Entry("bad", "dense", "", 32, 128, lambda: lambda x: y)
+    entry = candidates.Entry("bad", "dense", "", torch.float32, 32, 128, lambda: lambda x: y)
     with pytest.raises(layer.NumericsError, match="bad: expected"):
         layer.check(entry, x, weight, bias)
 
@@ -149,7 +163,10 @@ def test_a_wrong_result_is_refused(result: str) -> None:
         {"sparsities": (1.0,)},
         {"sparsities": (math.nan,)},
         {"tokens": (0,)},
-        {"threads": 0},
+        {"threads": (0,)},
+        {"dtypes": ("f64",)},
+        {"dtypes": ()},
+        {"weights": ("lukewarm",)},
         {"budget_s": math.inf},
         {"block": (3, 4)},
         {"block": (0, 4)},
@@ -174,6 +191,7 @@ def test_means_take_the_best_kernel_of_each_shape() -> None:
     (mean,) = report.means(rows)
     assert mean.shapes == 2
     assert mean.x_dense == pytest.approx(4.0)
+    assert mean.least == pytest.approx(2.0)
     assert mean.kernels == pytest.approx({"a": math.sqrt(8), "b": math.sqrt(8)})
 
 
@@ -183,8 +201,10 @@ def test_the_json_document_says_what_was_measured_and_where(rows: list[layer.Row
     assert loaded["machine"]["cpu"]
     assert loaded["machine"]["isa"] == ops.active_isa()
     assert {"python", "torch", "sparseinfer"} <= loaded["machine"]["versions"].keys()
-    assert loaded["settings"]["threads"] == 1
-    assert len(loaded["rows"]) == len(rows)
+    assert loaded["settings"]["threads"] == [1]
+    read = [layer.Row(**dict(zip(loaded["columns"], entry, strict=True))) for entry in loaded["rows"]]
+    assert [(r.name, r.tokens) for r in read] == [(r.name, r.tokens) for r in rows]
+    assert [r.us for r in read] == pytest.approx([r.us for r in rows], rel=1e-3)
     assert len(loaded["geometric_mean"]) == 4
 
 
@@ -195,10 +215,11 @@ def test_break_even(speed_ups: tuple[float, float], expected: float | None) -> N
     assert plot.break_even((0.5, 0.7), speed_ups) == (expected and pytest.approx(expected))
 
 
-def test_plot_writes_a_picture(rows: list[layer.Row], tmp_path) -> None:
+@pytest.mark.parametrize("dtypes", [("f32",), ("f32", "bf16", "f16")])
+def test_plot_writes_a_picture(rows: list[layer.Row], dtypes: tuple[str, ...], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / "out.png"
-    plot.plot(rows, path, title="t")
+    plot.plot([replace(row, dtype=dtype) for dtype in dtypes for row in rows], path, title="t")
     assert path.read_bytes().startswith(b"\x89PNG")
 
 

@@ -91,13 +91,22 @@ def test_kernels_use_no_cpp_library() -> None:
         assert "std::" not in path.read_text(), path
 
 
+def isa_flags(isa: str) -> list[str]:
+    text = (CSRC / "cmake/IsaFlags.cmake").read_text()
+    (found,) = re.findall(rf"SPARSEINFER_ISA_FLAGS_{isa} ([^)]*)\)", text)
+    flags: list[str] = []
+    for flag in found.split():
+        other = re.fullmatch(r"\$\{SPARSEINFER_ISA_FLAGS_(\w+)\}", flag)
+        flags += isa_flags(other[1]) if other else [flag]
+    return flags
+
+
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler on this machine")
-@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", list(dict.fromkeys(kernel["isa"] for kernel in _core.kernels())))
 def test_no_weak_symbols_in_isa_objects(isa: str, tmp_path: Path) -> None:
     """A weak symbol compiled with AVX-512 flags could be the copy that the linker keeps for every CPU."""
-    flags = re.search(rf"SPARSEINFER_ISA_FLAGS_{isa} ([^)]*)\)", (CSRC / "cmake/IsaFlags.cmake").read_text())
-    assert flags is not None
-    options = [] if isa == "scalar" else flags[1].split()
+    options = isa_flags(isa)
+    assert options
     source, target = CSRC / f"cpu/kernels_{isa}.cpp", tmp_path / "kernels.o"
     search = [f"-I{CSRC}", f"-I{CSRC / 'include'}"]
     compile_ = ["c++", "-std=c++17", "-O0", "-fPIC", *options, *search, "-c", str(source), "-o", str(target)]

@@ -16,7 +16,7 @@ from sparseinfer import ops
 from sparseinfer.formats import BSR, CSR
 from sparseinfer.modules import SparseLinear
 
-PACKINGS = ("csr", "sell", "rowgroup", "rowlist")
+PACKINGS = ("csr", "sell", "bitmap", "rowgroup", "rowlist")
 PARTS = ("values", "crow_indices", "col_indices")
 
 
@@ -267,7 +267,7 @@ class TestConstruction:
         assert sparse.sparsity == pytest.approx(1 - sparse.nnz / (24 * 40))
         shown = repr(sparse)
         assert "in_features=40, out_features=24, bias=True" in shown
-        assert "packings=[csr, rowgroup]" in shown
+        assert "packings=[csr_f32, rowgroup_f32_p128]" in shown
 
     def test_bad_arguments(self) -> None:
         w = weight("random", 8, 8)

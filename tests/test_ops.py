@@ -47,10 +47,14 @@ def test_any_strides_and_leading_dimensions() -> None:
     ("change", "error", "message"),
     [
         ({"x": torch.randn(3, 41)}, ValueError, "x: expected 40 in_features"),
-        ({"x": torch.randn(3, 40).double()}, TypeError, "x: expected dtype torch.float32"),
+        (
+            {"x": torch.randn(3, 40).double()},
+            TypeError,
+            "x: expected dtype torch.float32, .* got torch.float64",
+        ),
         ({"x": torch.tensor(1.0)}, ValueError, "x: expected at least 1 dimension"),
         ({"bias": torch.randn(23)}, ValueError, r"bias: expected shape \(24,\)"),
-        ({"bias": torch.randn(24).half()}, TypeError, "bias: expected dtype torch.float32"),
+        ({"bias": torch.randn(24).double()}, TypeError, "bias: expected dtype torch.float32"),
         ({"n": 25}, ValueError, "n: expected 24 out_features"),
         ({"plan": "rubbish"}, ValueError, "plan: expected"),
         ({"plan": "*:1:spmm_rowgroup_f32_r4"}, ValueError, "packings: expected at least 2"),
@@ -89,12 +93,17 @@ def test_a_packing_of_another_dtype_is_refused() -> None:
         linear(torch.randn(3, 40), ops.pack(csr(), "rowgroup").float())
 
 
-@pytest.mark.parametrize("packing", ["csr", "sell", "rowgroup", "rowlist", "bsr"])
-def test_damaged_packings_are_refused_or_harmless(packing: str) -> None:
+LAYOUTS = sorted({(kernel.packing, kernel.storage) for kernel in ops.kernels()})
+
+
+@pytest.mark.parametrize(("packing", "storage"), LAYOUTS)
+def test_damaged_packings_are_refused_or_harmless(packing: str, storage: str) -> None:
     """Any byte may be wrong: the call raises, or computes something inside its memory."""
-    fmt = BSR.from_dense(csr().to_dense(), (4, 4)) if packing == "bsr" else csr()
-    whole = ops.pack(fmt, packing)
-    plan = f"*:0:{ops.default_kernel(whole)}"
+    dtype = {"f32": torch.float32, "wf16": torch.float16}.get(storage, torch.bfloat16)
+    w = csr().to_dense().to(dtype)
+    fmt = BSR.from_dense(w, (4, 4)) if packing == "bsr" else CSR.from_dense(w)
+    whole = ops.pack(fmt, packing, storage=storage)
+    plans = [f"*:0:{ops.default_kernel(whole, m)}" for m in (1, 100)]
     g = torch.Generator().manual_seed(0)
     refused = 0
     for trial in range(1500):
@@ -103,7 +112,8 @@ def test_damaged_packings_are_refused_or_harmless(packing: str) -> None:
         at = int(torch.randint(0, packed.numel() if trial % 2 else 320, (1,), generator=g))
         packed[at] = int(torch.randint(0, 256, (1,), generator=g))
         try:
-            linear(torch.randn(3, 40), packed, plan=plan)
+            for plan in plans:
+                linear(torch.randn(3, 40).to(dtype), packed, plan=plan)
             ops.unpack(packed)
         except (ValueError, TypeError, RuntimeError, MemoryError):
             refused += 1

@@ -20,7 +20,6 @@ from sparseinfer.ops.dense import dense_candidates
 
 Runner = Callable[[Tensor], Tensor]
 
-CSR_PACKINGS = ("csr", "sell", "rowgroup", "rowlist")
 DENSE, OTHER, SPARSE = "dense", "other", "sparse"
 
 
@@ -28,57 +27,75 @@ DENSE, OTHER, SPARSE = "dense", "other", "sparse"
 class Entry:
     """One row of a benchmark.
 
-    `kind` is "dense", "other" (another library's sparse product) or "sparse" (ours; only it has a `packing`).
-    `multiplies` counts the weights that take part, `nbytes` what they occupy.
+    `kind` is "dense", "other" (another library's sparse product, or dense in another dtype) or "sparse"
+    (ours; only it has a `layout`). `dtype` is that of x and y. `multiplies` counts the weights that take
+    part, `nbytes` what they occupy.
     """
 
     name: str
     kind: str
-    packing: str
+    layout: str
+    dtype: torch.dtype
     multiplies: int
     nbytes: int
     make: Callable[[], Runner]
 
 
 def dense_entries(weight: Tensor, bias: Tensor, tokens: int) -> Iterator[Entry]:
-    """All that torch offers for a dense float32 weight [n, k] and bias [n], laid out for `tokens`."""
-    for name in dense_candidates(weight, bias, tokens=tokens):
+    """All that torch offers for a dense weight [n, k] and bias [n], laid out for `tokens`.
 
-        def make(name: str = name) -> Runner:
-            return dense_candidates(weight.clone(), bias, tokens=tokens)[name]
+    Of kind "dense" in the weight's own dtype; in float32 and bfloat16, where that is another one, "other".
+    """
+    for dtype in dict.fromkeys((weight.dtype, torch.float32, torch.bfloat16)):
+        w, b = weight.to(dtype), bias.to(dtype)
+        exact = torch.equal(w.to(torch.float32), weight.to(torch.float32))
+        if not exact:
+            continue  # it would compute something else
+        suffix = "" if dtype == weight.dtype else f" {_short(dtype)}"
+        kind = OTHER if suffix else DENSE
+        for name in dense_candidates(w, b, tokens=tokens):
 
-        yield Entry(name, DENSE, "", weight.numel(), weight.nbytes, make)
+            def make(name: str = name, w: Tensor = w, b: Tensor = b) -> Runner:
+                return dense_candidates(w.clone(), b, tokens=tokens)[name]
+
+            yield Entry(name + suffix, kind, "", dtype, w.numel(), w.nbytes, make)
 
 
 def sparse_entries(
-    weight: Tensor, bias: Tensor, *, block: tuple[int, int] | None = None, isas: Sequence[str] = ()
+    weight: Tensor,
+    bias: Tensor,
+    tokens: int,
+    *,
+    block: tuple[int, int] | None = None,
+    isas: Sequence[str] = (),
 ) -> Iterator[Entry]:
-    """Other libraries, then every kernel here that can read this weight [n, k], at the levels `isas`.
+    """Other libraries, in float32, then the layouts here that serve `tokens`, at the levels `isas`.
 
     No `isas`: the active level alone. `block` adds the block-sparse kernels.
     """
-    yield from _torch_csr(weight, bias)
-    yield from _scipy_csr(weight, bias)
-    isas = isas or (ops.active_isa(),)
+    yield from _torch_csr(weight.float(), bias.float())
+    yield from _scipy_csr(weight.float(), bias.float())
     fmt = CSR.from_dense(weight)
-    for packing in CSR_PACKINGS:
-        yield from _sparse(ops.pack(fmt, packing), bias, isas)
-    if block is not None:
-        yield from _sparse(ops.pack(BSR.from_dense(weight, block), "bsr"), bias, isas)
+    for isa in isas or (ops.active_isa(),):
+        for layout in ops.layouts(weight.dtype, weight.dtype, tokens):
+            yield _sparse(layout, layout.pack(fmt, isa=isa), bias, tokens, isa)
+        if block is not None:
+            storage = "bf16" if weight.dtype == torch.bfloat16 and block[1] % 2 == 0 else "f32"
+            layout = ops.Layout("bsr", storage)
+            yield _sparse(layout, layout.pack(BSR.from_dense(weight, block), isa=isa), bias, tokens, isa)
 
 
-def _sparse(packed: Tensor, bias: Tensor, isas: Sequence[str]) -> Iterator[Entry]:
+def _sparse(layout: ops.Layout, packed: Tensor, bias: Tensor, tokens: int, isa: str) -> Entry:
     info = ops.describe(packed)
-    for kernel in ops.kernels():
-        if (kernel.packing, kernel.dtype) != (info.packing, info.dtype) or kernel.isa not in isas:
-            continue
-        plan = ops.format_plan((ops.Bucket(None, 0, kernel.name),))
+    kernel = f"{layout.kernel(tokens)}__{isa}"
+    plan = ops.format_plan((ops.Bucket(None, 0, kernel),))
 
-        def make(plan: str = plan) -> Runner:
-            blob = packed.clone()
-            return lambda x: torch.ops.sparseinfer.linear(x, [blob], bias, info.n, plan, "none")
+    def make() -> Runner:
+        blob = packed.clone()
+        return lambda x: torch.ops.sparseinfer.linear(x, [blob], bias, info.n, plan, "none")
 
-        yield Entry(kernel.name, SPARSE, info.packing, info.nnz, info.nbytes, make)
+    name = f"{kernel} p{layout.panel}" if layout.panel else kernel
+    return Entry(name, SPARSE, str(layout), bias.dtype, info.nnz, info.nbytes, make)
 
 
 def _torch_csr(weight: Tensor, bias: Tensor) -> Iterator[Entry]:
@@ -93,7 +110,8 @@ def _torch_csr(weight: Tensor, bias: Tensor) -> Iterator[Entry]:
         # Four times faster than F.linear on the same tensor.
         return lambda x: torch.add((copy @ x.t()).t(), bias, out=x.new_empty(x.shape[0], size[0]))
 
-    yield Entry("torch csr", OTHER, "", values.numel(), crow.nbytes + col.nbytes + values.nbytes, make)
+    nbytes = crow.nbytes + col.nbytes + values.nbytes
+    yield Entry("torch csr", OTHER, "", torch.float32, values.numel(), nbytes, make)
 
 
 def _scipy_csr(weight: Tensor, bias: Tensor) -> Iterator[Entry]:
@@ -114,7 +132,8 @@ def _scipy_csr(weight: Tensor, bias: Tensor) -> Iterator[Entry]:
 
         return run
 
-    yield Entry("scipy csr", OTHER, "", values.size, crow.nbytes + col.nbytes + values.nbytes, make)
+    nbytes = crow.nbytes + col.nbytes + values.nbytes
+    yield Entry("scipy csr", OTHER, "", torch.float32, values.size, nbytes, make)
 
 
 def _csr_parts(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -123,3 +142,7 @@ def _csr_parts(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     crow = torch.zeros(weight.shape[0] + 1, dtype=torch.int32)
     crow[1:] = kept.sum(1).cumsum(0)
     return crow, kept.nonzero()[:, 1].to(torch.int32), weight[kept]
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

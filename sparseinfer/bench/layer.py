@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -19,26 +20,32 @@ from sparseinfer.bench.timing import Call, Timing, interleave, num_threads
 _COLD_CACHES = 2
 
 
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+WEIGHTS = ("warm", "cold")
+
+
 @dataclass(frozen=True)
 class Settings:
-    """What `run` measures: every shape (n, k) at every sparsity and number of tokens m.
+    """What `run` measures: every shape (n, k) at every sparsity, dtype, number of threads and of tokens m.
 
-    `isas` are instruction-set levels, none meaning the active one. `block` (r, c) draws the zeros in whole
-    blocks. `budget_s` is the time spent on one cell.
+    `weights` are "warm" (in the cache where they fit) or "cold" (from memory). `isas` are instruction-set
+    levels, none meaning the active one. `block` (r, c) draws the zeros in whole blocks. `budget_s` is the
+    time spent on one cell.
     """
 
     shapes: Sequence[tuple[int, int]] = ((768, 768), (3072, 768), (768, 3072))
     sparsities: Sequence[float] = (0.5, 0.7, 0.8, 0.9, 0.95)
     tokens: Sequence[int] = (1, 16, 128)
-    threads: int = 1
-    cold: bool = False
+    dtypes: Sequence[str] = ("f32",)
+    threads: Sequence[int] = (1,)
+    weights: Sequence[str] = ("warm",)
     block: tuple[int, int] | None = None
     isas: Sequence[str] = ()
     budget_s: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("shapes", "sparsities", "tokens"):
+        for name in ("shapes", "sparsities", "tokens", "dtypes", "threads", "weights"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: expected at least one, got none")
         for n, k in self.shapes:
@@ -51,15 +58,21 @@ class Settings:
             _expect(0 <= sparsity < 1, "sparsities", "fractions in [0, 1)", sparsity)
         for m in self.tokens:
             _expect(m >= 1, "tokens", "at least 1", m)
+        for dtype in self.dtypes:
+            _expect(dtype in DTYPES, "dtypes", f"one of {', '.join(DTYPES)}", dtype)
+        for state in self.weights:
+            _expect(state in WEIGHTS, "weights", f"one of {', '.join(WEIGHTS)}", state)
         levels = ops.isa_levels()
         for isa in self.isas:
             _expect(isa in levels, "isas", f"one of {', '.join(levels)}", isa)
-        _expect(self.threads >= 1, "threads", "at least 1", self.threads)
+        for threads in self.threads:
+            _expect(threads >= 1, "threads", "at least 1", threads)
         _expect(0 < self.budget_s < math.inf, "budget_s", "a positive number of seconds", self.budget_s)
 
     @property
     def cells(self) -> int:
-        return len(self.shapes) * len(self.sparsities) * len(self.tokens)
+        sizes = (self.shapes, self.sparsities, self.tokens, self.dtypes, self.threads, self.weights)
+        return math.prod(len(size) for size in sizes)
 
 
 @dataclass(frozen=True)
@@ -68,11 +81,14 @@ class Row:
 
     n: int
     k: int
+    dtype: str
+    threads: int
+    weights: str
     tokens: int
     sparsity: float
     name: str
     kind: str
-    packing: str
+    layout: str
     nbytes: int
     us: float
     median_us: float
@@ -93,7 +109,7 @@ def run(settings: Settings, on_cell: Callable[[list[Row]], None] = lambda rows: 
     Raises NumericsError, before any timing of that cell, when a candidate computes something else.
     """
     rows: list[Row] = []
-    with num_threads(settings.threads), torch.inference_mode():
+    with torch.inference_mode():
         for cell in _cells(settings):
             rows += cell
             on_cell(cell)
@@ -117,65 +133,93 @@ def random_layer(
 def check(entry: Entry, x: Tensor, weight: Tensor, bias: Tensor) -> None:
     """Raises NumericsError unless |y − ref| ≤ 2·eps·(nnz_row + 1)·(max|x|·max|w| + |bias|), ref in fp64.
 
-    The bound is that of any order of summation, and holds for dense products too: adding a zero is exact.
+    The bound is that of any order of summation in fp32, and holds for dense products too: adding a zero is
+    exact. Where y is shorter than fp32 its own rounding comes on top; torch's own linear rounds twice there.
     """
-    y = entry.make()(x)
+    y = entry.make()(x.to(entry.dtype))
     shape = (x.shape[0], weight.shape[0])
     if y.shape != shape:
         raise NumericsError(f"{entry.name}: expected a result {list(shape)}, got {list(y.shape)}")
     reference = x.double() @ weight.double().t() + bias.double()
-    eps = torch.finfo(torch.float32).eps
     terms = (weight != 0).sum(1) + 1
-    allowed = 2 * eps * terms * (x.abs().max() * weight.abs().max() + bias.abs()).double()
+    magnitude = (x.abs().max() * weight.abs().max() + bias.abs()).double()
+    allowed = 2 * torch.finfo(torch.float32).eps * terms * magnitude
+    if entry.dtype != torch.float32:
+        allowed = allowed + torch.finfo(entry.dtype).eps * (reference.abs() + bias.double().abs())
     # Not `> allowed`: a NaN must count as wrong.
     wrong = ~((y.double() - reference).abs() <= allowed)
     if wrong.any():
         i, j = wrong.nonzero()[0].tolist()
-        expected = f"{reference[i, j]:.6g} ± {allowed[j]:.1g}"
+        expected = f"{reference[i, j]:.6g} ± {allowed.expand(shape)[i, j]:.1g}"
         size = f"n={shape[1]}, k={weight.shape[1]}, m={shape[0]}"
         raise NumericsError(f"{entry.name}: expected y[{i}, {j}] = {expected}, got {y[i, j]:.6g} ({size})")
 
 
 def _cells(settings: Settings) -> Iterator[list[Row]]:
     for n, k in settings.shapes:
-        for sparsity in settings.sparsities:
+        for sparsity, dtype in product(settings.sparsities, settings.dtypes):
             weight, bias = random_layer(n, k, sparsity, block=settings.block, seed=settings.seed)
-            sparse = list(sparse_entries(weight, bias, block=settings.block, isas=settings.isas))
+            weight, bias = weight.to(DTYPES[dtype]), bias.to(DTYPES[dtype])
             for m in settings.tokens:
-                found = [*dense_entries(weight, bias, m), *sparse]
+                found = [
+                    *dense_entries(weight, bias, m),
+                    *sparse_entries(weight, bias, m, block=settings.block, isas=settings.isas),
+                ]
                 x = torch.randn(m, k, generator=torch.Generator().manual_seed(settings.seed + 1))
+                x = x.to(weight.dtype)
                 for entry in found:
                     check(entry, x, weight, bias)
-                calls = {entry.name: _calls(entry, x, settings.cold) for entry in found}
-                times = interleave(calls, budget_s=settings.budget_s, before=x.sum)
-                dense_us = min(times[entry.name].min_us for entry in found if entry.kind == DENSE)
-                yield [_row(entry, times[entry.name], m, n, k, sparsity, dense_us) for entry in found]
+                for state in settings.weights:
+                    calls = {entry.name: _calls(entry, x, cold=state == "cold") for entry in found}
+                    for threads in settings.threads:
+                        with num_threads(threads):
+                            times = interleave(calls, budget_s=settings.budget_s, before=x.sum)
+                        dense_us = min(times[entry.name].min_us for entry in found if entry.kind == DENSE)
+                        where = partial(_row, n=n, k=k, dtype=dtype, tokens=m, sparsity=sparsity)
+                        cell = partial(where, dense_us=dense_us, threads=threads, weights=state)
+                        yield [cell(entry, times[entry.name]) for entry in found]
 
 
-def _calls(entry: Entry, x: Tensor, cold: bool) -> list[Call]:
+def _calls(entry: Entry, x: Tensor, *, cold: bool) -> list[Call]:
     copies = 1
     if cold:
         copies = max(2, math.ceil(_COLD_CACHES * last_level_cache_bytes() / max(entry.nbytes, 1 << 16)))
+    x = x.to(entry.dtype)
     return [partial(entry.make(), x) for _ in range(copies)]
 
 
-def _row(entry: Entry, timing: Timing, m: int, n: int, k: int, sparsity: float, dense_us: float) -> Row:
+def _row(
+    entry: Entry,
+    timing: Timing,
+    *,
+    dense_us: float,
+    n: int,
+    k: int,
+    dtype: str,
+    threads: int,
+    weights: str,
+    tokens: int,
+    sparsity: float,
+) -> Row:
     us = timing.min_us
     return Row(
         n=n,
         k=k,
-        tokens=m,
+        dtype=dtype,
+        threads=threads,
+        weights=weights,
+        tokens=tokens,
         sparsity=sparsity,
         name=entry.name,
         kind=entry.kind,
-        packing=entry.packing,
+        layout=entry.layout,
         nbytes=entry.nbytes,
         us=us,
         median_us=timing.median_us,
         samples=timing.samples,
-        gflops=2e-3 * m * entry.multiplies / us,
-        eff_gflops=2e-3 * m * n * k / us,
-        gbps=1e-3 * (entry.nbytes + 4 * m * (n + k)) / us,
+        gflops=2e-3 * tokens * entry.multiplies / us,
+        eff_gflops=2e-3 * tokens * n * k / us,
+        gbps=1e-3 * (entry.nbytes + entry.dtype.itemsize * tokens * (n + k)) / us,
         x_dense=dense_us / us,
     )
 

@@ -1,4 +1,4 @@
-"""Speed-up over sparsity, one line per token count."""
+"""Speed-up over sparsity, one line per token count, one panel per case."""
 
 from __future__ import annotations
 
@@ -6,26 +6,41 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from sparseinfer.bench.layer import Row
-from sparseinfer.bench.report import means
+from sparseinfer.bench.report import Mean, means
 
+_COLUMNS = 2
 _TICKS = (0.25, 0.5, 1, 2, 3, 5, 10, 20, 50, 100)
 
 
 def plot(rows: Sequence[Row], path: Path, *, title: str = "") -> None:
     """Draws the best sparse kernel over the best dense one, with the ideal 1/(1 − s) and break-even.
 
-    The file type follows the suffix of `path`. Raises RuntimeError when matplotlib is not installed.
+    One panel per dtype, number of threads and state of the weights. The file type follows the suffix of
+    `path`. Raises RuntimeError when matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise RuntimeError("plot: expected matplotlib, got none (pip install matplotlib)") from None
     found = means(rows)
+    cases = list(dict.fromkeys(mean.case for mean in found))
+    columns = min(len(cases), _COLUMNS)
+    lines = math.ceil(len(cases) / columns)
+    figure = Figure(figsize=(7.5 * columns, 5 * lines), layout="constrained")
+    figure.suptitle(title)
+    panels = figure.subplots(lines, columns, squeeze=False).flat
+    for case, axes in zip(cases, panels, strict=False):
+        _panel(axes, [mean for mean in found if mean.case == case], str(case))
+    for axes in list(panels)[len(cases) :]:
+        axes.set_visible(False)
+    figure.savefig(path, dpi=150 if len(cases) == 1 else 110)
+
+
+def _panel(axes: Any, found: Sequence[Mean], title: str) -> None:
     low, high = min(mean.sparsity for mean in found), max(mean.sparsity for mean in found)
-    figure = Figure(figsize=(7.5, 5), layout="constrained")
-    axes = figure.add_subplot()
     grid = [low + i * (high - low) / 200 for i in range(201)]
     axes.plot(grid, [1 / (1 - s) for s in grid], "--", color="0.45", label="ideal 1/(1 − s)")
     for tokens in sorted({mean.tokens for mean in found}):
@@ -45,7 +60,6 @@ def plot(rows: Sequence[Row], path: Path, *, title: str = "") -> None:
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=150)
 
 
 def break_even(sparsities: Sequence[float], speed_ups: Sequence[float]) -> float | None:

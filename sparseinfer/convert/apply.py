@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sparseinfer._select import FilterFn, Patterns, select_modules
-from sparseinfer.convert.planner import Plan, plan
+from sparseinfer.convert.planner import Memory, Plan, checked_memory, plan
 from sparseinfer.convert.report import LayerReport, attach, kernels
 from sparseinfer.convert.tokens import checked_tokens, observed_tokens
 from sparseinfer.convert.weights import Weights, read, refusals, require_inference
@@ -22,6 +22,7 @@ def convert(
     *,
     example_inputs: Any = None,
     tokens: Sequence[int] | None = None,
+    memory: Memory = "speed",
     filter_fn: FilterFn | None = None,
     targets: Patterns = None,
     ignore: Patterns = None,
@@ -31,20 +32,22 @@ def convert(
     example_inputs  inputs of one typical run: a tuple of arguments, a mapping of keyword arguments, or the
                     only argument; each layer is planned for the token counts that this run brings to it
     tokens          token counts to plan for where `example_inputs` says nothing; default (1, 16, 128)
+    memory          "speed": a layer may hold a packing for few tokens and another for many, whichever are
+                    fastest; "compact": it holds one, the smallest, and is sparse wherever that saves bytes
     filter_fn, targets, ignore   which modules: see `sparseinfer._select.select_modules`
 
     Zeros count however they came: in the weight itself, by torch.nn.utils.prune or by a parametrization; the
     last two are resolved and do not come along. Each layer is measured on this machine with its own shape,
     zeros and current thread count, against the best dense that torch offers, and stays as it was if dense is
-    faster. `explain` says which and why. Weights and example inputs are float32 on the CPU; other layers
-    stay dense.
+    faster. `explain` says which and why. Weights are float32, bfloat16 or float16 on the CPU, and inputs of
+    the same dtype; other layers stay dense.
 
     The model itself is unchanged, and weights that became sparse are not copied. TypeError or ValueError: an
     argument of the wrong kind, example inputs that the model does not accept, a parameter without data
     (meta) or a gradient left on one in training mode.
     """
     modules = select_modules(model, (nn.Linear,), filter_fn, targets, ignore)
-    conversion = _prepare(model, modules, example_inputs, tokens)
+    conversion = _prepare(model, modules, example_inputs, tokens, memory)
     converted: nn.Module = copy.deepcopy(model, {**_recomputed(model, conversion), **conversion.memo()})
     attach(converted, conversion.rows)
     return converted
@@ -55,6 +58,7 @@ def convert_(
     *,
     example_inputs: Any = None,
     tokens: Sequence[int] | None = None,
+    memory: Memory = "speed",
     filter_fn: FilterFn | None = None,
     targets: Patterns = None,
     ignore: Patterns = None,
@@ -67,7 +71,7 @@ def convert_(
     if model in modules.values():
         got = f"{type(model).__name__} itself (use convert)"
         raise ValueError(f"model: expected a module that holds Linears, got {got}")
-    conversion = _prepare(model, modules, example_inputs, tokens)
+    conversion = _prepare(model, modules, example_inputs, tokens, memory)
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child is not None and child in conversion.replacements:
@@ -87,10 +91,15 @@ class _Conversion:
 
 
 def _prepare(
-    model: nn.Module, modules: Mapping[str, nn.Module], example_inputs: Any, tokens: Sequence[int] | None
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    example_inputs: Any,
+    tokens: Sequence[int] | None,
+    memory: Memory,
 ) -> _Conversion:
     """Plan and pack every layer; nothing in the model changes."""
     default_tokens = checked_tokens(tokens)
+    memory = checked_memory(memory)
     require_inference(modules)
     refused = refusals(model, modules)
     observed: Mapping[str, Sequence[int]] = {}
@@ -105,7 +114,7 @@ def _prepare(
         if isinstance(weights, str):
             rows.append(_refused(fqn, module, weights))
             continue
-        decision = plan(weights, observed.get(fqn) or default_tokens)
+        decision = plan(weights, observed.get(fqn) or default_tokens, memory)
         replacement = None
         if decision.is_sparse:
             replacement = SparseLinear(decision.packings, weights.bias, buckets=decision.buckets)
@@ -133,7 +142,7 @@ def _planned(fqn: str, weights: Weights, decision: Plan, replacement: SparseLine
         tokens=tuple(times.tokens for times in decision.times),
         dense_us=tuple(times.dense_us for times in decision.times),
         sparse_us=tuple(
-            times.sparse[packing] for times, packing in zip(decision.times, decision.chosen, strict=True)
+            times.sparse[layout] for times, layout in zip(decision.times, decision.chosen, strict=True)
         ),
         dense_nbytes=weights.nbytes,
         nbytes=weights.nbytes if replacement is None else replacement.nbytes,

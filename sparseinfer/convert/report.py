@@ -28,7 +28,7 @@ class LayerReport:
     kernels      (max_tokens or None for no limit, kernel) per bucket; () if dense
     tokens       token counts that were measured, ascending; dense_us and sparse_us are parallel to it
     dense_us     microseconds of the best dense
-    sparse_us    microseconds of the best packing, also where it lost
+    sparse_us    microseconds of the best layout, also where it lost
     dense_nbytes of weight and bias as they were
     nbytes       of all that the layer holds now
     """
@@ -123,7 +123,7 @@ def _inspected(model: nn.Module) -> tuple[LayerReport, ...]:
             decision="sparse",
             reason="found in the model",
             kernels=kernels(module.plan),
-            dense_nbytes=module.out_features * (module.in_features + (module.bias is not None)) * 4,
+            dense_nbytes=module.dense_nbytes,
             nbytes=module.nbytes,
         )
         for fqn, module in model.named_modules()

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize, prune
 
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
 # Their C++ fast path reads the children's weights and never calls the children.
 _READS_CHILDREN = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
@@ -78,8 +80,10 @@ def read(module: nn.Module) -> Weights | str:
             return f"it holds a {type(t).__name__} of layout {t.layout}, not a plain tensor"
         if t.device.type != "cpu":
             return f"it is on {t.device}; the kernels run on cpu"
-        if t.dtype != torch.float32:
-            return f"its dtype is {t.dtype}; the kernels take torch.float32"
+        if t.dtype not in _DTYPES:
+            return f"its dtype is {t.dtype}; the kernels take torch.float32, torch.bfloat16 and torch.float16"
+    if weight is not None and bias is not None and bias.dtype != weight.dtype:
+        return f"its weight is {weight.dtype} and its bias {bias.dtype}"
     if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
         return "its weight and bias are not [n, k] and [n]"
     return Weights(weight, bias) if weight.numel() else "its weight has no elements"

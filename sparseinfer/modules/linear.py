@@ -21,8 +21,8 @@ class SparseLinear(nn.Module):
 
     The weight lives only in its packings, uint8 buffers `packing_0`, ... that `state_dict()` leaves out:
     there the layer is `values`, `crow_indices`, `col_indices` and `bias`, exact to the bit. `plan` says which
-    packing and kernel serve how many tokens. float32 on the CPU, never trainable. One instance may serve
-    several threads at once.
+    packing and kernel serve how many tokens. float32, bfloat16 or float16 on the CPU, never trainable. One
+    instance may serve several threads at once.
     """
 
     bias: Tensor | None
@@ -50,7 +50,7 @@ class SparseLinear(nn.Module):
         if len({(info.n, info.k, info.nnz, info.dtype) for info in infos}) != 1:
             raise ValueError(f"packings: expected packings of one matrix, got {infos}")
         if buckets is None:
-            buckets = [ops.Bucket(None, 0, ops.default_kernel(packings[0]))]
+            buckets = ops.Layout.of(infos[0]).buckets(0)
         for bucket in buckets:
             if not 0 <= bucket.packing < len(packings):
                 raise ValueError(f"buckets: expected packing < {len(packings)}, got {bucket}")
@@ -68,20 +68,21 @@ class SparseLinear(nn.Module):
         fmt: CSR | BSR,
         bias: Tensor | None = None,
         *,
-        packings: Sequence[str] | None = None,
+        packings: Sequence[str | ops.Layout] | None = None,
         buckets: Sequence[ops.Bucket] | None = None,
         activation: str = "none",
     ) -> SparseLinear:
-        """Pack fmt [n, k] under each name that `ops.pack` knows; default: "rowgroup", "bsr" for BSR."""
+        """Pack fmt [n, k] in each layout, a name meaning fp32; default: "rowgroup", "bsr" for BSR."""
         if packings is None:
             packings = ["bsr" if isinstance(fmt, BSR) else "rowgroup"]
-        return cls([ops.pack(fmt, name) for name in packings], bias, buckets=buckets, activation=activation)
+        wanted = [name if isinstance(name, ops.Layout) else ops.Layout(name) for name in packings]
+        return cls([layout.pack(fmt) for layout in wanted], bias, buckets=buckets, activation=activation)
 
     @classmethod
     def from_linear(
         cls,
         linear: nn.Linear,
-        packings: Sequence[str] | None = None,
+        packings: Sequence[str | ops.Layout] | None = None,
         buckets: Sequence[ops.Bucket] | None = None,
     ) -> SparseLinear:
         """The same layer as `linear`, whose weight's zeros are dropped; arguments as in `from_format`."""
@@ -137,8 +138,14 @@ class SparseLinear(nn.Module):
         """Bytes of everything the layer holds: its packings and the bias."""
         return sum(buffer.nbytes for buffer in self.buffers())
 
+    @property
+    def dense_nbytes(self) -> int:
+        """Bytes of weight and bias if the layer were dense."""
+        itemsize = DTYPES[ops.describe(self._packings()[0]).dtype].itemsize
+        return self.out_features * (self.in_features + (self.bias is not None)) * itemsize
+
     def extra_repr(self) -> str:
-        packings = ", ".join(ops.describe(packed).packing for packed in self._packings())
+        packings = ", ".join(map(str, self._layouts()))
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}, sparsity={self.sparsity:.3f}, packings=[{packings}]"
@@ -147,8 +154,11 @@ class SparseLinear(nn.Module):
     def _packings(self) -> list[Tensor]:
         return [getattr(self, name) for name in self._packing_names]
 
+    def _layouts(self) -> list[ops.Layout]:
+        return [ops.Layout.of(ops.describe(packed)) for packed in self._packings()]
+
     def _repack(self, fmt: CSR | BSR) -> list[Tensor]:
-        return [ops.pack(fmt, ops.describe(packed).packing) for packed in self._packings()]
+        return [layout.pack(fmt) for layout in self._layouts()]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLinear:
         dtype = DTYPES[ops.describe(self._packings()[0]).dtype]
@@ -214,19 +224,19 @@ class SparseLinear(nn.Module):
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        """For pickle: the format and the names of the packings, because a packing belongs to one machine."""
+        """For pickle: the format and the packings' layouts, because a packing belongs to one machine."""
         state = self.__dict__.copy()
         own = set(self._packing_names)
         state["_buffers"] = {name: buffer for name, buffer in self._buffers.items() if name not in own}
         state["format"] = self.to_format()
-        state["packings"] = [ops.describe(packed).packing for packed in self._packings()]
+        state["layouts"] = self._layouts()
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        fmt, packings = state.pop("format"), state.pop("packings")
+        fmt, layouts = state.pop("format"), state.pop("layouts")
         super().__setstate__(state)
-        for name, packing in zip(self._packing_names, packings, strict=True):
-            self._buffers[name] = ops.pack(fmt, packing)
+        for name, layout in zip(self._packing_names, layouts, strict=True):
+            self._buffers[name] = layout.pack(fmt)
 
 
 def _checked_bias(bias: Tensor | None, n: int, dtype: torch.dtype) -> Tensor | None:

@@ -5,7 +5,15 @@ Importing this package registers the operator's schema, its fake and its CPU imp
 
 from sparseinfer.ops import cpu as _cpu
 from sparseinfer.ops import schema as _schema
-from sparseinfer.ops.kernels import KernelInfo, active_isa, default_kernel, isa_levels, kernels
+from sparseinfer.ops.kernels import KernelInfo, active_isa, isa_levels, kernels
+from sparseinfer.ops.layouts import (
+    FEW_TOKENS,
+    Layout,
+    compact_layout,
+    default_kernel,
+    layouts,
+    may_win,
+)
 from sparseinfer.ops.packing import PackedInfo, describe, pack, unpack
 from sparseinfer.ops.plan import Bucket, Plan, format_plan, parse_plan
 from sparseinfer.ops.reference import reference_linear
@@ -14,16 +22,21 @@ _schema.define()
 _cpu.register()
 
 __all__ = [
+    "FEW_TOKENS",
     "Bucket",
     "KernelInfo",
+    "Layout",
     "PackedInfo",
     "Plan",
     "active_isa",
+    "compact_layout",
     "default_kernel",
     "describe",
     "format_plan",
     "isa_levels",
     "kernels",
+    "layouts",
+    "may_win",
     "pack",
     "parse_plan",
     "reference_linear",

@@ -67,7 +67,8 @@ def linear(
 ) -> Tensor:
     """y [..., n] = activation(x [..., k] · Wᵀ + bias [n]), with W [n, k] in the packing that `plan` names.
 
-    Any leading dimensions and strides of x; y has the dtype of x. ValueError and TypeError say what was expected.
+    Any leading dimensions and strides of x; y has the dtype of x. ValueError and TypeError say what was
+    expected.
     """
     return run(x, packings, bias, n, plan, activation)
 
@@ -83,8 +84,8 @@ def run(
     parts: int = 0,
 ) -> Tensor:
     """`linear`; `parts` > 0 computes that many row ranges one after another instead of on torch's threads."""
-    # The order and the form of these lines is what a call of a small layer costs: every attribute of a tensor is a
-    # tenth of a microsecond, torch.empty two.
+    # These lines are what a call of a small layer costs: an attribute of a tensor is a tenth of a
+    # microsecond, torch.empty two.
     shape = x.shape
     if len(shape) == 2:
         rows = x
@@ -98,9 +99,7 @@ def run(
     if step != 1 and m and k:
         rows = rows.contiguous()
         stride = k
-    for limit, index, kernel in _choices(plan):
-        if m <= limit:
-            break
+    index, kernel = next((index, kernel) for limit, index, kernel in _choices(plan) if m <= limit)
     if index >= len(packings):
         raise ValueError(f"packings: expected at least {index + 1} for plan {plan}, got {len(packings)}")
     dtype = x.dtype

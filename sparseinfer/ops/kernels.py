@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from torch import Tensor
-
 from sparseinfer._native import core
-from sparseinfer.ops.packing import describe
 
 
 @dataclass(frozen=True)
@@ -63,12 +60,3 @@ def kernel_id(base_name: str) -> int:
     raise ValueError(
         f"kernel: expected one of {', '.join(names)} (levels {', '.join(levels)}), got {base_name}"
     )
-
-
-def default_kernel(packed: Tensor) -> str:
-    """Base name of the kernel that reads this packing."""
-    info = describe(packed)
-    for kernel in kernels():
-        if (kernel.packing, kernel.storage) == (info.packing, info.storage):
-            return kernel.base_name
-    raise ValueError(f"packed: expected a packing with a kernel, got {info.packing} of {info.storage}")

@@ -48,14 +48,14 @@ def pack(
 ) -> Tensor:
     """Pack a format for the kernels of `packing`: "bsr" from BSR, any other from CSR.
 
-    storage      how the weights are held: "f32", which holds every dtype; "bf16", in pairs for bf16 activations;
-                 "wbf16" and "wf16", two bytes that are widened to fp32 when they are read
+    storage      how the weights are held: "f32", which holds every dtype; "bf16", in pairs for bf16
+                 activations; "wbf16" and "wf16", two bytes that are widened to fp32 when they are read
     isa          instruction-set level to lay the weights out for; default: the active one
     panel        columns whose slice of x stays in the L1 cache; 0: what the packing finds best
     max_splits   bound on the row ranges that threads share
 
-    Returns a uint8 tensor [nbytes]. ValueError: an unknown packing, storage or level, a storage that cannot hold the
-    dtype exactly or has no kernels, a panel that is too wide. TypeError: blocks where it wants none.
+    Returns a uint8 tensor [nbytes]. ValueError: an unknown packing, storage or level, a storage that cannot
+    hold the dtype exactly or has no kernels, a panel that is too wide. TypeError: blocks where it wants none.
     """
     if packing not in core.packings:
         raise ValueError(f"packing: expected one of {', '.join(core.packings)}, got {packing!r}")

@@ -1,0 +1,97 @@
+"""Ways to lay a weight out in memory, and which of them are worth measuring for a layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparseinfer.formats import BSR, CSR
+from sparseinfer.ops.kernels import active_isa, kernels
+from sparseinfer.ops.packing import PackedInfo, describe, pack
+from sparseinfer.ops.plan import Bucket
+
+# Up to here a weight is decoded for each few tokens; from here on x is cut into tiles of many.
+FEW_TOKENS = 15
+
+# Columns of x that stay in the L1 cache with a tile of at most 32 tokens of fp32.
+_WIDE_PANEL = 384
+_WIDE_PANEL_TOKENS = 47
+
+# A panel of these is part of the layout; the others have one that follows from the shape.
+_PANELLED = ("rowgroup", "rowlist", "bsr")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A packing, its storage and, if it is not the packing's own choice, its panel; see `ops.pack`."""
+
+    packing: str
+    storage: str = "f32"
+    panel: int = 0
+
+    @classmethod
+    def of(cls, info: PackedInfo) -> Layout:
+        """The layout of a packing that exists."""
+        return cls(info.packing, info.storage, info.panel if info.packing in _PANELLED else 0)
+
+    def pack(self, fmt: CSR | BSR, isa: str = "") -> Tensor:
+        return pack(fmt, self.packing, storage=self.storage, isa=isa, panel=self.panel)
+
+    def kernel(self, tokens: int = 1) -> str:
+        """Base name of the kernel that reads this layout, of the few-token or of the many-token kind."""
+        found = [k for k in kernels() if (k.packing, k.storage) == (self.packing, self.storage)]
+        if not found:
+            raise ValueError(f"layout: expected one with a kernel, got {self}")
+        tiled = [k for k in found if k.tile.startswith("t")]
+        chosen = tiled if tiled and tokens > FEW_TOKENS else [k for k in found if k not in tiled]
+        return chosen[0].base_name
+
+    def buckets(self, packing: int) -> tuple[Bucket, ...]:
+        """A plan for any number of tokens out of this layout alone, as packing number `packing`."""
+        few, many = self.kernel(1), self.kernel(FEW_TOKENS + 1)
+        last = Bucket(None, packing, many)
+        return (last,) if few == many else (Bucket(FEW_TOKENS, packing, few), last)
+
+    def __str__(self) -> str:
+        return f"{self.packing}_{self.storage}" + (f"_p{self.panel}" if self.panel else "")
+
+
+def default_kernel(packed: Tensor, tokens: int = 1) -> str:
+    """Base name of the kernel that reads this packing."""
+    return Layout.of(describe(packed)).kernel(tokens)
+
+
+def layouts(dtype: torch.dtype, x_dtype: torch.dtype, tokens: int) -> tuple[Layout, ...]:
+    """Those for a weight of `dtype`, activations of `x_dtype` and so many tokens: one of them is fastest."""
+    few, many = _storages(dtype, x_dtype)
+    found = []
+    if tokens <= FEW_TOKENS:
+        found += [Layout("sell", few), Layout("bitmap", few)]
+    if tokens > 4:
+        panels = (0, _WIDE_PANEL) if many == "f32" and tokens <= _WIDE_PANEL_TOKENS else (0,)
+        found += [Layout(packing, many, panel) for panel in panels for packing in ("rowgroup", "rowlist")]
+    return tuple(found)
+
+
+def may_win(layout: Layout, sparsity: float) -> bool:
+    """Whether it is worth measuring at this sparsity: elsewhere it has never won on Zen 4 (bench/results)."""
+    bounds = {"bitmap": (0.0, 0.75), "rowgroup": (0.0, 0.9), "rowlist": (0.6, 1.0)}
+    low, high = bounds.get(layout.packing, (0.0, 1.0))
+    return low <= sparsity <= high
+
+
+def compact_layout(dtype: torch.dtype, x_dtype: torch.dtype) -> Layout:
+    """The layout of fewest bytes that has kernels for any number of tokens."""
+    return Layout("bitmap", _storages(dtype, x_dtype)[0])
+
+
+def _storages(dtype: torch.dtype, x_dtype: torch.dtype) -> tuple[str, str]:
+    """Of the layouts for few tokens, and of those for many."""
+    if dtype == torch.bfloat16:
+        # Without the instruction the dot product of pairs is slower than widening once per weight.
+        if x_dtype == torch.bfloat16 and active_isa() == "avx512bf16":
+            return "bf16", "bf16"
+        return "wbf16", "f32"
+    return ("wf16", "f32") if dtype == torch.float16 else ("f32", "f32")
