@@ -158,6 +158,25 @@ PYBIND11_MODULE(_core, m) {
         check_compressed(pointer<const int64_t>(crow), pointer<const int32_t>(col), n, k, nnz);
       },
       py::arg("crow"), py::arg("col"), py::arg("n"), py::arg("k"), py::arg("nnz"));
+  m.def(
+      "dense_row_offsets",
+      [](uintptr_t dense, const std::string& dtype, int64_t n, int64_t k, uintptr_t crow) {
+        const auto type = parse<DType>(dtype, kDTypeNames, "dtype");
+        py::gil_scoped_release release;
+        dense_row_offsets(pointer<const void>(dense), type, n, k, pointer<int64_t>(crow));
+      },
+      py::arg("dense"), py::arg("dtype"), py::arg("n"), py::arg("k"), py::arg("crow"));
+  m.def(
+      "dense_to_csr",
+      [](uintptr_t dense, const std::string& dtype, int64_t n, int64_t k, uintptr_t crow, uintptr_t col,
+         uintptr_t values) {
+        const auto type = parse<DType>(dtype, kDTypeNames, "dtype");
+        py::gil_scoped_release release;
+        dense_to_csr(pointer<const void>(dense), type, n, k, pointer<const int64_t>(crow), pointer<int32_t>(col),
+                     pointer<void>(values));
+      },
+      py::arg("dense"), py::arg("dtype"), py::arg("n"), py::arg("k"), py::arg("crow"), py::arg("col"),
+      py::arg("values"));
   m.def("pack", &pack_array, py::arg("packing"), py::arg("dtype"), py::arg("n"), py::arg("k"), py::arg("nnz"),
         py::arg("block_rows"), py::arg("block_cols"), py::arg("crow"), py::arg("col"), py::arg("values"),
         py::arg("storage") = "f32", py::arg("isa") = "", py::arg("max_splits") = PackOptions{}.max_splits, py::arg("panel") = 0);

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-VALUE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPE_NAMES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+VALUE_DTYPES = tuple(DTYPE_NAMES)
 INDEX_DTYPES = (torch.int64, torch.int32)
 INT32_MAX = 2**31 - 1
 

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparseinfer._native import core
 from sparseinfer.formats import _checks
-from sparseinfer.formats._compressed import Compressed, offsets
+from sparseinfer.formats._compressed import Compressed
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -33,9 +34,14 @@ class CSR(Compressed):
     def from_dense(cls, w: Tensor) -> CSR:
         """Keep the non-zero elements of w [n, k], any strides. NaN and Inf are kept, -0.0 is a zero."""
         w = _checks.plain("weight", w, _checks.VALUE_DTYPES, 2)
-        kept = w != 0
-        rows, columns = kept.nonzero(as_tuple=True)
-        return cls(w[rows, columns], offsets(kept), columns.to(torch.int32), (w.shape[0], w.shape[1]))
+        n, k = w.shape
+        dtype = _checks.DTYPE_NAMES[w.dtype]
+        crow = torch.empty(n + 1, dtype=torch.int64)
+        core.dense_row_offsets(w.data_ptr(), dtype, n, k, crow.data_ptr())
+        nnz = int(crow[-1])
+        col, values = torch.empty(nnz, dtype=torch.int32), torch.empty(nnz, dtype=w.dtype)
+        core.dense_to_csr(w.data_ptr(), dtype, n, k, crow.data_ptr(), col.data_ptr(), values.data_ptr())
+        return cls(values, crow, col, (n, k))
 
     @classmethod
     def from_scipy(cls, matrix: Any) -> CSR:

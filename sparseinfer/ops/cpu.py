@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from sparseinfer._native import core
+from sparseinfer.formats._checks import DTYPE_NAMES
 from sparseinfer.ops.kernels import kernel_id
-from sparseinfer.ops.packing import DTYPE_NAMES, check_tensor
+from sparseinfer.ops.packing import check_tensor
 from sparseinfer.ops.plan import parse_plan
 from sparseinfer.ops.schema import library
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sparseinfer._native import core
 from sparseinfer.formats import BSR, CSR
+from sparseinfer.formats._checks import DTYPE_NAMES
 
-DTYPE_NAMES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
