@@ -10,7 +10,7 @@ from sparseinfer.bench.candidates import dense_entries, sparse_entries
 from sparseinfer.bench.layer import random_layer
 
 WEIGHT, BIAS = random_layer(16, 16, 0.5)
-ENTRIES = {entry.name: entry for entry in (*dense_entries(WEIGHT, BIAS, 1), *sparse_entries(WEIGHT, BIAS))}
+ENTRIES = {entry.name: entry for entry in (*dense_entries(WEIGHT, BIAS, 1), *sparse_entries(WEIGHT, BIAS, 1))}
 
 
 @pytest.mark.benchmark(group="call of a 16x16 layer, m=1")

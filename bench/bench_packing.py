@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from sparseinfer import ops
-from sparseinfer.bench.candidates import CSR_PACKINGS
 from sparseinfer.bench.layer import random_layer
 from sparseinfer.formats import BSR, CSR
 
 SHAPE = (3072, 768)
 BLOCK = (16, 16)
 SPARSITY = 0.8
+LAYOUTS = [
+    *(layout for tokens in (1, 16) for layout in ops.layouts(torch.float32, torch.float32, tokens)),
+    ops.Layout("bsr"),
+]
 
 
 def fmt_for(packing: str) -> CSR | BSR:
@@ -29,12 +33,12 @@ def test_from_dense(benchmark: BenchmarkFixture, fmt: str) -> None:
 
 
 @pytest.mark.benchmark(group="pack")
-@pytest.mark.parametrize("packing", [*CSR_PACKINGS, "bsr"])
-def test_pack(benchmark: BenchmarkFixture, packing: str) -> None:
-    benchmark(ops.pack, fmt_for(packing), packing)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_pack(benchmark: BenchmarkFixture, layout: ops.Layout) -> None:
+    benchmark(layout.pack, fmt_for(layout.packing))
 
 
 @pytest.mark.benchmark(group="unpack")
-@pytest.mark.parametrize("packing", [*CSR_PACKINGS, "bsr"])
-def test_unpack(benchmark: BenchmarkFixture, packing: str) -> None:
-    benchmark(ops.unpack, ops.pack(fmt_for(packing), packing))
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_unpack(benchmark: BenchmarkFixture, layout: ops.Layout) -> None:
+    benchmark(ops.unpack, layout.pack(fmt_for(layout.packing)))

@@ -14,6 +14,9 @@ constexpr int64_t kPassTokens = 64;  // passes are cut at multiples of the wides
 // Below this many multiply-adds a parallel region (5-12 us) costs more than a second core saves.
 constexpr double kSerialWork = 1.0e6;
 
+// The same for copying x, in elements.
+constexpr int64_t kSerialPrepare = int64_t{1} << 16;
+
 struct Region {
   const SpmmKernel* kernel;
   const SpmmArgs* args;
@@ -56,7 +59,8 @@ void run_spmm(const SpmmKernel& kernel, SpmmArgs args, Spread spread) {
     args.y = y + done * args.ldy * element;
     args.workspace = thread_scratch(ScratchSlot::kWorkspace, kernel.workspace_bytes(args));
     Region region{&kernel, &args};
-    parallel_for(kernel.prepare_items(args), spread, prepare_range, &region);
+    const bool small = spread.parts == 0 && args.m * args.w->k < kSerialPrepare;
+    parallel_for(kernel.prepare_items(args), small ? Spread::serial() : spread, prepare_range, &region);
     parallel_for(args.w->splits, spread, run_range, &region);
     if (region.out_of_memory) throw std::bad_alloc();
   }

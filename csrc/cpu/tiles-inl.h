@@ -27,6 +27,88 @@ constexpr int64_t kBlockRows = 128;
 using Tr = Level::Transposer;
 constexpr int G = Tr::L;
 
+// Where G tokens of x start. Tokens past m repeat the last one; nothing reads their results.
+template <class T>
+SI_INLINE void token_rows(const SpmmArgs& a, int64_t token, int64_t column, const T* (&rows)[G]) {
+  for (int i = 0; i < G; ++i) {
+    const int64_t element = (token + i < a.m ? token + i : a.m - 1) * a.ldx + column;
+    rows[i] = reinterpret_cast<const T*>(static_cast<const char*>(a.x) + element * dtype_bytes(a.x_dtype));
+  }
+}
+
+// x[kTokens from `token` on, `columns` of type T from `first` on] -> out[columns][kTokens], four bytes an element.
+template <int kTokens, class T>
+void pack_columns(const SpmmArgs& a, int64_t token, int64_t first, int64_t columns, float* out) {
+  constexpr int kGroup = kTokens < G ? kTokens : G;
+  for (int group = 0; group < kTokens; group += kGroup) {
+    const T* rows[G];
+    token_rows(a, token + group, first, rows);
+    float* to = out + group;
+    int64_t c = 0;
+    for (; c + G <= columns; c += G, to += G * kTokens) Tr::template to_columns<kGroup>(rows, c, to, kTokens);
+    for (; c < columns; ++c, to += kTokens) {
+      for (int i = 0; i < kGroup; ++i) to[i] = widen(rows[i][c]);
+    }
+  }
+}
+
+// The same for bf16 as it is.
+template <int kTokens>
+void pack_halves(const SpmmArgs& a, int64_t token, int64_t first, int64_t columns, uint16_t* out) {
+  constexpr int kGroup = kTokens < G ? kTokens : G;
+  for (int group = 0; group < kTokens; group += kGroup) {
+    const uint16_t* rows[G];
+    token_rows(a, token + group, first, rows);
+    uint16_t* to = out + group;
+    int64_t c = 0;
+    for (; c + G <= columns; c += G, to += G * kTokens) Tr::halves_to_columns(rows, c, to, kTokens);
+    for (; c < columns; ++c, to += kTokens) {
+      for (int i = 0; i < kGroup; ++i) to[i] = rows[i][c];
+    }
+  }
+}
+
+// sums[rows][kTokens] -> y[tokens from `token` on, rows from `row` on] + bias, activated.
+//
+// Interleaving bf16 works in lanes of 128 bits: in vectors longer than that (kPairLanes > 0: their length) the sums of 8
+// tokens are 4 in one vector and 4 in the next.
+template <int kTokens, int kPairLanes, class T>
+void finish_tile(const SpmmArgs& a, const float* sums, int64_t row, int64_t rows, int64_t token) {
+  constexpr int kGroup = kTokens < G ? kTokens : G;
+  constexpr int kPair = kPairLanes > 0 ? 2 * kPairLanes : 1, kHalf = kPairLanes > 0 ? kPairLanes : G / 2;
+  const int64_t ldy = a.ldy, m = a.m;  // locals: stores to y could alias the arguments
+  const Activation activation = a.activation;
+  // Blocks of rows that stay in L1 for all their tokens; inside one, G tokens at a time are written along, because
+  // the rows of y often lie at multiples of 4 KB, which share one set of the cache.
+  for (int64_t block = 0; block < rows; block += kBlockRows) {
+    const int64_t block_end = rows - block < kBlockRows ? rows : block + kBlockRows;
+    for (int group = 0; group < kTokens && token + group < m; group += kGroup) {
+      const int64_t left = m - token - group;
+      const int tokens = left < kGroup ? static_cast<int>(left) : kGroup;
+      T* y = static_cast<T*>(a.y) + (token + group) * ldy + row;
+      const int first = kPairLanes > 0 ? group - group % kPair + group % kPair / 2 : group;
+      const float* from = sums + first + block * kTokens;
+      for (int64_t r = block; r < block_end; r += G, from += G * kTokens) {
+        const int count = rows - r < G ? static_cast<int>(rows - r) : G;
+        const Tr::V b = a.bias ? load_bias<Tr, T>(a, row + r, count) : Tr::zero();
+        Tr::V v[kGroup];
+        Tr::template to_rows<kGroup, kHalf>(from, kTokens, v);  // scratch has G rows to spare
+        SI_UNROLL
+        for (int i = 0; i < kGroup; ++i) v[i] = Tr::add(v[i], b);
+        if (activation != Activation::kNone) {
+          for (int i = 0; i < kGroup; ++i) v[i] = activate<Tr>(v[i], activation);
+        }
+        if (tokens == kGroup && count == G) {
+          SI_UNROLL
+          for (int i = 0; i < kGroup; ++i) Tr::store(y + i * ldy + r, v[i]);
+        } else {
+          for (int i = 0; i < tokens; ++i) Tr::store_partial(y + i * ldy + r, v[i], count);
+        }
+      }
+    }
+  }
+}
+
 // What most Bodies say of themselves.
 struct PackedPanels {
   static int64_t panel(const PackingHeader* w) { return w->panel; }
@@ -61,63 +143,20 @@ struct Tiled {
       const int64_t tile = i / panels(a.w), panel = i % panels(a.w);
       with_shape(a, tile, [&](auto shape) {
         using S = decltype(shape);
+        const int64_t width = Body::panel(a.w), first = panel * width, token = tile * kTileTokens;
+        const int64_t left = a.w->k - first, columns = (left < width ? left : width) / kColumnsPerPosition;
         char* out = a.workspace + tile * tile_bytes(a) + panel * positions(a.w) * S::kTokens * kElement;
+        memset(out + (positions(a.w) - 1) * S::kTokens * kElement, 0, S::kTokens * kElement);
         if constexpr (kMode == TileMode::kFloat) {
           with_type(a.x_dtype, [&](auto type) {
-            pack_x<S, decltype(type)>(a, tile, panel, reinterpret_cast<float*>(out));
+            pack_columns<S::kTokens, decltype(type)>(a, token, first, columns, reinterpret_cast<float*>(out));
           });
         } else if constexpr (kMode == TileMode::kDwords) {
-          pack_x<S, Dword>(a, tile, panel, reinterpret_cast<float*>(out));
+          pack_columns<S::kTokens, Dword>(a, token, first, columns, reinterpret_cast<float*>(out));
         } else {
-          pack_halves<S>(a, tile, panel, reinterpret_cast<uint16_t*>(out));
+          pack_halves<S::kTokens>(a, token, first, columns, reinterpret_cast<uint16_t*>(out));
         }
       });
-    }
-  }
-
-  // Where G tokens of x start. Tokens past m repeat the last one; nothing reads their results.
-  template <class T>
-  static SI_INLINE void token_rows(const SpmmArgs& a, int64_t token, int64_t column, const T* (&rows)[G]) {
-    for (int i = 0; i < G; ++i) {
-      const int64_t element = (token + i < a.m ? token + i : a.m - 1) * a.ldx + column;
-      rows[i] = reinterpret_cast<const T*>(static_cast<const char*>(a.x) + element * dtype_bytes(a.x_dtype));
-    }
-  }
-
-  // x[tokens, columns of the panel] -> tile[position][tokens], four bytes an element.
-  template <class S, class T>
-  static void pack_x(const SpmmArgs& a, int64_t tile, int64_t panel, float* out) {
-    constexpr int kGroup = S::kTokens < G ? S::kTokens : G;
-    const int64_t width = Body::panel(a.w), first = panel * width, left = a.w->k - first;
-    const int64_t columns = (left < width ? left : width) / kColumnsPerPosition;
-    memset(out + (positions(a.w) - 1) * S::kTokens, 0, S::kTokens * 4);
-    for (int group = 0; group < S::kTokens; group += kGroup) {
-      const T* rows[G];
-      token_rows(a, tile * kTileTokens + group, first, rows);
-      float* to = out + group;
-      int64_t c = 0;
-      for (; c + G <= columns; c += G, to += G * S::kTokens) Tr::template to_columns<kGroup>(rows, c, to, S::kTokens);
-      for (; c < columns; ++c, to += S::kTokens) {
-        for (int i = 0; i < kGroup; ++i) to[i] = widen(rows[i][c]);
-      }
-    }
-  }
-
-  template <class S>
-  static void pack_halves(const SpmmArgs& a, int64_t tile, int64_t panel, uint16_t* out) {
-    constexpr int kGroup = S::kTokens < G ? S::kTokens : G;
-    const int64_t width = Body::panel(a.w), first = panel * width, left = a.w->k - first;
-    const int64_t columns = left < width ? left : width;
-    memset(out + width * S::kTokens, 0, S::kTokens * 2);
-    for (int group = 0; group < S::kTokens; group += kGroup) {
-      const uint16_t* rows[G];
-      token_rows(a, tile * kTileTokens + group, first, rows);
-      uint16_t* to = out + group;
-      int64_t c = 0;
-      for (; c + G <= columns; c += G, to += G * S::kTokens) Tr::halves_to_columns(rows, c, to, S::kTokens);
-      for (; c < columns; ++c, to += S::kTokens) {
-        for (int i = 0; i < kGroup; ++i) to[i] = rows[i][c];
-      }
     }
   }
 
@@ -146,61 +185,16 @@ struct Tiled {
           Body::template cell<S>(a.w, i, panel, xp, sums + at * S::kTokens, at, scratch);
         }
       }
-      with_type(a.x_dtype, [&](auto type) {
-        epilogue<S, decltype(type)>(a, sums, row, rows, tile * kTileTokens);
-      });
+      constexpr int kPairLanes = kMode == TileMode::kPairs && S::Vec::L > 4 ? S::Vec::L : 0;
+      if constexpr (kMode == TileMode::kFloat) {
+        with_type(a.x_dtype, [&](auto type) {
+          finish_tile<S::kTokens, kPairLanes, decltype(type)>(a, sums, row, rows, tile * kTileTokens);
+        });
+      } else {
+        finish_tile<S::kTokens, kPairLanes, BF16>(a, sums, row, rows, tile * kTileTokens);
+      }
       s = chunk_end;
     }
-  }
-
-  // sums[rows][tokens] -> y[tokens, rows] + bias, activated.
-  template <class S, class T>
-  static void epilogue(const SpmmArgs& a, const float* sums, int64_t row, int64_t rows, int64_t token) {
-    constexpr int kGroup = S::kTokens < G ? S::kTokens : G;
-    const int64_t ldy = a.ldy, m = a.m;  // locals: stores to y could alias the arguments
-    const Activation activation = a.activation;
-    // Blocks of rows that stay in L1 for all their tokens; inside one, G tokens at a time are written along, because
-    // the rows of y often lie at multiples of 4 KB, which share one set of the cache.
-    for (int64_t block = 0; block < rows; block += kBlockRows) {
-      const int64_t block_end = rows - block < kBlockRows ? rows : block + kBlockRows;
-      for (int group = 0; group < S::kTokens && token + group < m; group += kGroup) {
-        const int64_t left = m - token - group;
-        const int tokens = left < kGroup ? static_cast<int>(left) : kGroup;
-        T* y = static_cast<T*>(a.y) + (token + group) * ldy + row;
-        const float* from = sums + first_sum<S>(group) + block * S::kTokens;
-        for (int64_t r = block; r < block_end; r += G, from += G * S::kTokens) {
-          const int count = rows - r < G ? static_cast<int>(rows - r) : G;
-          const Tr::V b = a.bias ? load_bias<Tr, T>(a, row + r, count) : Tr::zero();
-          Tr::V v[kGroup];
-          Tr::template to_rows<kGroup, second_half<S>()>(from, S::kTokens, v);  // scratch has G rows to spare
-          SI_UNROLL
-          for (int i = 0; i < kGroup; ++i) v[i] = Tr::add(v[i], b);
-          if (activation != Activation::kNone) {
-            for (int i = 0; i < kGroup; ++i) v[i] = activate<Tr>(v[i], activation);
-          }
-          if (tokens == kGroup && count == G) {
-            SI_UNROLL
-            for (int i = 0; i < kGroup; ++i) Tr::store(y + i * ldy + r, v[i]);
-          } else {
-            for (int i = 0; i < tokens; ++i) Tr::store_partial(y + i * ldy + r, v[i], count);
-          }
-        }
-      }
-    }
-  }
-
-  // Interleaving bf16 works in lanes of 128 bits: in longer vectors the sums of 8 tokens are 4 in one vector and 4 in the
-  // next. Where the first of them lies, and how far behind the others follow.
-  template <class S>
-  static constexpr bool kInHalves = S::kMode == TileMode::kPairs && S::Vec::L > 4;
-  template <class S>
-  static constexpr int first_sum(int group) {
-    constexpr int kPair = 2 * S::Vec::L;
-    return kInHalves<S> ? group - group % kPair + group % kPair / 2 : group;
-  }
-  template <class S>
-  static constexpr int second_half() {
-    return kInHalves<S> ? S::Vec::L : G / 2;
   }
 };
 
