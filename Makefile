@@ -5,6 +5,10 @@
 # make dev     editable install that rebuilds the native module whenever it is imported
 # make clean   removes everything that make made
 #
+# make test-native   the kernels' tests that need no Python
+# make test-asan     the same with address and undefined-behaviour sanitizers
+# make test-neon     the same for aarch64, cross-compiled and under qemu
+#
 # Everything is installed into .venv, at the versions in constraints.txt. PYTHON=python3.12 picks the interpreter.
 
 PYTHON ?=
@@ -16,9 +20,18 @@ INSTALL := $(PIP) install --constraint constraints.txt
 PACKAGE := $(INSTALL) --no-build-isolation -C build-dir=build
 
 NATIVE := pyproject.toml CMakeLists.txt $(shell find csrc -type f)
-CXX_SOURCES := $(filter %.h %.cpp %.cu %.cuh,$(shell find csrc -type f))
+CXX_SOURCES := $(filter %.h %.cpp %.cu %.cuh,$(shell find csrc tests/native -type f))
 
-.PHONY: demo test bench lint dev clean
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+
+# $(call native_tests,folder,options): builds folder/native_tests.
+define native_tests
+	$(BIN)/cmake -S . -B $(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	    -DSPARSEINFER_PYTHON=OFF -DSPARSEINFER_NATIVE_TESTS=ON $(2)
+	$(BIN)/cmake --build $(1)
+endef
+
+.PHONY: demo test test-native test-asan test-neon bench lint dev clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -26,6 +39,20 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
+
+test-native: $(VENV)/.tools
+	$(call native_tests,build-native,)
+	build-native/native_tests
+
+test-asan: $(VENV)/.tools
+	$(call native_tests,build-asan,-DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_FLAGS='$(SANITIZE)')
+	build-asan/native_tests
+
+test-neon: $(VENV)/.tools
+	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64-static >/dev/null || \
+	    { echo 'make test-neon: needs apt-get install g++-aarch64-linux-gnu qemu-user-static' >&2; exit 1; }
+	$(call native_tests,build-neon,--toolchain csrc/cmake/aarch64-linux-gnu.cmake)
+	qemu-aarch64-static -L /usr/aarch64-linux-gnu build-neon/native_tests neon
 
 bench: $(VENV)/.test
 	$(BIN)/python -m pytest bench
@@ -57,5 +84,5 @@ $(VENV)/.tools: constraints.txt tools/make_venv.sh
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist .benchmarks .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build build-asan build-native build-neon dist .benchmarks .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

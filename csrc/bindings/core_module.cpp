@@ -51,8 +51,7 @@ py::list kernels() {
 
 py::array_t<uint8_t> pack_array(const std::string& packing, const std::string& dtype, int64_t n, int64_t k, int64_t nnz,
                                 int64_t block_rows, int64_t block_cols, uintptr_t crow, uintptr_t col, uintptr_t values,
-                                const std::string& storage, const std::string& isa, int64_t max_splits,
-                                int64_t panel) {
+                                const std::string& storage, const std::string& isa, int64_t max_splits, int64_t panel) {
   const SparseView view{n,
                         k,
                         nnz,
@@ -179,7 +178,8 @@ PYBIND11_MODULE(_core, m) {
       py::arg("values"));
   m.def("pack", &pack_array, py::arg("packing"), py::arg("dtype"), py::arg("n"), py::arg("k"), py::arg("nnz"),
         py::arg("block_rows"), py::arg("block_cols"), py::arg("crow"), py::arg("col"), py::arg("values"),
-        py::arg("storage") = "f32", py::arg("isa") = "", py::arg("max_splits") = PackOptions{}.max_splits, py::arg("panel") = 0);
+        py::arg("storage") = "f32", py::arg("isa") = "", py::arg("max_splits") = PackOptions{}.max_splits,
+        py::arg("panel") = 0);
   m.def("describe", &describe, py::arg("data"), py::arg("nbytes"));
   m.def(
       "check_packing",
@@ -196,6 +196,7 @@ PYBIND11_MODULE(_core, m) {
         unpack(h, pointer<int64_t>(crow), pointer<int32_t>(col), pointer<void>(values));
       },
       py::arg("data"), py::arg("nbytes"), py::arg("crow"), py::arg("col"), py::arg("values"));
-  m.def("spmm", &spmm, py::arg("kernel"), py::arg("x"), py::arg("x_dtype"), py::arg("m"), py::arg("k"),
-        py::arg("ldx"), py::arg("packed"), py::arg("bias"), py::arg("bias_dtype"), py::arg("y"), py::arg("n"), py::arg("activation"), py::arg("parts") = 0);
+  m.def("spmm", &spmm, py::arg("kernel"), py::arg("x"), py::arg("x_dtype"), py::arg("m"), py::arg("k"), py::arg("ldx"),
+        py::arg("packed"), py::arg("bias"), py::arg("bias_dtype"), py::arg("y"), py::arg("n"), py::arg("activation"),
+        py::arg("parts") = 0);
 }

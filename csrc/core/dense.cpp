@@ -37,8 +37,8 @@ void count_rows(int64_t begin, int64_t end, void* ctx) {
   }
 }
 
-// Every element is written and the place moves on where it was one to store: no branch to mispredict. The last write may
-// fall behind the row's own place, so rows that are not full go through a row of memory of their own.
+// Every element is written and the place moves on where it was one to store: no branch to mispredict. The last write
+// may fall behind the row's own place, so rows that are not full go through a row of memory of their own.
 template <class Payload>
 void fill_rows(int64_t begin, int64_t end, void* ctx) {
   auto& job = *static_cast<DenseJob*>(ctx);

@@ -25,31 +25,42 @@ int64_t align(int64_t bytes) { return (bytes + kPackingAlign - 1) / kPackingAlig
 
 // What is particular to a kind of packing.
 struct Traits {
-  int64_t row_multiple;  // splits begin at multiples of this many rows
-  int64_t min_rows;      // below this a split has too few rows to be worth a thread's trouble
-  int64_t panel;         // columns, where the caller does not choose
+  int64_t row_multiple;                          // splits begin at multiples of this many rows
+  int64_t min_rows;                              // below this a split has too few rows to be worth a thread's trouble
+  int64_t panel;                                 // columns, where the caller does not choose
   int64_t count_bytes, row_bytes, offset_bytes;  // of one element of these sections
-  PackSplit pack_split[2];  // of 4-byte and 2-byte payloads
+  PackSplit pack_split[2];                       // of 4-byte and 2-byte payloads
 };
 
 Traits traits(PackingKind kind, const SparseView& w, Storage storage) {
   // Measured on Zen 4. x[128 columns][64 tokens] of fp32 and the streams share an L1 of 32 KB. In pairs two loads of x
-  // feed four multiplies, and fewer, longer lists are worth more than an L1 that holds them. Blocks read x in long runs,
-  // which come from L2 as fast as they are multiplied.
+  // feed four multiplies, and fewer, longer lists are worth more than an L1 that holds them. Blocks read x in long
+  // runs, which come from L2 as fast as they are multiplied.
   const int64_t panel = storage == Storage::kBF16 ? 384 : 128, block_panel = 768;
   switch (kind) {
     case PackingKind::kRowgroup:
-      return {kGroupRows, 16, panel, sizeof(PatternCounts), 1, 2,
+      return {kGroupRows,
+              16,
+              panel,
+              sizeof(PatternCounts),
+              1,
+              2,
               {pack_rowgroup_split<uint32_t>, pack_rowgroup_split<uint16_t>}};
     case PackingKind::kRowlist:
       // More rows in a cell mean longer runs of equal length.
       return {1, 128, panel, sizeof(Run), 2, 2, {pack_rowlist_split<uint32_t>, pack_rowlist_split<uint16_t>}};
     case PackingKind::kSell:
-      return {kSliceRows, 32, std::max<int64_t>(1, w.k), 4, 4, 1, {pack_sell_split<uint32_t>, pack_sell_split<uint16_t>}};
+      return {
+          kSliceRows, 32, std::max<int64_t>(1, w.k), 4, 4, 1, {pack_sell_split<uint32_t>, pack_sell_split<uint16_t>}};
     case PackingKind::kBitmap:
       return {1, 32, std::max<int64_t>(1, w.k), 1, 8, 1, {pack_bitmap_split<uint32_t>, pack_bitmap_split<uint16_t>}};
     case PackingKind::kBsr:
-      return {strip_rows(w.block_rows), 16, std::max<int64_t>(1, std::min<int64_t>(255, block_panel / w.block_cols)) * w.block_cols, 1, 1, 1,
+      return {strip_rows(w.block_rows),
+              16,
+              std::max<int64_t>(1, std::min<int64_t>(255, block_panel / w.block_cols)) * w.block_cols,
+              1,
+              1,
+              1,
               {pack_bsr_split<uint32_t>, pack_bsr_split<uint16_t>}};
     case PackingKind::kCsr:
       break;
@@ -273,8 +284,8 @@ Blob pack(PackingKind kind, const SparseView& given, const PackOptions& options)
   for (const SplitStreams& s : streams) {
     const Cell start = elements(at);
     for (const Cell& c : s.cells) {
-      cells.push_back({start.values + c.values, start.offsets + c.offsets, start.counts + c.counts,
-                       start.rows + c.rows});
+      cells.push_back(
+          {start.values + c.values, start.offsets + c.offsets, start.counts + c.counts, start.rows + c.rows});
     }
     copy.starts.push_back(at);
     at.values += s.values.size();

@@ -79,17 +79,23 @@ template void pack_sell_split<uint16_t>(const PackingHeader&, const SparseView&,
 void choose_sell_window(const SparseView& w, Isa isa, PackingHeader& h) {
   struct Choice {
     int64_t window, steps;
-    // Of one step: for m = 1, a quarter of those for m = 4, and 2 for its bytes. Measured on Zen 4 with 3072x768 at 50 to
-    // 95 % zeros and weights in L3: they depend on the layout, not on the zeros.
+    // Of one step: for m = 1, a quarter of those for m = 4, and 2 for its bytes. Measured on Zen 4 with 3072x768 at 50
+    // to 95 % zeros and weights in L3: they depend on the layout, not on the zeros.
     double cycles;
   };
   static const std::vector<Choice> kAvx512 = {{64, 2, 9.95}, {64, 4, 9.6},  {64, 8, 9.55},
                                               {32, 2, 7.95}, {32, 4, 7.25}, {32, 8, 7.1}};
   static const std::vector<Choice> kAvx512Pairs = {{64, 2, 8.5}, {64, 4, 7.9}, {64, 8, 7.8}};
   static const std::vector<Choice> kAvx2 = {{8, 1, 9.0}, {8, 2, 8.0}, {16, 1, 11.5}, {16, 2, 11.0}, {16, 4, 10.5}};
+  // Not measured: counted from the instructions of a step and of what loads a window.
+  static const std::vector<Choice> kNeon = {{16, 1, 30}, {16, 2, 27}, {16, 4, 25.5}};
+  static const std::vector<Choice> kNeonPairs = {{32, 1, 46}, {32, 2, 43}, {32, 4, 41.5}};
   static const std::vector<Choice> kOther = {{64, 4, 1.0}};
   const bool pairs = h.storage == Storage::kBF16, wide = isa == Isa::kAvx512 || isa == Isa::kAvx512Bf16;
-  const auto& choices = wide ? (pairs ? kAvx512Pairs : kAvx512) : isa == Isa::kAvx2 && !pairs ? kAvx2 : kOther;
+  const auto& choices = wide                          ? (pairs ? kAvx512Pairs : kAvx512)
+                        : isa == Isa::kNeon           ? (pairs ? kNeonPairs : kNeon)
+                        : isa == Isa::kAvx2 && !pairs ? kAvx2
+                                                      : kOther;
   constexpr int64_t kSamples = 8;
 
   double best = std::numeric_limits<double>::infinity();

@@ -187,6 +187,7 @@ template <class Payload>
 void unpack_payloads(const PackingHeader* h, int64_t* crow, int32_t* col, Payload* values) {
   if (h->kind == PackingKind::kCsr) {
     std::memcpy(crow, section<int64_t>(h, h->counts), static_cast<size_t>(h->n + 1) * 8);
+    if (h->nnz == 0) return;  // col and values may be null
     std::memcpy(col, section<int32_t>(h, h->offsets), static_cast<size_t>(h->nnz) * 4);
     std::memcpy(values, section<Payload>(h, h->values), static_cast<size_t>(h->nnz) * sizeof(Payload));
     return;

@@ -41,15 +41,21 @@ void check_split_rows(const PackingHeader* h, int64_t multiple) {
   }
 }
 
+// Cells begin at zero and never fall, so that all of them lie before the last, which check_section bounds.
+void check_cells(const PackingHeader* h) {
+  const Cell* cells = section<Cell>(h, h->cells);
+  require(cells->values == 0 && cells->offsets == 0 && cells->counts == 0 && cells->rows == 0, "cells");
+  for (const Cell* c = cells; c < cells + h->splits * h->panels; ++c) {
+    require(c->values <= c[1].values && c->offsets <= c[1].offsets && c->counts <= c[1].counts && c->rows <= c[1].rows,
+            "cells");
+  }
+}
+
 // The streams of one cell, taken piece by piece: every piece must lie before the next cell's start.
 class CellReader {
  public:
   CellReader(const PackingHeader* h, int64_t cell)
-      : at_(section<Cell>(h, h->cells)[cell]), end_(section<Cell>(h, h->cells)[cell + 1]) {
-    require(
-        at_.values <= end_.values && at_.offsets <= end_.offsets && at_.counts <= end_.counts && at_.rows <= end_.rows,
-        "cells");
-  }
+      : at_(section<Cell>(h, h->cells)[cell]), end_(section<Cell>(h, h->cells)[cell + 1]) {}
   int64_t take_offsets(int64_t count) { return take(at_.offsets, end_.offsets, count); }
   int64_t take_values(int64_t count) { return take(at_.values, end_.values, count); }
   int64_t take_counts(int64_t count) { return take(at_.counts, end_.counts, count); }
@@ -233,14 +239,13 @@ const PackingHeader* check_packing(const void* data, int64_t bytes) {
   }
 
   const int64_t widest = h->kind == PackingKind::kSell || h->kind == PackingKind::kBitmap ? kMaxDim
-                         : blocks ? 255 * h->block_cols
-                                  : kMaxPanel;
+                         : blocks                                                         ? 255 * h->block_cols
+                                                                                          : kMaxPanel;
   require(h->panel >= 1 && h->panel <= widest, "header");
   require(h->panels == (h->k + h->panel - 1) / h->panel, "header");
   check_section(h, h->cells, h->splits * h->panels + 1, sizeof(Cell), "cells");
+  check_cells(h);
   const Cell& total = section<Cell>(h, h->cells)[h->splits * h->panels];
-  const Cell& first = section<Cell>(h, h->cells)[0];
-  require(first.values == 0 && first.offsets == 0 && first.counts == 0 && first.rows == 0, "cells");
   require(total.values >= 0 && total.values <= h->bytes, "cells");
   check_section(h, h->values, total.values * payload_bytes(h->storage) + kValuesSlack, 1, "values");
 

@@ -41,8 +41,7 @@ SI_INLINE V gelu_erf(V x) {
   p = S::fma(p, t, S::set1(1.421413741f));
   p = S::fma(p, t, S::set1(-0.284496736f));
   p = S::fma(p, t, S::set1(0.254829592f));
-  const V tail =
-      S::mul(S::mul(S::mul(p, t), S::set1(0.5f)), exp_v<S>(S::sub(S::zero(), S::mul(z, z))));
+  const V tail = S::mul(S::mul(S::mul(p, t), S::set1(0.5f)), exp_v<S>(S::sub(S::zero(), S::mul(z, z))));
   return S::mul(x, S::select_negative(x, tail, S::sub(one, tail)));
 }
 

@@ -2,9 +2,10 @@
 // their lists, so that consecutive rows run the same number of iterations and loop exits are predicted; rows with
 // nothing in the panel do not appear at all. Best at high sparsity, where two of four rows rarely share a column.
 //
-// counts: Run[] {length, rows}; rows: uint16[] row within the split; offsets: one position per unit; values: one payload
-// per unit. Pair storage has an even number of units per row. Registers: sets of sums, because one set would run at the
-// latency of the multiply, and four broadcast weights; x comes straight from L1 as an operand of the multiply.
+// counts: Run[] {length, rows}; rows: uint16[] row within the split; offsets: one position per unit; values: one
+// payload per unit. Pair storage has an even number of units per row. Registers: sets of sums, because one set would
+// run at the latency of the multiply, and four broadcast weights; x comes straight from L1 as an operand of the
+// multiply.
 #pragma once
 
 #include "cpu/steps-inl.h"

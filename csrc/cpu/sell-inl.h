@@ -34,8 +34,7 @@ struct SellWidened {
   struct Weights {
     typename Window<W>::Index at;
     Row::V values;
-    Weights(const uint8_t* offsets, const T* payloads)
-        : at(Window<W>::index(offsets)), values(Row::load(payloads)) {}
+    Weights(const uint8_t* offsets, const T* payloads) : at(Window<W>::index(offsets)), values(Row::load(payloads)) {}
     SI_INLINE Row::V multiply(const Window<W>& x, Row::V sum) const { return Row::fma(values, x.look_up(at), sum); }
   };
   static Row::V multiply(const Any& x, const uint8_t* offsets, const T* payloads, Row::V sum) {

@@ -26,7 +26,7 @@ struct Shape {
   using Vec = Vec_;
   using Element = typename TileElement<kMode_>::type;
   static constexpr TileMode kMode = kMode_;
-  static constexpr int kLoads = kT;                                   // vectors of x per column
+  static constexpr int kLoads = kT;                                      // vectors of x per column
   static constexpr int kSums = kMode == TileMode::kPairs ? 2 * kT : kT;  // vectors of sums per row
   static constexpr int kTokens = kSums * Vec::L;
 };

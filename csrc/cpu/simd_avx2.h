@@ -30,8 +30,10 @@ struct Level {
       return _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8);
     }
     static P load_pairs_masked(const uint16_t* p, uint64_t mask) {
-      const __m256i bits = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, -32768);
-      const __m256i kept = _mm256_cmpeq_epi16(_mm256_and_si256(_mm256_set1_epi16(static_cast<int16_t>(mask)), bits), bits);
+      const __m256i bits =
+          _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, -32768);
+      const __m256i kept =
+          _mm256_cmpeq_epi16(_mm256_and_si256(_mm256_set1_epi16(static_cast<int16_t>(mask)), bits), bits);
       return _mm256_and_si256(load_pairs(p), kept);
     }
     // Positions of the set bits of a mask, counted from `base`, and how many there are; `out` has room for 64.

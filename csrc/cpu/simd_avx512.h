@@ -18,9 +18,7 @@ struct F32x16 {
   static V load(const F16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
   static V load_partial(const float* p, int count) { return _mm512_maskz_loadu_ps(first(count), p); }
   static V load_partial(const BF16* p, int count) { return widen(_mm256_maskz_loadu_epi16(first(count), p)); }
-  static V load_partial(const F16* p, int count) {
-    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(count), p));
-  }
+  static V load_partial(const F16* p, int count) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(count), p)); }
   static void store(float* p, V v) { _mm512_storeu_ps(p, v); }
   static void store_partial(float* p, V v, int count) { _mm512_mask_storeu_ps(p, first(count), v); }
   static void store_partial(BF16* p, V v, int count) {
@@ -84,8 +82,8 @@ struct F32x16 {
 #endif
   }
 
-  // bitmap: values of 16 columns, of which those in the mask are stored, one after another. Zen 4 takes twice as long to
-  // expand from memory, and waits for the old value of the target register: hence in place and in assembly.
+  // bitmap: values of 16 columns, of which those in the mask are stored, one after another. Zen 4 takes twice as long
+  // to expand from memory, and waits for the old value of the target register: hence in place and in assembly.
   using Mask = __mmask16;
   static Mask mask(const uint64_t* word, int part) {
     return _load_mask16(reinterpret_cast<Mask*>(const_cast<uint64_t*>(word)) + part);
@@ -109,7 +107,8 @@ struct F32x16 {
 #else
     const int low_count = __builtin_popcount(mask & 0xffff);
     const __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(stored)));
-    const __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(stored + low_count)));
+    const __m512i high =
+        _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(stored + low_count)));
     const __m256i first = _mm512_cvtepi32_epi16(_mm512_maskz_expand_epi32(static_cast<__mmask16>(mask), low));
     const __m256i last = _mm512_cvtepi32_epi16(_mm512_maskz_expand_epi32(static_cast<__mmask16>(mask >> 16), high));
     return _mm512_inserti64x4(_mm512_castsi256_si512(first), last, 1);
@@ -141,7 +140,7 @@ struct F32x16 {
 };
 
 struct Level {
-  using Row = F32x16;       // vectors of rows or columns, for few tokens
+  using Row = F32x16;  // vectors of rows or columns, for few tokens
   using Transposer = F32x8;
   static constexpr int kRegisters = 32;
   static constexpr int kSellTokens = 8;

@@ -6,9 +6,9 @@
 #include <string.h>
 
 #define SI_LEVEL_SCALAR
-#include "sparseinfer/halves.h"
 #include "cpu/shapes.h"
 #include "cpu/unroll.h"
+#include "sparseinfer/halves.h"
 
 namespace sparseinfer {
 namespace {

@@ -6,8 +6,8 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "sparseinfer/halves.h"
 #include "cpu/unroll.h"
+#include "sparseinfer/halves.h"
 
 namespace sparseinfer {
 namespace {
@@ -20,7 +20,8 @@ struct F32x4 {
   static V set1(float v) { return _mm_set1_ps(v); }
   static V load(const float* p) { return _mm_loadu_ps(p); }
   static V load(const BF16* p) {
-    return _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))), 16));
+    return _mm_castsi128_ps(
+        _mm_slli_epi32(_mm_cvtepu16_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))), 16));
   }
   static V load(const F16* p) { return _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))); }
   static void store(float* p, V v) { _mm_storeu_ps(p, v); }

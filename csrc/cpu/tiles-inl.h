@@ -70,8 +70,8 @@ void pack_halves(const SpmmArgs& a, int64_t token, int64_t first, int64_t column
 
 // sums[rows][kTokens] -> y[tokens from `token` on, rows from `row` on] + bias, activated.
 //
-// Interleaving bf16 works in lanes of 128 bits: in vectors longer than that (kPairLanes > 0: their length) the sums of 8
-// tokens are 4 in one vector and 4 in the next.
+// Interleaving bf16 works in lanes of 128 bits: in vectors longer than that (kPairLanes > 0: their length) the sums of
+// 8 tokens are 4 in one vector and 4 in the next.
 template <int kTokens, int kPairLanes, class T>
 void finish_tile(const SpmmArgs& a, const float* sums, int64_t row, int64_t rows, int64_t token) {
   constexpr int kGroup = kTokens < G ? kTokens : G;

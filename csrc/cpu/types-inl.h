@@ -1,9 +1,9 @@
 // From a number to a type, for the dtypes of x and y.
 #pragma once
 
-#include "sparseinfer/halves.h"
 #include "cpu/unroll.h"
 #include "sparseinfer/dtypes.h"
+#include "sparseinfer/halves.h"
 #include "sparseinfer/kernel.h"
 
 namespace sparseinfer {

@@ -39,8 +39,8 @@ class Blob {
 // Throws unless offsets are monotone with the right ends and columns are in range and strictly ascending in a row.
 void check_compressed(const int64_t* crow, const int32_t* col, int64_t rows, int64_t cols, int64_t stored);
 
-// Row offsets [n + 1] of the non-zero values (NaN is one, -0.0 is not) of a dense row-major matrix [n, k], and then their
-// columns and values, crow[n] of each.
+// Row offsets [n + 1] of the non-zero values (NaN is one, -0.0 is not) of a dense row-major matrix [n, k], and then
+// their columns and values, crow[n] of each.
 void dense_row_offsets(const void* dense, DType dtype, int64_t n, int64_t k, int64_t* crow);
 void dense_to_csr(const void* dense, DType dtype, int64_t n, int64_t k, const int64_t* crow, int32_t* col,
                   void* values);

@@ -69,8 +69,8 @@ constexpr int64_t kMaxPanel = 2048;     // columns; offsets are 16 bits, and x t
 constexpr int64_t kMaxSplitRows = 512;  // accumulators of a split, 512 x 64 tokens, stay in L2
 
 // Lists of units are filled up to whole steps with payloads of zero at the position after the panel's last column; the
-// x tiles hold zeros there, so that NaN and Inf of x never meet the filling. Pair storage multiplies two units at a time;
-// rowgroup also multiplies four or two times in a step where a pattern has one row or two, so that its loops end
+// x tiles hold zeros there, so that NaN and Inf of x never meet the filling. Pair storage multiplies two units at a
+// time; rowgroup also multiplies four or two times in a step where a pattern has one row or two, so that its loops end
 // without a remainder, which would cost a mispredicted branch.
 static inline int64_t rowlist_step(Storage storage) { return columns_per_step(storage); }
 static inline int64_t rowgroup_step(Storage storage, int pattern_rows) {

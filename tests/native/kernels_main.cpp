@@ -1,0 +1,285 @@
+// Every kernel that this machine can run, against products in fp64: without Python, so that it also runs under an
+// emulator, under sanitizers and under valgrind.
+//
+//   native_tests [level ...]    the levels named must be among those that ran
+#include <unistd.h>
+
+#include <algorithm>
+#include <csignal>
+#include <set>
+
+#include "damage.h"
+#include "tested.h"
+
+namespace native_tests {
+namespace {
+
+void crashed(int) {
+  const char text[] = "native tests: crashed in ";
+  if (write(2, text, sizeof text - 1) < 0 || write(2, g_now, std::strlen(g_now)) < 0 || write(2, "\n", 1) < 0) _exit(3);
+  _exit(2);
+}
+
+const std::vector<int64_t> kManyTokens = {0,  1,  2,  3,  4,  5,  7,  8,  9,  12, 15, 16,
+                                          17, 24, 31, 32, 33, 48, 49, 63, 64, 65, 129};
+
+struct Options {
+  bool all_dtypes = false;
+  std::vector<int64_t> panels{0};
+  int64_t max_splits = 64;
+};
+
+// Every value of every product, exactly.
+void check_exact(const char* name, const Problem& p, const std::vector<int64_t>& tokens, const Options& o = {}) {
+  for (Tested& tested : g_tested) {
+    if (!tested.takes(p)) continue;
+    for_packings(tested, p, o.all_dtypes, o.panels, o.max_splits, [&](const PackingHeader* h, DType x) {
+      for (int64_t m : tokens) {
+        constexpr int kParts[] = {kBackwards, 1, 2, 7};
+        const int64_t turn = tested.turn++;
+        check(tested, name,
+              {tested.kernel, p, h, x, m, static_cast<Bias>(turn % 3), Activation::kNone, kParts[turn / 3 % 4]}, same,
+              none);
+      }
+    });
+  }
+}
+
+Problem filled(int64_t n, int64_t k, int64_t m, Values values, double sparsity, int64_t rows = 1, int64_t cols = 1) {
+  Problem p(n, k, m, rows, cols);
+  p.fill(values, sparsity,
+         static_cast<uint64_t>(n * 1000003 + k * 1009 + rows * 31 + cols) + static_cast<uint64_t>(sparsity * 64));
+  return p;
+}
+
+const std::vector<std::pair<int64_t, int64_t>> kBlocks = {{1, 4}, {4, 1}, {2, 2}, {4, 4}, {3, 5}, {8, 8}, {12, 20}};
+
+void check_sizes() {
+  check_exact("tokens", filled(24, 40, 129, Values::kIntegers, 0.6), kManyTokens, {true});
+  for (auto [r, c] : kBlocks)
+    check_exact("tokens", filled(24, 40, 129, Values::kIntegers, 0.6, r, c), kManyTokens, {true});
+  const std::vector<std::pair<int64_t, int64_t>> sizes = {{1, 1},    {3, 127},  {4, 128},  {5, 129}, {15, 255},
+                                                          {16, 256}, {17, 257}, {64, 64},  {65, 15}, {63, 17},
+                                                          {129, 16}, {1, 1000}, {1000, 2}, {31, 385}};
+  for (auto [n, k] : sizes) {
+    for (double sparsity : {0.0, 0.5, 0.95, 1.0}) {
+      check_exact("sizes", filled(n, k, 65, Values::kIntegers, sparsity), {1, 2, 7, 16, 17, 65});
+    }
+  }
+  const std::vector<std::pair<int64_t, int64_t>> empty = {{0, 8}, {8, 0}, {0, 0}};
+  for (auto [n, k] : empty) {
+    for (auto [r, c] : {std::pair<int64_t, int64_t>{1, 1}, {4, 4}}) {
+      check_exact("empty", filled(n, k, 17, Values::kIntegers, 0.5, r, c), {0, 1, 17});
+    }
+  }
+  for (auto [r, c] : {std::pair<int64_t, int64_t>{1, 2}, {6, 10}, {16, 16}, {32, 32}, {64, 64}}) {
+    check_exact("blocks", filled(192, 320, 20, Values::kIntegers, 0.7, r, c), {1, 20});
+  }
+  check_exact("panels", filled(40, 800, 70, Values::kIntegers, 0.6), {1, 16, 70}, {false, {16, 48, 384, 800, 2048}});
+  // Splits as long as they may be, and more rows than one chunk of sums.
+  check_exact("rows", filled(1300, 24, 65, Values::kIntegers, 0.8), {3, 65}, {false, {0}, 1});
+  check_exact("rows", filled(1300, 24, 65, Values::kIntegers, 0.8, 4, 4), {3, 65}, {false, {0}, 1});
+  // More columns than 16 bits count, and more of x than one pass holds.
+  check_exact("columns", filled(8, (1 << 16) + 200, 3, Values::kIntegers, 0.999), {3});
+  check_exact("columns", filled(8, (1 << 16) + 200, 3, Values::kIntegers, 0.999, 4, 4), {3});
+  check_exact("passes", filled(5, 33000, 65, Values::kIntegers, 0.999), {65});
+}
+
+void check_hostile() {
+  const std::vector<std::pair<int64_t, int64_t>> sizes = {{24, 40}, {17, 257}, {64, 64}, {5, 129}, {130, 500}};
+  for (auto [n, k] : sizes) {
+    for (double sparsity : {0.5, 0.9}) {
+      check_exact("NaN and infinity", filled(n, k, 65, Values::kHostile, sparsity), {1, 3, 4, 17, 65});
+    }
+  }
+  for (auto [r, c] : kBlocks)
+    check_exact("NaN and infinity", filled(24, 40, 65, Values::kHostile, 0.6, r, c), {1, 3, 17, 65});
+}
+
+// One weight of 1 in every row: all numbers of 16 bits go in as x or as weights, and come out.
+void check_every_half() {
+  for (DType dtype : {DType::kBF16, DType::kF16}) {
+    Problem in(16, 16, 4096), out(1 << 16, 1, 1);
+    for (int64_t i = 0; i < 16; ++i) in.store(i, i, 1.0);
+    out.x[0] = 1.0;
+    for (uint32_t bits = 0; bits < 1u << 16; ++bits) {
+      in.x[bits] = decode(bits, dtype);
+      out.store(bits, 0, decode(bits, dtype));
+    }
+    in.finish();
+    out.finish();
+    for (Tested& tested : g_tested) {
+      if (!tested.takes(in)) continue;
+      for (DType w : tested.weight_dtypes()) {
+        if (storage_holds(tested.storage, w) && tested.x_dtypes().size() + (dtype == DType::kBF16) > 1) {
+          const Fenced blob = packed(tested, Format(in, w), tested.kernel.isa);
+          check(tested, "halves", {tested.kernel, in, header(blob), dtype, in.m}, same, none);
+        }
+        if (w == dtype) {
+          const Fenced blob = packed(tested, Format(out, w), tested.kernel.isa);
+          check(tested, "halves", {tested.kernel, out, header(blob), tested.x_dtypes()[0], 1}, same, none);
+        }
+      }
+    }
+  }
+}
+
+// The same bits however the work is cut, near the exact sums.
+void check_splits() {
+  for (auto [r, c] : {std::pair<int64_t, int64_t>{1, 1}, {4, 4}}) {
+    const Problem p = filled(400, 160, 70, Values::kReals, 0.7, r, c);
+    for (Tested& tested : g_tested) {
+      if (!tested.takes(p)) continue;
+      for_packings(tested, p, false, {0}, 64, [&](const PackingHeader* h, DType x) {
+        for (int64_t m : {int64_t{3}, int64_t{70}}) {
+          Call call{tested.kernel, p, h, x, m, Bias::kF32};
+          check(tested, "reals", call, same, none);
+          const Output whole = run(call);
+          for (int parts : {2, 7, kBackwards}) {
+            call.parts = parts;
+            ++tested.checks["splits"];
+            if (!(run(call) == whole)) fail("splits: " + call.text() + ": other bits than in one part");
+          }
+        }
+      });
+    }
+  }
+}
+
+double activated(double v, Activation activation) {
+  switch (activation) {
+    case Activation::kRelu:
+      return v < 0.0 ? 0.0 : v;
+    case Activation::kGelu:
+      return 0.5 * v * std::erfc(-v * std::sqrt(0.5));
+    case Activation::kGeluTanh:
+      return 0.5 * v * (1.0 + std::tanh(0.7978845608028654 * (v + 0.044715 * v * v * v)));
+    case Activation::kSilu:
+      return v / (1.0 + std::exp(-v));
+    default:
+      return v;
+  }
+}
+
+void check_activations() {
+  for (auto [r, c] : {std::pair<int64_t, int64_t>{1, 1}, {2, 2}}) {
+    Problem p(22, 22, 40, r, c);
+    for (int64_t i = 0; i < p.n; ++i) {
+      for (int64_t block = i / c * c, j = block; j < block + c; ++j) p.store(i, j, 0.0);
+      p.store(i, i, 1.0 + static_cast<double>(i) / 128);
+      p.bias[static_cast<size_t>(i)] = static_cast<double>(i % 5) / 8;
+    }
+    Random random(1);
+    for (double& v : p.x) v = static_cast<double>(random.between(-240, 240)) / (random.chance(0.2) ? 1024 : 8);
+    p.x[3 * 22 + 21] = p.x[9 * 22] = std::numeric_limits<double>::quiet_NaN();
+    p.finish();
+    for (Tested& tested : g_tested) {
+      if (!tested.takes(p)) continue;
+      for_packings(tested, p, true, {0}, 64, [&](const PackingHeader* h, DType x) {
+        for (int i = 1; i < kNumActivations; ++i) {
+          const auto activation = static_cast<Activation>(i);
+          check(
+              tested, "activations", {tested.kernel, p, h, x, p.m, static_cast<Bias>(i % 3), activation},
+              [&](double v) { return activated(v, activation); },
+              [&](double v) { return (0x1p-21 + rounding(x)) * std::fabs(v); });
+        }
+      });
+    }
+  }
+}
+
+// Any bits come back from a packing.
+void check_bits() {
+  Random random(7);
+  for (auto [r, c] : {std::pair<int64_t, int64_t>{1, 1}, {4, 4}, {6, 2}}) {
+    const Problem p = filled(96, 320, 0, Values::kIntegers, 0.6, r, c);
+    for (Tested& tested : g_tested) {
+      if (!tested.takes(p)) continue;
+      for (DType w : tested.weight_dtypes()) {
+        Format format(p, w);
+        for (char& byte : format.values) byte = static_cast<char>(random.next());
+        check_round_trip(tested, format, packed(tested, format, tested.kernel.isa));
+      }
+    }
+  }
+}
+
+// A damaged packing is refused, or the kernel gets through it.
+void check_damage() {
+  for (auto [r, c] : {std::pair<int64_t, int64_t>{1, 1}, {4, 2}}) {
+    Problem p = filled(72, 200, 20, Values::kIntegers, 0.7, r, c);
+    // Zeros, because a check that runs on into them meets nothing that it would refuse.
+    std::fill(p.weight.begin(), p.weight.end(), 0.0);
+    for (Tested& tested : g_tested) {
+      if (!tested.takes(p)) continue;
+      const Fenced good = packed(tested, Format(p, tested.weight_dtypes()[0]), tested.kernel.isa, 0, 3);
+      const Fenced copy(good.size());
+      for (int trial = 0; trial < 300; ++trial) {
+        std::memcpy(copy.data(), good.data(), static_cast<size_t>(good.size()));
+        Damage(copy.data(), good.size(), static_cast<uint64_t>(trial));
+        std::snprintf(g_now, sizeof g_now, "%s with damage %d", tested.kernel.kernel.name, trial);
+        ++tested.damaged;
+        ++tested.checks["damage"];
+        try {
+          const PackingHeader* h = check_packing(copy.data(), good.size());
+          if (h->kind != tested.kind || h->storage != tested.storage) continue;  // as every caller checks
+          std::vector<int64_t> crow(static_cast<size_t>(h->n / h->block_rows + 1));
+          std::vector<int32_t> col(static_cast<size_t>(h->nnz / (h->block_rows * h->block_cols)));
+          std::vector<char> values(static_cast<size_t>(h->nnz * dtype_bytes(h->dtype)));
+          if (h->n == p.n && h->k == p.k) {
+            for (int64_t m : {int64_t{3}, int64_t{20}}) run({tested.kernel, p, h, tested.x_dtypes()[0], m, Bias::kF32});
+          }
+          unpack(h, crow.data(), col.data(), values.data());
+        } catch (const std::invalid_argument&) {
+          ++tested.refused;
+        } catch (const std::exception& error) {
+          fail(std::string(g_now) + ": " + error.what());
+        }
+      }
+    }
+  }
+}
+
+int main_(int argc, char** argv) {
+  for (const RegisteredKernel& kernel : registry()) {
+    if (kernel.available) g_tested.emplace_back(kernel);
+  }
+#if !defined(__SANITIZE_ADDRESS__)
+  for (int signal : {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT}) std::signal(signal, crashed);
+#endif
+  check_sizes();
+  check_hostile();
+  check_every_half();
+  check_splits();
+  check_activations();
+  check_bits();
+  check_damage();
+
+  std::set<std::string> levels;
+  int64_t products = 0, round_trips = 0, damaged = 0, refused = 0;
+  for (const Tested& t : g_tested) {
+    levels.insert(t.kernel.kernel.isa);
+    products += t.products, round_trips += t.round_trips, damaged += t.damaged, refused += t.refused;
+    for (const char* name : {"tokens", "empty", "rows", "columns", "NaN and infinity", "reals", "splits", "activations",
+                             "round trip", "damage"}) {
+      if (t.checks.count(name) == 0) fail(std::string(t.kernel.kernel.name) + ": did not run: " + name);
+    }
+    if (t.refused == 0 || t.refused == t.damaged) fail(std::string(t.kernel.kernel.name) + ": damage had no effect");
+  }
+  for (int i = 1; i < argc; ++i) {
+    if (levels.count(argv[i]) == 0) fail(std::string("no kernel ran at level ") + argv[i]);
+  }
+  std::string names;
+  for (const std::string& level : levels) names += " " + level;
+  std::printf(
+      "native tests: %zu kernels at%s; %lld products, %lld round trips, %lld damaged packings (%lld refused): %s\n",
+      g_tested.size(), names.c_str(), static_cast<long long>(products), static_cast<long long>(round_trips),
+      static_cast<long long>(damaged), static_cast<long long>(refused),
+      g_failures == 0 ? "ok" : (std::to_string(g_failures) + " FAILED").c_str());
+  return g_failures == 0 && !g_tested.empty() ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace native_tests
+
+int main(int argc, char** argv) { return native_tests::main_(argc, argv); }
