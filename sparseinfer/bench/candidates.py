@@ -92,7 +92,7 @@ def _sparse(layout: ops.Layout, packed: Tensor, bias: Tensor, tokens: int, isa: 
 
     def make() -> Runner:
         blob = packed.clone()
-        return lambda x: torch.ops.sparseinfer.linear(x, [blob], bias, info.n, plan, "none")
+        return lambda x: ops.linear(x, [blob], bias, info.n, plan, "none")
 
     name = f"{kernel} p{layout.panel}" if layout.panel else kernel
     return Entry(name, SPARSE, str(layout), bias.dtype, info.nnz, info.nbytes, make)

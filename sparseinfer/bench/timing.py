@@ -43,6 +43,8 @@ def interleave(
 ) -> dict[str, Timing]:
     """Times the candidates for `budget_s` seconds, or longer until each of them has `min_rounds` samples.
 
+    Two will do for one that is several times slower than the fastest.
+
     A candidate with one call is timed warm: an untimed call first brings its weights into the cache. One with
     several calls is timed cold: they do the same work on different copies of the weights and take turns.
     `before` runs ahead of every cold sample, untimed (it brings the activations back into the cache).
@@ -52,14 +54,15 @@ def interleave(
     samplers = {name: _Sampler(calls, before) for name, calls in candidates.items()}
     fastest = min(s.estimate_s for s in samplers.values())
     periods = {name: _period(s.estimate_s, fastest) for name, s in samplers.items()}
+    wanted = {name: min_rounds if periods[name] == 1 else min(min_rounds, 2) for name in samplers}
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     start = time.perf_counter()
     for round_ in itertools.count():
-        enough = min(len(s) for s in samples.values()) >= min_rounds
+        enough = all(len(samples[name]) >= wanted[name] for name in samples)
         if (enough and time.perf_counter() - start >= budget_s) or round_ >= max_rounds:
             break
         for name, sampler in samplers.items():
-            if round_ % periods[name] == 0 or len(samples[name]) < min_rounds:
+            if round_ % periods[name] == 0 or (len(samples[name]) < wanted[name] and round_ < min_rounds):
                 samples[name].append(sampler.sample())
     return {
         name: Timing(min(s) * 1e6, statistics.median(s) * 1e6, len(s)) for name, s in samples.items() if s

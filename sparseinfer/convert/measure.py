@@ -72,7 +72,7 @@ def _measure(weights: Weights, packed: Mapping[Layout, Tensor], m: int) -> Times
     }
     for layout, blob in packed.items():
         plan = ops.format_plan((ops.Bucket(None, 0, layout.kernel(m)),))
-        calls[layout] = partial(torch.ops.sparseinfer.linear, x, [blob], weights.bias, n, plan, "none")
+        calls[layout] = partial(ops.linear, x, [blob], weights.bias, n, plan, "none")
     best = _interleave(calls)
     dense_us = {name: us for name, us in best.items() if isinstance(name, str)}
     return Times(m, dense_us, {layout: us for layout, us in best.items() if isinstance(layout, Layout)})

@@ -97,9 +97,7 @@ class SparseLinear(nn.Module):
         # Straight from the dict: nn.Module.__getattr__ costs 0.7 us a buffer, a tenth of a small call.
         buffers = self._buffers
         packings = [buffers[name] for name in self._packing_names]
-        return torch.ops.sparseinfer.linear(
-            x, packings, buffers["bias"], self.out_features, self.plan, self.activation
-        )
+        return ops.linear(x, packings, buffers["bias"], self.out_features, self.plan, self.activation)
 
     def to_format(self) -> CSR | BSR:
         """The weight in its portable format, made anew from the first packing."""

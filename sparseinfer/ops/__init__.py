@@ -3,6 +3,8 @@
 Importing this package registers the operator's schema, its fake and its CPU implementation.
 """
 
+import torch
+
 from sparseinfer.ops import cpu as _cpu
 from sparseinfer.ops import schema as _schema
 from sparseinfer.ops.kernels import KernelInfo, active_isa, isa_levels, kernels
@@ -21,6 +23,9 @@ from sparseinfer.ops.reference import reference_linear
 _schema.define()
 _cpu.register()
 
+# The overload itself: looking it up at every call costs half a microsecond.
+linear = torch.ops.sparseinfer.linear.default
+
 __all__ = [
     "FEW_TOKENS",
     "Bucket",
@@ -36,6 +41,7 @@ __all__ = [
     "isa_levels",
     "kernels",
     "layouts",
+    "linear",
     "may_win",
     "pack",
     "parse_plan",

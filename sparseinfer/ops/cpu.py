@@ -63,17 +63,6 @@ def _choices(plan: str) -> tuple[tuple[float, int, int], ...]:
     )
 
 
-def linear(
-    x: Tensor, packings: list[Tensor], bias: Tensor | None, n: int, plan: str, activation: str
-) -> Tensor:
-    """y [..., n] = activation(x [..., k] · Wᵀ + bias [n]), with W [n, k] in the packing that `plan` names.
-
-    Any leading dimensions and strides of x; y has the dtype of x. ValueError and TypeError say what was
-    expected.
-    """
-    return run(x, packings, bias, n, plan, activation)
-
-
 def run(
     x: Tensor,
     packings: list[Tensor],
@@ -84,7 +73,11 @@ def run(
     *,
     parts: int = 0,
 ) -> Tensor:
-    """`linear`; `parts` > 0 computes that many row ranges one after another instead of on torch's threads."""
+    """y [..., n] = activation(x [..., k] · Wᵀ + bias [n]), with W [n, k] in the packing that `plan` names.
+
+    Any leading dimensions and strides of x; y has the dtype of x. `parts` > 0 computes that many row ranges
+    one after another instead of on torch's threads. ValueError and TypeError say what was expected.
+    """
     # These lines are what a call of a small layer costs: an attribute of a tensor is a tenth of a
     # microsecond, torch.empty two.
     shape = x.shape
@@ -100,7 +93,10 @@ def run(
     if step != 1 and m and k:
         rows = rows.contiguous()
         stride = k
-    index, kernel = next((index, kernel) for limit, index, kernel in _choices(plan) if m <= limit)
+    for choice in _choices(plan):
+        if m <= choice[0]:
+            break
+    _, index, kernel = choice
     if index >= len(packings):
         raise ValueError(f"packings: expected at least {index + 1} for plan {plan}, got {len(packings)}")
     dtype = x.dtype
@@ -112,10 +108,17 @@ def run(
     number = ACTIVATIONS.get(activation)
     if number is None:
         raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    bias_dtype = 0
+    bias_address = bias_dtype = 0
     if bias is not None:
-        bias = _checked_bias(bias, n, dtype)
-        bias_dtype = X_DTYPES[bias.dtype]
+        if (
+            bias.dtype is not torch.float32
+            or bias.shape != (n,)
+            or not bias.is_cpu
+            or not bias.is_contiguous()
+        ):
+            bias = _checked_bias(bias, n, dtype)
+            bias_dtype = X_DTYPES[bias.dtype]
+        bias_address = bias.data_ptr()
     y = x.new_empty((m, n) if rows is x else (*shape[:-1], n))
     core.spmm(
         kernel,
@@ -125,7 +128,7 @@ def run(
         k,
         stride,
         _address(packings[index]),
-        0 if bias is None else bias.data_ptr(),
+        bias_address,
         bias_dtype,
         y.data_ptr(),
         n,
@@ -148,4 +151,4 @@ def _checked_bias(bias: Tensor, n: int, dtype: torch.dtype) -> Tensor:
 
 
 def register() -> None:
-    library.impl("linear", linear, "CPU")
+    library.impl("linear", run, "CPU")

@@ -1,8 +1,11 @@
 // Packings as a broken caller might hand them over.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <iterator>
+#include <utility>
+#include <vector>
 
 #include "problem.h"
 #include "sparseinfer/packings.h"
@@ -11,76 +14,77 @@ namespace native_tests {
 
 using sparseinfer::PackingHeader;
 
-// Changes places of a packing: whole integers of the header, of the row splits and of the cells to values at the edges
-// of what is valid, single bytes anywhere.
+// Changes one to three places of a packing: numbers become others at the edges of what is valid, bits flip, and
+// elements change places, which keeps all counts. Every section has the same chance.
 class Damage {
  public:
-  Damage(char* blob, int64_t bytes, uint64_t seed) : blob_(blob), bytes_(bytes), random_(seed) {
+  Damage(char* blob, int64_t bytes, uint64_t seed) : blob_(blob), random_(seed) {
     std::memcpy(&h_, blob, sizeof h_);
-    const bool overstated = seed % 4 == 0 && h_.cells > 0;
-    for (int64_t places = overstated ? 0 : random_.between(1, 3); places > 0; --places) change();
+    // The cells, and the row offsets of csr, are 8 bytes like those before them.
+    std::vector<int64_t> starts{0, h_.split_rows, h_.cells, h_.counts, h_.rows, h_.offsets, h_.values, bytes};
+    std::sort(starts.begin(), starts.end());
+    starts.erase(std::unique(starts.begin(), starts.end()), starts.end());
+    const bool overstated = h_.cells > 0 && random_.chance(0.2);
     if (overstated) overstate();
+    for (int64_t places = overstated ? 0 : random_.between(1, 3); places > 0; --places) {
+      const int64_t i = random_.below(static_cast<int64_t>(starts.size()) - 1);
+      change(starts[static_cast<size_t>(i)], starts[static_cast<size_t>(i) + 1]);
+    }
   }
 
  private:
-  void change() {
-    switch (random_.below(6)) {
+  void change(int64_t first, int64_t last) {
+    const int64_t size = int64_t{1} << random_.below(4), count = (last - first) / size;
+    const int64_t at = first + size * random_.below(count), other = first + size * random_.below(count);
+    switch (random_.below(3)) {
       case 0:
-        return replace(0, sizeof h_ / 8);
+        return put(at, size, edge(get(at, size)));
       case 1:
-        return replace(h_.split_rows, h_.splits + 1);
-      case 2:
-        // csr has no cells, but row offsets.
-        return h_.cells > 0 ? replace(h_.cells, cells() * 4) : replace(h_.counts, h_.n + 1);
-      case 3:
-        return flip(0, bytes_);
-      case 4:
-        return flip(h_.counts, h_.values);  // rows and offsets too
+        return put(at, size, get(at, size) ^ uint64_t{1} << random_.below(8 * size));
       default:
-        return flip(h_.counts, h_.rows > h_.counts ? h_.rows : h_.offsets);
+        const uint64_t here = get(at, size), there = get(other, size);
+        put(at, size, there);
+        put(other, size, here);
     }
   }
 
-  // A cell that claims to end far behind its sections, and a count that relies on it.
+  uint64_t edge(uint64_t old) {
+    const int64_t sizes[] = {h_.n, h_.k, h_.nnz, h_.splits, h_.bytes, h_.values};
+    const uint64_t edges[] = {0,
+                              ~uint64_t{0},
+                              old - 1,
+                              old + 1,
+                              old + static_cast<uint64_t>(random_.between(-300, 300)),
+                              2 * old,
+                              0 - old,
+                              uint64_t{1} << 31,
+                              uint64_t{1} << 40,
+                              uint64_t{1} << 63,
+                              ~uint64_t{0} >> 1,
+                              static_cast<uint64_t>(sizes[random_.below(6)])};
+    return edges[random_.below(static_cast<int64_t>(std::size(edges)))];
+  }
+
+  // A cell that claims to end far behind its sections, and counts that rely on it.
   void overstate() {
-    const int64_t cell = random_.between(1, cells() - 1);
+    const int64_t cells = h_.splits * h_.panels + 1, cell = h_.cells + 32 * random_.between(1, cells - 1);
     for (int64_t field = 0; field < 4; ++field) {
-      if (random_.chance(0.5)) put(h_.cells + (cell * 4 + field) * 8, uint64_t{1} << 40);
+      if (random_.chance(0.5)) put(cell + 8 * field, 8, uint64_t{1} << 40);
     }
     const int64_t end = h_.rows > h_.counts ? h_.rows : h_.offsets;
-    for (int64_t bytes = random_.between(0, 4); bytes > 0; --bytes) {
-      if (end > h_.counts) blob_[h_.counts + random_.below(end - h_.counts)] = static_cast<char>(random_.next());
+    for (int64_t counts = random_.between(0, 4); counts > 0 && end > h_.counts; --counts) {
+      put(h_.counts + random_.below(end - h_.counts), 1, random_.next());
     }
   }
 
-  int64_t cells() const { return h_.splits * h_.panels + 1; }
-  void put(int64_t at, uint64_t value) { std::memcpy(blob_ + at, &value, sizeof value); }
-  void replace(int64_t first, int64_t count) {
-    const int64_t at = first + 8 * random_.below(count);
-    uint64_t old;
-    std::memcpy(&old, blob_ + at, sizeof old);
-    const int64_t sizes[] = {h_.n, h_.k, h_.nnz, h_.splits, h_.bytes, h_.values};
-    const uint64_t others[] = {0,
-                               ~uint64_t{0},
-                               old - 1,
-                               old + 1,
-                               old + 64,
-                               2 * old,
-                               0 - old,
-                               old ^ uint64_t{1} << random_.below(64),
-                               uint64_t{1} << 31,
-                               uint64_t{1} << 40,
-                               uint64_t{1} << 63,
-                               ~uint64_t{0} >> 1,
-                               static_cast<uint64_t>(sizes[random_.below(6)])};
-    put(at, others[random_.below(static_cast<int64_t>(std::size(others)))]);
+  uint64_t get(int64_t at, int64_t size) const {
+    uint64_t value = 0;
+    std::memcpy(&value, blob_ + at, static_cast<size_t>(size));
+    return value;
   }
-  void flip(int64_t first, int64_t last) {
-    if (last > first) blob_[first + random_.below(last - first)] ^= static_cast<char>(1 << random_.below(8));
-  }
+  void put(int64_t at, int64_t size, uint64_t value) { std::memcpy(blob_ + at, &value, static_cast<size_t>(size)); }
 
   char* blob_;
-  int64_t bytes_;
   Random random_;
   PackingHeader h_;
 };

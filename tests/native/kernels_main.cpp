@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <csignal>
 #include <set>
 
@@ -205,38 +206,48 @@ void check_bits() {
 }
 
 // A damaged packing is refused, or the kernel gets through it.
-void check_damage() {
-  for (auto [r, c] : {std::pair<int64_t, int64_t>{1, 1}, {4, 2}}) {
-    Problem p = filled(72, 200, 20, Values::kIntegers, 0.7, r, c);
-    // Zeros, because a check that runs on into them meets nothing that it would refuse.
-    std::fill(p.weight.begin(), p.weight.end(), 0.0);
-    for (Tested& tested : g_tested) {
-      if (!tested.takes(p)) continue;
-      const Fenced good = packed(tested, Format(p, tested.weight_dtypes()[0]), tested.kernel.isa, 0, 3);
-      const Fenced copy(good.size());
-      for (int trial = 0; trial < 300; ++trial) {
-        std::memcpy(copy.data(), good.data(), static_cast<size_t>(good.size()));
-        Damage(copy.data(), good.size(), static_cast<uint64_t>(trial));
-        std::snprintf(g_now, sizeof g_now, "%s with damage %d", tested.kernel.kernel.name, trial);
-        ++tested.damaged;
-        ++tested.checks["damage"];
-        try {
-          const PackingHeader* h = check_packing(copy.data(), good.size());
-          if (h->kind != tested.kind || h->storage != tested.storage) continue;  // as every caller checks
-          std::vector<int64_t> crow(static_cast<size_t>(h->n / h->block_rows + 1));
-          std::vector<int32_t> col(static_cast<size_t>(h->nnz / (h->block_rows * h->block_cols)));
-          std::vector<char> values(static_cast<size_t>(h->nnz * dtype_bytes(h->dtype)));
-          if (h->n == p.n && h->k == p.k) {
-            for (int64_t m : {int64_t{3}, int64_t{20}}) run({tested.kernel, p, h, tested.x_dtypes()[0], m, Bias::kF32});
+void check_damage(const Problem& p) {
+  for (Tested& tested : g_tested) {
+    if (!tested.takes(p)) continue;
+    const Fenced good = packed(tested, Format(p, tested.weight_dtypes()[0]), tested.kernel.isa, 0, 3);
+    for (uint64_t trial = 0; trial < 250; ++trial) {
+      const Fenced copy(good.data(), good.size());
+      Damage(copy.data(), copy.size(), trial);
+      ++tested.damaged;
+      ++tested.checks["damage"];
+      try {
+        std::snprintf(g_now, sizeof g_now, "the check for %s of damage %d", tested.kernel.kernel.name,
+                      static_cast<int>(trial));
+        const PackingHeader* h = check_packing(copy.data(), copy.size());
+        if (h->kind != tested.kind || h->storage != tested.storage) continue;  // callers look at these
+        if (h->n == p.n && h->k == p.k) {
+          for (int64_t m : {int64_t{3}, int64_t{20}}) {
+            const Call call{tested.kernel, p, h, tested.x_dtypes()[0], m, Bias::kF32, Activation::kNone, kBackwards};
+            std::snprintf(g_now, sizeof g_now, "damage %d: %s", static_cast<int>(trial), call.text().c_str());
+            run(call);
           }
-          unpack(h, crow.data(), col.data(), values.data());
-        } catch (const std::invalid_argument&) {
-          ++tested.refused;
-        } catch (const std::exception& error) {
-          fail(std::string(g_now) + ": " + error.what());
         }
+        std::snprintf(g_now, sizeof g_now, "unpacking %s with damage %d", tested.kernel.kernel.name,
+                      static_cast<int>(trial));
+        const Fenced crow((h->n / h->block_rows + 1) * 8), col(h->nnz / (h->block_rows * h->block_cols) * 4);
+        const Fenced values(h->nnz * dtype_bytes(h->dtype));
+        unpack(h, reinterpret_cast<int64_t*>(crow.data()), reinterpret_cast<int32_t*>(col.data()), values.data());
+      } catch (const std::invalid_argument&) {
+        ++tested.refused;
+      } catch (const std::exception& error) {
+        fail(std::string(g_now) + ": " + error.what());
       }
     }
+  }
+}
+
+void check_damage() {
+  for (auto [n, k, r, c] :
+       {std::array<int64_t, 4>{70, 200, 1, 1}, {1100, 24, 1, 1}, {72, 200, 4, 2}, {72, 200, 8, 2}}) {
+    Problem p = filled(n, k, 20, Values::kIntegers, 0.7, r, c);
+    // Zeros, because a check that runs on into them meets nothing that it would refuse.
+    std::fill(p.weight.begin(), p.weight.end(), 0.0);
+    check_damage(p);
   }
 }
 
