@@ -37,7 +37,7 @@ struct Rows {
     for (int64_t token = begin; token < end; ++token) {
       Element* out = reinterpret_cast<Element*>(a.workspace) + token * stride(a);
       if constexpr (sizeof(Element) == 2) {
-        memcpy(out, static_cast<const Element*>(a.x) + token * a.ldx, static_cast<size_t>(k) * 2);
+        if (k > 0) memcpy(out, static_cast<const Element*>(a.x) + token * a.ldx, static_cast<size_t>(k) * 2);
       } else {
         with_type(a.x_dtype, [&](auto type) {
           const auto* x = static_cast<const decltype(type)*>(a.x) + token * a.ldx;
