@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparseinfer import ops
 from sparseinfer.formats import BSR, CSR
+from sparseinfer.ops import eager
 
 PLAN = "*:0:spmm_rowgroup_f32_r4"
 
@@ -169,3 +172,49 @@ def test_an_unknown_level_is_an_error_that_lists_the_valid_ones() -> None:
     error = run_with_isa("avx9000").stderr
     assert "SPARSEINFER_ISA: expected one of scalar" in error
     assert "avx9000" in error
+
+
+class TestEager:
+    """`ops.linear` calls past the dispatcher, unless something there wants to see the operator."""
+
+    PACKED: ClassVar[Tensor] = ops.pack(csr(), "rowgroup")
+
+    def call(self, x: Tensor | None = None) -> Tensor:
+        return ops.linear(torch.ones(2, 40) if x is None else x, [self.PACKED], None, 24, PLAN, "none")
+
+    def test_the_same_result(self) -> None:
+        x = torch.randn(5, 40)
+        assert torch.equal(self.call(x), linear(x, self.PACKED))
+
+    def test_nothing_is_dispatched(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*args: object) -> Tensor:
+            raise AssertionError("dispatched")
+
+        y = eager.eager_linear(refuse)(torch.ones(2, 40), [self.PACKED], None, 24, PLAN, "none")
+        assert torch.equal(y, self.call())
+
+    def test_dispatch_modes_see_it(self) -> None:
+        class Seen(TorchDispatchMode):
+            names: ClassVar[list[str]] = []
+
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+                self.names.append(str(func))
+                return func(*args, **(kwargs or {}))
+
+        with Seen():
+            self.call()
+        assert "sparseinfer.linear.default" in Seen.names
+
+    def test_the_profiler_sees_it(self) -> None:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            self.call()
+        assert "sparseinfer::linear" in {event.key for event in profile.key_averages()}
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+    def test_a_trace_contains_it(self) -> None:
+        graph = torch.jit.trace(self.call, torch.ones(2, 40)).graph
+        assert "sparseinfer::linear" in str(graph)
+
+    def test_functorch_goes_the_long_way(self) -> None:
+        with pytest.raises(RuntimeError, match="sparseinfer::linear"):
+            torch.func.vmap(self.call)(torch.ones(3, 2, 40))

@@ -7,6 +7,7 @@ import torch
 
 from sparseinfer.ops import cpu as _cpu
 from sparseinfer.ops import schema as _schema
+from sparseinfer.ops.eager import eager_linear as _eager_linear
 from sparseinfer.ops.kernels import KernelInfo, active_isa, isa_levels, kernels
 from sparseinfer.ops.layouts import (
     FEW_TOKENS,
@@ -23,8 +24,7 @@ from sparseinfer.ops.reference import reference_linear
 _schema.define()
 _cpu.register()
 
-# The overload itself: looking it up at every call costs half a microsecond.
-linear = torch.ops.sparseinfer.linear.default
+linear = _eager_linear(torch.ops.sparseinfer.linear.default)
 
 __all__ = [
     "FEW_TOKENS",
