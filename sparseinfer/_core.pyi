@@ -1,5 +1,6 @@
 """Native kernels of sparseinfer. Addresses are `Tensor.data_ptr()`; memory belongs to the caller."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ packings: tuple[str, ...]
 def isa_levels() -> list[str]: ...
 def active_isa() -> str: ...
 def kernels() -> list[dict[str, Any]]: ...
-def set_parallel_for(address: int) -> None: ...
+def set_parallel_for(address: int, num_threads: int) -> None: ...
 def has_parallel_for() -> bool: ...
 def check_csr(crow: int, col: int, n: int, k: int, nnz: int) -> None: ...
 def dense_row_offsets(dense: int, dtype: str, n: int, k: int, crow: int) -> None: ...
@@ -49,7 +50,26 @@ def spmm(
     bias: int,
     bias_dtype: int,
     y: int,
+    y_dtype: int,
     n: int,
+    activation: int,
+    parts: int = 0,
+) -> None: ...
+def conv(
+    kernel: int,
+    x: int,
+    x_dtype: int,
+    x_shape: Sequence[int],
+    packed: Sequence[int],
+    bias: int,
+    bias_dtype: int,
+    y: int,
+    y_dtype: int,
+    y_shape: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
     activation: int,
     parts: int = 0,
 ) -> None: ...

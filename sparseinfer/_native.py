@@ -16,15 +16,15 @@ from sparseinfer import _core as core
 __all__ = ["core"]
 
 
-def _torch_parallel_for() -> int | None:
-    """Address of torch's C function `torch_parallel_for` (torch >= 2.10), or None where it is missing."""
+def _torch_function(name: str) -> int:
+    """Address of a C function of torch (those for threads: torch >= 2.10), or 0 where it is missing."""
     for library in sorted((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*")):
         try:
-            function = ctypes.CDLL(str(library)).torch_parallel_for
+            function = getattr(ctypes.CDLL(str(library)), name)
         except (OSError, AttributeError):
             continue
-        return ctypes.cast(function, ctypes.c_void_p).value
-    return None
+        return ctypes.cast(function, ctypes.c_void_p).value or 0
+    return 0
 
 
-core.set_parallel_for(_torch_parallel_for() or 0)
+core.set_parallel_for(_torch_function("torch_parallel_for"), _torch_function("torch_get_num_threads"))

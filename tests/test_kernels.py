@@ -17,10 +17,10 @@ AVAILABLE = [k for k in ops.kernels() if k.available]
 BLOCKS = [(1, 4), (4, 1), (2, 2), (4, 4), (3, 5), (8, 8), (16, 16), (32, 32), (64, 64)]
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
-# Weight and activation dtypes that each storage takes.
+# Weight and activation dtypes that each storage takes. Pairs of bf16 round fp32 activations to bf16.
 DTYPES = {
     "f32": [(F32, F32), (BF16, BF16), (F16, F16), (BF16, F32)],
-    "bf16": [(BF16, BF16)],
+    "bf16": [(BF16, BF16), (BF16, F32)],
     "wbf16": [(BF16, F32), (BF16, BF16), (BF16, F16)],
     "wf16": [(F16, F32), (F16, F16)],
 }
@@ -188,6 +188,8 @@ def test_close_to_fp64(kernel: ops.KernelInfo, sparsity: float) -> None:
     for w_dtype, x_dtype in DTYPES[kernel.storage]:
         for m in (1, 5, 40, 100):
             x = torch.randn(m, 320).to(x_dtype)
+            if kernel.storage == "bf16":
+                x = x.to(BF16).to(x_dtype)
             for fmt in formats_for(kernel, w.to(w_dtype))[:4]:
                 assert_close(forced(kernel, fmt, x, bias), x, fmt, bias)
 
@@ -202,6 +204,23 @@ def test_bias_in_the_dtype_of_x(kernel: ops.KernelInfo) -> None:
             wanted = ops.reference_linear(x, fmt, bias).to(x_dtype)
             for bias_dtype in (x_dtype, BF16):
                 assert torch.equal(forced(kernel, fmt, x, bias.to(bias_dtype)), wanted)
+
+
+@pytest.mark.parametrize("kernel", [k for k in AVAILABLE if k.storage == "bf16"], ids=lambda k: k.name)
+def test_pairs_round_x_and_nothing_else(kernel: ops.KernelInfo) -> None:
+    fmt = formats_for(kernel, weight_for(kernel, 48, 320, 0.6).to(BF16))[0]
+    bias = torch.randn(48)
+    for m in (1, 5, 100):
+        x = torch.randn(m, 320)
+        rounded = x.to(BF16).float()
+        y = forced(kernel, fmt, x, bias)
+        assert_close(y, rounded, fmt, bias)
+        assert torch.equal(y, forced(kernel, fmt, rounded, bias))
+        assert torch.equal(y.to(BF16), forced(kernel, fmt, rounded.to(BF16), bias))
+        wide = torch.full((m, 640), float("nan"))
+        wide[:, ::2] = x
+        assert torch.equal(y, forced(kernel, fmt, wide[:, ::2], bias))
+        assert torch.equal(y, forced(kernel, fmt, x.T.contiguous().T, bias))
 
 
 @kernel
@@ -223,7 +242,7 @@ def test_odd_distributions_of_rows(kernel: ops.KernelInfo) -> None:
 
 
 @kernel
-@pytest.mark.parametrize("m", [3, 100])
+@pytest.mark.parametrize("m", [3, 100, 600])
 def test_results_do_not_depend_on_splits_or_threads(kernel: ops.KernelInfo, m: int) -> None:
     w_dtype, x_dtype = DTYPES[kernel.storage][0]
     w = weight(600, 320, 0.7).to(w_dtype)

@@ -4,9 +4,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "sparseinfer/cpu_features.h"
 #include "sparseinfer/pack.h"
@@ -43,6 +45,7 @@ py::list kernels() {
     row["storage"] = r.kernel.storage;
     row["tile"] = r.kernel.tile;
     row["isa"] = r.kernel.isa;
+    row["conv"] = r.kernel.takes_conv;
     row["available"] = r.available;
     list.append(row);
   }
@@ -88,48 +91,125 @@ py::dict describe(uintptr_t data, int64_t bytes) {
   return d;
 }
 
-void spmm(int64_t kernel, uintptr_t x, int64_t x_dtype, int64_t m, int64_t k_columns, int64_t ldx, uintptr_t packed,
-          uintptr_t bias, int64_t bias_dtype, uintptr_t y, int64_t n, int64_t activation, int64_t parts) {
+const SpmmKernel& checked_kernel(int64_t id) {
   const auto& all = registry();
-  if (kernel < 0 || kernel >= static_cast<int64_t>(all.size()) || !all[static_cast<size_t>(kernel)].available) {
-    throw std::invalid_argument("kernel: expected the id of an available kernel, got " + std::to_string(kernel));
+  if (id < 0 || id >= static_cast<int64_t>(all.size()) || !all[static_cast<size_t>(id)].available) {
+    throw std::invalid_argument("kernel: expected the id of an available kernel, got " + std::to_string(id));
   }
-  const SpmmKernel& k = all[static_cast<size_t>(kernel)].kernel;
-  const auto* header = pointer<const PackingHeader>(packed);
-  if (std::strcmp(kPackingNames[static_cast<int>(header->kind)], k.packing) != 0 ||
-      std::strcmp(kStorageNames[static_cast<int>(header->storage)], k.storage) != 0) {
+  return all[static_cast<size_t>(id)].kernel;
+}
+
+// A packing that the kernel reads.
+const PackingHeader* checked_packing(const SpmmKernel& k, uintptr_t packed) {
+  const auto* h = pointer<const PackingHeader>(packed);
+  if (std::strcmp(kPackingNames[static_cast<int>(h->kind)], k.packing) != 0 ||
+      std::strcmp(kStorageNames[static_cast<int>(h->storage)], k.storage) != 0) {
     throw std::invalid_argument(std::string("kernel: expected a ") + k.packing + " packing of " + k.storage + " for " +
-                                k.name + ", got " + kPackingNames[static_cast<int>(header->kind)] + " of " +
-                                kStorageNames[static_cast<int>(header->storage)]);
+                                k.name + ", got " + kPackingNames[static_cast<int>(h->kind)] + " of " +
+                                kStorageNames[static_cast<int>(h->storage)]);
   }
+  return h;
+}
+
+void check_out_features(int64_t packed, int64_t n) {
+  if (n == packed) return;
+  throw std::invalid_argument("n: expected " + std::to_string(packed) + " out_features as packed, got " +
+                              std::to_string(n));
+}
+
+// What a call has but for the packing and where its tokens lie.
+SpmmArgs checked_args(const SpmmKernel& k, uintptr_t x, int64_t x_dtype, uintptr_t bias, int64_t bias_dtype,
+                      uintptr_t y, int64_t y_dtype, int64_t activation) {
+  if (x_dtype < 0 || x_dtype >= kNumDTypes) throw std::invalid_argument("x: expected the number of a dtype");
+  if (y_dtype != 0 && y_dtype != x_dtype) throw std::invalid_argument("y: expected fp32 or the dtype of x");
+  if (bias_dtype != 0 && bias_dtype != y_dtype) throw std::invalid_argument("bias: expected fp32 or the dtype of y");
+  if (activation < 0 || activation >= kNumActivations) {
+    throw std::invalid_argument("activation: expected the number of an activation");
+  }
+  SpmmArgs args{};
+  args.x = pointer<const void>(x);
+  args.y = pointer<void>(y);
+  args.bias = pointer<const void>(bias);
+  args.x_dtype = static_cast<DType>(x_dtype);
+  args.y_dtype = static_cast<DType>(y_dtype);
+  args.bias_dtype = static_cast<DType>(bias_dtype);
+  args.activation = static_cast<Activation>(activation);
+  if (std::strcmp(k.storage, kStorageNames[static_cast<int>(Storage::kBF16)]) == 0 && args.x_dtype != DType::kBF16) {
+    throw std::invalid_argument(std::string("x: expected bf16 for ") + k.name + ", got " + kDTypeNames[x_dtype]);
+  }
+  return args;
+}
+
+void spmm(int64_t kernel, uintptr_t x, int64_t x_dtype, int64_t m, int64_t k_columns, int64_t ldx, uintptr_t packed,
+          uintptr_t bias, int64_t bias_dtype, uintptr_t y, int64_t y_dtype, int64_t n, int64_t activation,
+          int64_t parts) {
+  const SpmmKernel& k = checked_kernel(kernel);
+  const PackingHeader* header = checked_packing(k, packed);
   if (k_columns != header->k) {
     throw std::invalid_argument("x: expected " + std::to_string(header->k) +
                                 " in_features in the last dimension, got " + std::to_string(k_columns));
   }
-  if (n != header->n) {
-    throw std::invalid_argument("n: expected " + std::to_string(header->n) + " out_features as packed, got " +
-                                std::to_string(n));
-  }
-  if (x_dtype < 0 || x_dtype >= kNumDTypes) throw std::invalid_argument("x: expected the number of a dtype");
-  const auto dtype = static_cast<DType>(x_dtype);
-  if (bias_dtype != 0 && bias_dtype != x_dtype) throw std::invalid_argument("bias: expected fp32 or the dtype of x");
-  if (header->storage == Storage::kBF16 && dtype != DType::kBF16) {
-    throw std::invalid_argument(std::string("x: expected bf16 for ") + k.name + ", got " +
-                                kDTypeNames[static_cast<int>(dtype)]);
-  }
-  SpmmArgs args{pointer<const void>(x),
-                pointer<void>(y),
-                pointer<const void>(bias),
-                header,
-                m,
-                ldx,
-                n,
-                dtype,
-                static_cast<DType>(bias_dtype),
-                static_cast<Activation>(activation),
-                nullptr};
+  check_out_features(header->n, n);
+  SpmmArgs args = checked_args(k, x, x_dtype, bias, bias_dtype, y, y_dtype, activation);
+  args.w = header;
+  args.m = m;
+  args.ldx = ldx;
+  args.ldy = n;
   py::gil_scoped_release release;
   run_spmm(k, args, Spread{static_cast<int>(parts)});
+}
+
+// One packing per group, each a convolution of its own: x [b, c, h, w], y [b, n, out_h, out_w], both contiguous.
+void conv(int64_t kernel, uintptr_t x, int64_t x_dtype, const std::array<int64_t, 4>& x_shape,
+          const std::vector<uintptr_t>& packed, uintptr_t bias, int64_t bias_dtype, uintptr_t y, int64_t y_dtype,
+          const std::array<int64_t, 4>& y_shape, const std::array<int64_t, 2>& kernel_size,
+          const std::array<int64_t, 2>& stride, const std::array<int64_t, 2>& padding,
+          const std::array<int64_t, 2>& dilation, int64_t activation, int64_t parts) {
+  const SpmmKernel& k = checked_kernel(kernel);
+  if (!k.takes_conv) {
+    throw std::invalid_argument(std::string("kernel: expected one that takes a convolution, got ") + k.name);
+  }
+  const auto groups = static_cast<int64_t>(packed.size());
+  if (groups == 0 || x_shape[1] % groups != 0 || y_shape[1] % groups != 0 || x_shape[0] != y_shape[0]) {
+    throw std::invalid_argument("groups: expected one packing for each, and a number that divides the channels, got " +
+                                std::to_string(groups));
+  }
+  const int64_t channels = x_shape[1] / groups, rows = y_shape[1] / groups;
+  const ConvShape shape{x_shape[0],
+                        channels,
+                        x_shape[2],
+                        x_shape[3],
+                        kernel_size[0],
+                        kernel_size[1],
+                        stride[0],
+                        stride[1],
+                        padding[0],
+                        padding[1],
+                        dilation[0],
+                        dilation[1],
+                        y_shape[2],
+                        y_shape[3],
+                        image_elements(x_shape[1], x_shape[2], x_shape[3]),
+                        image_elements(y_shape[1], y_shape[2], y_shape[3])};
+  std::vector<SpmmArgs> calls;
+  for (int64_t group = 0; group < groups; ++group) {
+    SpmmArgs args = checked_args(k, x, x_dtype, bias, bias_dtype, y, y_dtype, activation);
+    args.w = checked_packing(k, packed[static_cast<size_t>(group)]);
+    check_out_features(args.w->n, rows);
+    check_conv(shape, args.w);
+    const int64_t x_first = group * channels * shape.height * shape.width,
+                  y_first = group * rows * shape.out_h * shape.out_w;
+    args.x = static_cast<const char*>(args.x) + x_first * dtype_bytes(args.x_dtype);
+    args.y = static_cast<char*>(args.y) + y_first * dtype_bytes(args.y_dtype);
+    if (args.bias != nullptr) {
+      args.bias = static_cast<const char*>(args.bias) + group * rows * dtype_bytes(args.bias_dtype);
+    }
+    args.conv = &shape;
+    args.m = conv_tokens(shape);
+    calls.push_back(args);
+  }
+  py::gil_scoped_release release;
+  for (const SpmmArgs& args : calls) run_spmm(k, args, Spread{static_cast<int>(parts)});
 }
 
 }  // namespace
@@ -147,8 +227,11 @@ PYBIND11_MODULE(_core, m) {
   m.def("active_isa", [] { return std::string(kIsaNames[static_cast<int>(active_isa())]); });
   m.def("kernels", &kernels);
   m.def(
-      "set_parallel_for", [](uintptr_t address) { set_parallel_for(reinterpret_cast<ParallelForFn>(address)); },
-      py::arg("address"));
+      "set_parallel_for",
+      [](uintptr_t address, uintptr_t num_threads) {
+        set_parallel_for(reinterpret_cast<ParallelForFn>(address), reinterpret_cast<NumThreadsFn>(num_threads));
+      },
+      py::arg("address"), py::arg("num_threads"));
   m.def("has_parallel_for", &has_parallel_for);
   m.def(
       "check_csr",
@@ -197,6 +280,10 @@ PYBIND11_MODULE(_core, m) {
       },
       py::arg("data"), py::arg("nbytes"), py::arg("crow"), py::arg("col"), py::arg("values"));
   m.def("spmm", &spmm, py::arg("kernel"), py::arg("x"), py::arg("x_dtype"), py::arg("m"), py::arg("k"), py::arg("ldx"),
-        py::arg("packed"), py::arg("bias"), py::arg("bias_dtype"), py::arg("y"), py::arg("n"), py::arg("activation"),
+        py::arg("packed"), py::arg("bias"), py::arg("bias_dtype"), py::arg("y"), py::arg("y_dtype"), py::arg("n"),
+        py::arg("activation"), py::arg("parts") = 0);
+  m.def("conv", &conv, py::arg("kernel"), py::arg("x"), py::arg("x_dtype"), py::arg("x_shape"), py::arg("packed"),
+        py::arg("bias"), py::arg("bias_dtype"), py::arg("y"), py::arg("y_dtype"), py::arg("y_shape"),
+        py::arg("kernel_size"), py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("activation"),
         py::arg("parts") = 0);
 }

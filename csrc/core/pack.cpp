@@ -9,12 +9,9 @@
 #include <stdexcept>
 #include <string>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include "pack_streams.h"
 #include "sparseinfer/halves.h"
+#include "sparseinfer/memory.h"
 #include "sparseinfer/parallel.h"
 #include "sparseinfer/row_split.h"
 
@@ -227,17 +224,13 @@ void check_view(PackingKind kind, const SparseView& w, Storage storage) {
 }  // namespace
 
 Blob::Blob(int64_t bytes) : data_(nullptr), size_(bytes) {
-  // Weights are read from end to end at every call: huge pages, where the system grants them on request, spare a walk
-  // through the page tables for every 4 KB.
-  constexpr int64_t kHugePage = int64_t{2} << 20;
+  // Weights are read from end to end at every call.
   const bool huge = bytes >= 2 * kHugePage;
   const auto alignment = static_cast<size_t>(huge ? kHugePage : kPackingAlign);
   const size_t rounded = (static_cast<size_t>(std::max<int64_t>(1, bytes)) + alignment - 1) / alignment * alignment;
   data_ = static_cast<char*>(std::aligned_alloc(alignment, rounded));
   if (data_ == nullptr) throw std::bad_alloc();
-#if defined(__linux__)
-  if (huge) madvise(data_, rounded, MADV_HUGEPAGE);
-#endif
+  prefer_huge_pages(data_, static_cast<int64_t>(rounded));
   std::memset(data_, 0, static_cast<size_t>(bytes));
 }
 Blob::~Blob() { std::free(data_); }

@@ -7,6 +7,7 @@ namespace sparseinfer {
 namespace {
 
 ParallelForFn g_parallel_for = nullptr;
+NumThreadsFn g_num_threads = nullptr;
 
 struct Buffer {
   char* data = nullptr;
@@ -16,8 +17,18 @@ struct Buffer {
 
 }  // namespace
 
-void set_parallel_for(ParallelForFn fn) { g_parallel_for = fn; }
+void set_parallel_for(ParallelForFn fn, NumThreadsFn threads) {
+  g_parallel_for = fn;
+  g_num_threads = threads;
+}
 bool has_parallel_for() { return g_parallel_for != nullptr; }
+
+int64_t num_ranges(Spread spread) {
+  if (spread.parts > 0) return spread.parts;
+  uint32_t threads = 1;
+  if (g_parallel_for == nullptr || g_num_threads == nullptr || g_num_threads(&threads) != 0) return 1;
+  return threads > 0 ? threads : 1;
+}
 
 void parallel_for(int64_t items, Spread spread, RangeFn fn, void* ctx) {
   if (items <= 0) return;

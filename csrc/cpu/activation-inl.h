@@ -41,7 +41,9 @@ SI_INLINE V gelu_erf(V x) {
   p = S::fma(p, t, S::set1(1.421413741f));
   p = S::fma(p, t, S::set1(-0.284496736f));
   p = S::fma(p, t, S::set1(0.254829592f));
-  const V tail = S::mul(S::mul(S::mul(p, t), S::set1(0.5f)), exp_v<S>(S::sub(S::zero(), S::mul(z, z))));
+  // Far out the tail is no number of x's size any more; it stays a normal one, because others are slow.
+  const V exponent = S::max(S::set1(-80.0f), S::sub(S::zero(), S::mul(z, z)));
+  const V tail = S::mul(S::mul(S::mul(p, t), S::set1(0.5f)), exp_v<S>(exponent));
   return S::mul(x, S::select_negative(x, tail, S::sub(one, tail)));
 }
 
@@ -66,6 +68,27 @@ SI_INLINE V activate(V x, Activation activation) {
       break;
   }
   return x;
+}
+
+// The same for N vectors, without a decision between them.
+template <class S, int N, class V = typename S::V>
+SI_INLINE void activate_all(V (&v)[N], Activation activation) {
+  switch (activation) {
+    case Activation::kRelu:
+      for (int i = 0; i < N; ++i) v[i] = activate<S>(v[i], Activation::kRelu);
+      break;
+    case Activation::kGelu:
+      for (int i = 0; i < N; ++i) v[i] = gelu_erf<S>(v[i]);
+      break;
+    case Activation::kGeluTanh:
+      for (int i = 0; i < N; ++i) v[i] = gelu_tanh<S>(v[i]);
+      break;
+    case Activation::kSilu:
+      for (int i = 0; i < N; ++i) v[i] = gate<S>(v[i], v[i]);
+      break;
+    case Activation::kNone:
+      break;
+  }
 }
 
 }  // namespace

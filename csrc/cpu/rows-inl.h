@@ -12,9 +12,6 @@
 namespace sparseinfer {
 namespace {
 
-using Row = Level::Row;
-constexpr int R = Row::L;
-
 template <int N>
 struct Int {
   static constexpr int value = N;
@@ -25,6 +22,8 @@ struct Int {
 template <class Body>
 struct Rows {
   using Element = typename Body::Element;
+  static constexpr bool kTakesConv = false;
+  static constexpr int64_t kTileTokens = 0;
 
   // Zeros behind a row, as many as a kernel may look ahead.
   static int64_t stride(const SpmmArgs& a) { return (a.w->k + kMaxWindow + 15) / 16 * 16; }
@@ -86,7 +85,7 @@ struct Rows {
 
 // y[token, row : row + count] = activation(sum + bias), count <= R.
 SI_INLINE void finish(const SpmmArgs& a, Row::V sum, int64_t token, int64_t row, int count) {
-  with_type(a.x_dtype, [&](auto type) {
+  with_type(a.y_dtype, [&](auto type) {
     using T = decltype(type);
     if (a.bias) sum = Row::add(sum, load_bias<Row, T>(a, row, count));
     Row::store_partial(static_cast<T*>(a.y) + token * a.ldy + row, activate<Row>(sum, a.activation), count);

@@ -20,6 +20,10 @@ struct F32x16 {
   static V load_partial(const BF16* p, int count) { return widen(_mm256_maskz_loadu_epi16(first(count), p)); }
   static V load_partial(const F16* p, int count) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(count), p)); }
   static void store(float* p, V v) { _mm512_storeu_ps(p, v); }
+  template <class T>
+  static void store(T* p, V v) {
+    store_partial(p, v, L);
+  }
   static void store_partial(float* p, V v, int count) { _mm512_mask_storeu_ps(p, first(count), v); }
   static void store_partial(BF16* p, V v, int count) {
     const __m512i bits = _mm512_castps_si512(v);
@@ -44,6 +48,11 @@ struct F32x16 {
   static V round(V a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static V select_negative(V sign, V if_negative, V otherwise) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(sign, zero(), _CMP_LT_OQ), otherwise, if_negative);
+  }
+  // Elements 0, 2, ... of a and then b.
+  static V evens(V a, V b) {
+    const __m512i index = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    return _mm512_permutex2var_ps(a, index, b);
   }
   // a * 2^e for integral e
   static V scale(V a, V e) { return _mm512_scalef_ps(a, e); }

@@ -74,6 +74,8 @@ struct F32x4 {
   static V select_negative(V sign, V if_negative, V otherwise) {
     return vbslq_f32(vcltzq_f32(sign), if_negative, otherwise);
   }
+  // Elements 0, 2, ... of a and then b.
+  static V evens(V a, V b) { return vuzp1q_f32(a, b); }
   // a * 2^e for integral e in [-252, 254]: in two steps, because 2^e alone may not be a normal float.
   static V scale(V a, V e) {
     const int32x4_t whole = vcvtq_s32_f32(e);

@@ -46,6 +46,7 @@ struct F32x1 {
   static V abs(V a) { return fabsf(a); }
   static V round(V a) { return nearbyintf(a); }
   static V select_negative(V sign, V if_negative, V otherwise) { return sign < 0.0f ? if_negative : otherwise; }
+  static V evens(V a, V) { return a; }
   static V scale(V a, V e) { return e == e ? ldexpf(a, static_cast<int>(e)) : e; }  // no integer is NaN
   static float sum(V a) { return a; }
 

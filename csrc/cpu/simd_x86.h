@@ -109,6 +109,11 @@ struct F32x8 {
   static V select_negative(V sign, V if_negative, V otherwise) {
     return _mm256_blendv_ps(otherwise, if_negative, _mm256_cmp_ps(sign, zero(), _CMP_LT_OQ));
   }
+  // Elements 0, 2, ... of a and then b.
+  static V evens(V a, V b) {
+    const __m256d quarters = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0x88));
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(quarters, 0xD8));
+  }
   // a * 2^e for integral e in [-252, 254]: in two steps, because 2^e alone may not be a normal float.
   static V scale(V a, V e) {
     const __m256i whole = _mm256_cvtps_epi32(e);

@@ -26,6 +26,8 @@ const SpmmKernel SI_JOIN(kernels_, SI_ISA)[] = {
    #storage,                                                     \
    #tile,                                                        \
    SI_TEXT(SI_ISA),                                              \
+   implementation::kTakesConv,                                   \
+   implementation::kTileTokens,                                  \
    implementation::workspace_bytes,                              \
    implementation::scratch_bytes,                                \
    implementation::prepare_items,                                \

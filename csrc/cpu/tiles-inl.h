@@ -5,12 +5,13 @@
 // scratch it wants.
 //
 // Loop order: tile > chunk of rows > panel (x slice in L1) > split > Body. The epilogue transposes in registers on the
-// way to y[m, n].
+// way to y[m, n]. Tiles of a convolution are packed and finished by conv-inl.h.
 #pragma once
 
 #include <string.h>
 
 #include "cpu/activation-inl.h"
+#include "cpu/conv-inl.h"
 #include "cpu/types-inl.h"
 #include "sparseinfer/kernel.h"
 
@@ -95,9 +96,7 @@ void finish_tile(const SpmmArgs& a, const float* sums, int64_t row, int64_t rows
         Tr::template to_rows<kGroup, kHalf>(from, kTokens, v);  // scratch has G rows to spare
         SI_UNROLL
         for (int i = 0; i < kGroup; ++i) v[i] = Tr::add(v[i], b);
-        if (activation != Activation::kNone) {
-          for (int i = 0; i < kGroup; ++i) v[i] = activate<Tr>(v[i], activation);
-        }
+        activate_all<Tr>(v, activation);
         if (tokens == kGroup && count == G) {
           SI_UNROLL
           for (int i = 0; i < kGroup; ++i) Tr::store(y + i * ldy + r, v[i]);
@@ -118,6 +117,7 @@ struct PackedPanels {
 template <class Body>
 struct Tiled {
   static constexpr TileMode kMode = Body::kMode;
+  static constexpr bool kTakesConv = kMode == TileMode::kFloat;
   static constexpr int64_t kTileTokens = Level::kTileTokens<kMode, Body::kRows>;
   static constexpr int64_t kElement = kMode == TileMode::kPairs ? 2 : 4;
   static constexpr int64_t kColumnsPerPosition = kMode == TileMode::kDwords ? 2 : 1;
@@ -149,7 +149,10 @@ struct Tiled {
         memset(out + (positions(a.w) - 1) * S::kTokens * kElement, 0, S::kTokens * kElement);
         if constexpr (kMode == TileMode::kFloat) {
           with_type(a.x_dtype, [&](auto type) {
-            pack_columns<S::kTokens, decltype(type)>(a, token, first, columns, reinterpret_cast<float*>(out));
+            using T = decltype(type);
+            float* to = reinterpret_cast<float*>(out);
+            if (a.conv != nullptr) return pack_pixels<S::kTokens, T>(a, token, first, columns, to);
+            pack_columns<S::kTokens, T>(a, token, first, columns, to);
           });
         } else if constexpr (kMode == TileMode::kDwords) {
           pack_columns<S::kTokens, Dword>(a, token, first, columns, reinterpret_cast<float*>(out));
@@ -185,15 +188,24 @@ struct Tiled {
           Body::template cell<S>(a.w, i, panel, xp, sums + at * S::kTokens, at, scratch);
         }
       }
-      constexpr int kPairLanes = kMode == TileMode::kPairs && S::Vec::L > 4 ? S::Vec::L : 0;
-      if constexpr (kMode == TileMode::kFloat) {
-        with_type(a.x_dtype, [&](auto type) {
-          finish_tile<S::kTokens, kPairLanes, decltype(type)>(a, sums, row, rows, tile * kTileTokens);
-        });
-      } else {
-        finish_tile<S::kTokens, kPairLanes, BF16>(a, sums, row, rows, tile * kTileTokens);
-      }
+      finish<S>(a, sums, row, rows, tile * kTileTokens);
       s = chunk_end;
+    }
+  }
+
+  template <class S>
+  static void finish(const SpmmArgs& a, const float* sums, int64_t row, int64_t rows, int64_t token) {
+    constexpr int kPairLanes = kMode == TileMode::kPairs && S::Vec::L > 4 ? S::Vec::L : 0;
+    if constexpr (kMode == TileMode::kFloat) {
+      with_type(a.y_dtype, [&](auto type) {
+        using T = decltype(type);
+        if (a.conv != nullptr) return finish_pixels<S::kTokens, T>(a, sums, row, rows, token);
+        finish_tile<S::kTokens, kPairLanes, T>(a, sums, row, rows, token);
+      });
+    } else if (a.y_dtype == DType::kF32) {
+      finish_tile<S::kTokens, kPairLanes, float>(a, sums, row, rows, token);
+    } else {
+      finish_tile<S::kTokens, kPairLanes, BF16>(a, sums, row, rows, token);
     }
   }
 };

@@ -1,4 +1,4 @@
-// From a number to a type, for the dtypes of x and y.
+// What both frames share: the vectors for whole rows, and from a number to a type for the dtypes of x and y.
 #pragma once
 
 #include "cpu/unroll.h"
@@ -8,6 +8,9 @@
 
 namespace sparseinfer {
 namespace {
+
+using Row = Level::Row;
+constexpr int R = Row::L;
 
 // Calls f with a value of the C++ type of the dtype.
 template <class F>
@@ -22,11 +25,18 @@ SI_INLINE void with_type(DType dtype, F f) {
   }
 }
 
-// bias[row : row + count] as a vector of Vec; T is the type of x.
+// bias[row : row + count] as a vector of Vec; T is the type of y.
 template <class Vec, class T>
 SI_INLINE typename Vec::V load_bias(const SpmmArgs& a, int64_t row, int count) {
   if (a.bias_dtype == DType::kF32) return Vec::load_partial(static_cast<const float*>(a.bias) + row, count);
   return Vec::load_partial(static_cast<const T*>(a.bias) + row, count);
+}
+
+// bias[row]
+template <class T>
+SI_INLINE float bias_at(const SpmmArgs& a, int64_t row) {
+  if (a.bias_dtype == DType::kF32) return static_cast<const float*>(a.bias)[row];
+  return widen(static_cast<const T*>(a.bias)[row]);
 }
 
 }  // namespace

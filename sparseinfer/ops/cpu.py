@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparseinfer._native import core
 from sparseinfer.formats._checks import DTYPE_NAMES
-from sparseinfer.ops.kernels import kernel_id
+from sparseinfer.ops.kernels import kernel_id, kernels
 from sparseinfer.ops.packing import check_tensor
 from sparseinfer.ops.plan import parse_plan
 from sparseinfer.ops.schema import library
@@ -38,7 +38,7 @@ def _version(packed: Tensor) -> int:
     return -1 if packed.is_inference() else packed._version
 
 
-def _address(packed: Tensor) -> int:
+def address(packed: Tensor) -> int:
     """Where the packing lies, checked."""
     address: int = packed.data_ptr()
     trusted = getattr(packed, _VERDICT, None)
@@ -55,12 +55,14 @@ def _address(packed: Tensor) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _choices(plan: str) -> tuple[tuple[float, int, int], ...]:
-    """(max_tokens, packing, kernel id) of each bucket."""
-    return tuple(
-        (inf if bucket.max_tokens is None else bucket.max_tokens, bucket.packing, kernel_id(bucket.kernel))
-        for bucket in parse_plan(plan)
-    )
+def choices(plan: str) -> tuple[tuple[float, int, int, bool], ...]:
+    """(max_tokens, packing, kernel id, whether the kernel takes bf16 only) of each bucket."""
+    found = []
+    for bucket in parse_plan(plan):
+        kernel = kernel_id(bucket.kernel)
+        limit = inf if bucket.max_tokens is None else bucket.max_tokens
+        found.append((limit, bucket.packing, kernel, kernels()[kernel].storage == "bf16"))
+    return tuple(found)
 
 
 def run(
@@ -75,8 +77,9 @@ def run(
 ) -> Tensor:
     """y [..., n] = activation(x [..., k] · Wᵀ + bias [n]), with W [n, k] in the packing that `plan` names.
 
-    Any leading dimensions and strides of x; y has the dtype of x. `parts` > 0 computes that many row ranges
-    one after another instead of on torch's threads. ValueError and TypeError say what was expected.
+    Any leading dimensions and strides of x; y has the dtype of x. A packing of bf16 pairs takes fp32 x too,
+    rounded to bf16. `parts` > 0 computes that many ranges one after another instead of on torch's threads.
+    ValueError and TypeError say what was expected.
     """
     # These lines are what a call of a small layer costs: an attribute of a tensor is a tenth of a
     # microsecond, torch.empty two.
@@ -89,22 +92,27 @@ def run(
     else:
         raise ValueError("x: expected at least 1 dimension, got a scalar")
     m, k = rows.shape
+    for choice in choices(plan):
+        if m <= choice[0]:
+            break
+    _, index, kernel, bf16_only = choice
+    if index >= len(packings):
+        raise ValueError(f"packings: expected at least {index + 1} for plan {plan}, got {len(packings)}")
+    dtype = x.dtype
+    y_dtype = X_DTYPES.get(dtype)
+    if y_dtype is None:
+        raise TypeError(f"x: expected dtype torch.float32, torch.bfloat16 or torch.float16, got {dtype}")
+    if not x.is_cpu:
+        raise ValueError(f"x: expected a tensor on the CPU, got one on {x.device}")
+    x_dtype = y_dtype
+    y = x.new_empty((m, n) if rows is x else (*shape[:-1], n))
+    if bf16_only and dtype is torch.float32:
+        rows = rows.to(torch.bfloat16)
+        x_dtype = X_DTYPES[torch.bfloat16]
     stride, step = rows.stride()
     if step != 1 and m and k:
         rows = rows.contiguous()
         stride = k
-    for choice in _choices(plan):
-        if m <= choice[0]:
-            break
-    _, index, kernel = choice
-    if index >= len(packings):
-        raise ValueError(f"packings: expected at least {index + 1} for plan {plan}, got {len(packings)}")
-    dtype = x.dtype
-    x_dtype = X_DTYPES.get(dtype)
-    if x_dtype is None:
-        raise TypeError(f"x: expected dtype torch.float32, torch.bfloat16 or torch.float16, got {dtype}")
-    if not x.is_cpu:
-        raise ValueError(f"x: expected a tensor on the CPU, got one on {x.device}")
     number = ACTIVATIONS.get(activation)
     if number is None:
         raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}")
@@ -116,10 +124,9 @@ def run(
             or not bias.is_cpu
             or not bias.is_contiguous()
         ):
-            bias = _checked_bias(bias, n, dtype)
+            bias = checked_bias(bias, n, dtype)
             bias_dtype = X_DTYPES[bias.dtype]
         bias_address = bias.data_ptr()
-    y = x.new_empty((m, n) if rows is x else (*shape[:-1], n))
     core.spmm(
         kernel,
         rows.data_ptr(),
@@ -127,10 +134,11 @@ def run(
         m,
         k,
         stride,
-        _address(packings[index]),
+        address(packings[index]),
         bias_address,
         bias_dtype,
         y.data_ptr(),
+        y_dtype,
         n,
         number,
         parts,
@@ -138,7 +146,7 @@ def run(
     return y
 
 
-def _checked_bias(bias: Tensor, n: int, dtype: torch.dtype) -> Tensor:
+def checked_bias(bias: Tensor, n: int, dtype: torch.dtype) -> Tensor:
     """bias [n], contiguous, as fp32 or as `dtype`; itself where it is that."""
     if bias.shape != (n,):
         raise ValueError(f"bias: expected shape ({n},), got {tuple(bias.shape)}")

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 DenseLinear = Callable[[Tensor], Tensor]
 
+PLAIN, PREPACKED = "F.linear", "onednn-prepacked"
+
 _PREPACK_DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -41,6 +43,11 @@ def prepack(weight: Tensor, bias: Tensor | None = None, *, tokens: int | None = 
     return lambda x: linear(x, packed, bias, "none", [], "")
 
 
+def dense_names(weight: Tensor) -> tuple[str, ...]:
+    """Names of the `dense_candidates`."""
+    return (PLAIN, PREPACKED) if prepack_available(weight) else (PLAIN,)
+
+
 def dense_candidates(
     weight: Tensor, bias: Tensor | None = None, *, tokens: int | None = None
 ) -> dict[str, DenseLinear]:
@@ -48,7 +55,7 @@ def dense_candidates(
 
     weight [n, k], bias [n] or None; `tokens` as in `prepack`. Each maps x [..., k] to [..., n].
     """
-    found: dict[str, DenseLinear] = {"F.linear": lambda x: F.linear(x, weight, bias)}
+    found: dict[str, DenseLinear] = {PLAIN: lambda x: F.linear(x, weight, bias)}
     if prepack_available(weight):
-        found["onednn-prepacked"] = prepack(weight, bias, tokens=tokens)
+        found[PREPACKED] = prepack(weight, bias, tokens=tokens)
     return found

@@ -10,7 +10,10 @@ from sparseinfer._native import core
 
 @dataclass(frozen=True)
 class KernelInfo:
-    """One compiled kernel. `available`: this machine has the instructions of its level `isa`."""
+    """One compiled kernel. `available`: this machine has the instructions of its level `isa`.
+
+    `conv`: it computes convolutions too.
+    """
 
     name: str
     op: str
@@ -18,6 +21,7 @@ class KernelInfo:
     storage: str
     tile: str
     isa: str
+    conv: bool
     available: bool
 
     @property

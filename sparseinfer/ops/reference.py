@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sparseinfer.formats import BSR, CSR
 from sparseinfer.ops.packing import unpack
 
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "none": lambda y: y,
     "relu": torch.relu,
-    "gelu": torch.nn.functional.gelu,
-    "gelu_tanh": lambda y: torch.nn.functional.gelu(y, approximate="tanh"),
-    "silu": torch.nn.functional.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda y: F.gelu(y, approximate="tanh"),
+    "silu": F.silu,
 }
 
 
@@ -25,4 +26,29 @@ def reference_linear(
     y = x.to(torch.float64) @ fmt.to_dense().to(torch.float64).T
     if bias is not None:
         y = y + bias.to(torch.float64)
-    return _ACTIVATIONS[activation](y)
+    return ACTIVATIONS[activation](y)
+
+
+def reference_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str = "none",
+    *,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] | str = 0,
+    dilation: int | tuple[int, ...] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """activation(F.conv2d(x [b, c, h, w], weight [n, c / groups, kh, kw])) in float64; weight is dense."""
+    f64 = torch.float64
+    y = F.conv2d(
+        x.to(f64),
+        weight.to(f64),
+        None if bias is None else bias.to(f64),
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+    )
+    return ACTIVATIONS[activation](y)

@@ -1,4 +1,4 @@
-"""The operator as torch sees it: schema, fake, autograd. No kernel is named here."""
+"""The operators as torch sees them: schema, fake, autograd. No kernel is named here."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import torch
 from torch import Tensor
 
 LINEAR = "linear(Tensor x, Tensor[] packings, Tensor? bias, int n, str plan, str activation) -> Tensor"
+CONV = (
+    "conv(Tensor x, Tensor[] packings, Tensor? bias, int n, int[] kernel_size, int[] stride, int[] padding, "
+    "int[] dilation, int groups, str plan, str activation) -> Tensor"
+)
 
 library = torch.library.Library("sparseinfer", "DEF")
 
@@ -17,8 +21,32 @@ def linear_fake(
     return x.new_empty((*x.shape[:-1], n))
 
 
+def conv_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    """Output height or width, of ints or of symbols."""
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def conv_fake(
+    x: Tensor,
+    packings: list[Tensor],
+    bias: Tensor | None,
+    n: int,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    plan: str,
+    activation: str,
+) -> Tensor:
+    """y [b, n, h', w'] like x [b, c, h, w]."""
+    b, _, *size = x.shape
+    return x.new_empty((b, n, *map(conv_size, size, kernel_size, stride, padding, dilation)))
+
+
 def define() -> None:
-    library.define(LINEAR)
-    torch.library.register_fake("sparseinfer::linear", linear_fake, lib=library)
-    # Inference only. Gradients would be dropped without a word, so SparseLinear refuses them aloud.
-    library.impl("linear", torch.library.fallthrough_kernel, "Autograd")
+    for schema, name, fake in ((LINEAR, "linear", linear_fake), (CONV, "conv", conv_fake)):
+        library.define(schema)
+        torch.library.register_fake(f"sparseinfer::{name}", fake, lib=library)
+        # Inference only. Gradients would be dropped without a word, so the sparse layers refuse them aloud.
+        library.impl(name, torch.library.fallthrough_kernel, "Autograd")

@@ -24,12 +24,13 @@ struct Call {
   const RegisteredKernel& kernel;
   const Problem& problem;
   const PackingHeader* packed;
-  DType x_dtype;
+  DType x_dtype;  // of x and of y; pairs of bf16 are given x rounded to bf16, and y stays what it was
   int64_t m;
   Bias bias = Bias::kNone;
   Activation activation = Activation::kNone;
   int parts = 1;
 
+  DType kernel_x() const { return packed->storage == Storage::kBF16 ? DType::kBF16 : x_dtype; }
   DType bias_dtype() const { return bias == Bias::kAsX ? x_dtype : DType::kF32; }
   std::string text() const {
     const char* biases[] = {"none", "f32", "as x"};
@@ -82,26 +83,31 @@ class Output {
 // x, with NaN between the rows.
 inline Fenced lay_out_x(const Call& call, int64_t ldx) {
   const int64_t k = call.problem.k, count = call.m > 0 ? (call.m - 1) * ldx + k : 0;
-  Fenced x(count * dtype_bytes(call.x_dtype));
-  const std::vector<uint32_t>& bits = call.problem.x_bits(call.x_dtype);
+  const DType dtype = call.kernel_x();
+  Fenced x(count * dtype_bytes(dtype));
+  const std::vector<uint32_t>& bits = call.problem.x_bits(dtype);
   for (int64_t t = 0; t < call.m; ++t) {
-    for (int64_t c = 0; c < k; ++c) put_bits(x.data(), t * ldx + c, call.x_dtype, bits[static_cast<size_t>(t * k + c)]);
+    for (int64_t c = 0; c < k; ++c) put_bits(x.data(), t * ldx + c, dtype, bits[static_cast<size_t>(t * k + c)]);
   }
   return x;
 }
 
-// Throws where something was written that is not the kernel's.
-inline Output run(const Call& call) {
-  const int64_t ldx = call.problem.k + 5, n = call.problem.n;
-  const Fenced x = lay_out_x(call, ldx), bias(n * dtype_bytes(call.bias_dtype()));
-  for (int64_t r = 0; r < n; ++r) {
-    put_bits(bias.data(), r, call.bias_dtype(), encode(call.problem.bias[static_cast<size_t>(r)], call.bias_dtype()));
-  }
-  Output y(call);
-  SpmmArgs args{x.data(),        y.data(),     call.bias == Bias::kNone ? nullptr : bias.data(),
-                call.packed,     call.m,       ldx,
-                y.ldy(),         call.x_dtype, call.bias_dtype(),
-                call.activation, nullptr};
+inline SpmmArgs arguments(const Call& call, const char* x, char* y, const char* bias) {
+  SpmmArgs args{};
+  args.x = x;
+  args.y = y;
+  args.bias = call.bias == Bias::kNone ? nullptr : bias;
+  args.w = call.packed;
+  args.m = call.m;
+  args.x_dtype = call.kernel_x();
+  args.y_dtype = call.x_dtype;
+  args.bias_dtype = call.bias_dtype();
+  args.activation = call.activation;
+  return args;
+}
+
+// Throws where something was written behind workspace or scratch.
+inline void run(const Call& call, SpmmArgs args) {
   const SpmmKernel& kernel = call.kernel.kernel;
   const int64_t workspace_bytes = kernel.workspace_bytes(args), scratch_bytes = kernel.scratch_bytes(args);
   if (call.parts != kBackwards) {
@@ -109,7 +115,7 @@ inline Output run(const Call& call) {
     std::memset(thread_scratch(ScratchSlot::kWorkspace, workspace_bytes), 0xff, static_cast<size_t>(workspace_bytes));
     std::memset(thread_scratch(ScratchSlot::kThread, scratch_bytes), 0xff, static_cast<size_t>(scratch_bytes));
     run_spmm(kernel, args, Spread{call.parts});
-  } else if (call.m > 0 && n > 0) {
+  } else if (call.m > 0 && call.problem.n > 0) {
     const Fenced workspace((workspace_bytes + 63) / 64 * 64), scratch((scratch_bytes + 63) / 64 * 64);
     args.workspace = workspace.data();
     for (int64_t i = kernel.prepare_items(args) - 1; i >= 0; --i) kernel.prepare(args, i, i + 1);
@@ -117,6 +123,20 @@ inline Output run(const Call& call) {
     if (!workspace.untouched(workspace_bytes, workspace.size())) throw std::runtime_error("wrote behind its workspace");
     if (!scratch.untouched(scratch_bytes, scratch.size())) throw std::runtime_error("wrote behind its scratch");
   }
+}
+
+// The product. Throws where something was written that is not the kernel's.
+inline Output run(const Call& call) {
+  const int64_t ldx = call.problem.k + 5, n = call.problem.n;
+  const Fenced x = lay_out_x(call, ldx), bias(n * dtype_bytes(call.bias_dtype()));
+  for (int64_t r = 0; r < n; ++r) {
+    put_bits(bias.data(), r, call.bias_dtype(), encode(call.problem.bias[static_cast<size_t>(r)], call.bias_dtype()));
+  }
+  Output y(call);
+  SpmmArgs args = arguments(call, x.data(), y.data(), bias.data());
+  args.ldx = ldx;
+  args.ldy = y.ldy();
+  run(call, args);
   if (!y.gaps_untouched()) throw std::runtime_error("wrote between the rows of y");
   return y;
 }

@@ -9,6 +9,7 @@
 #include <csignal>
 #include <set>
 
+#include "convolutions.h"
 #include "damage.h"
 #include "tested.h"
 
@@ -84,6 +85,8 @@ void check_sizes() {
   check_exact("columns", filled(8, (1 << 16) + 200, 3, Values::kIntegers, 0.999), {3});
   check_exact("columns", filled(8, (1 << 16) + 200, 3, Values::kIntegers, 0.999, 4, 4), {3});
   check_exact("passes", filled(5, 33000, 65, Values::kIntegers, 0.999), {65});
+  // Enough tokens that every thread packs its own, and some are left.
+  check_exact("own tokens", filled(20, 40, 600, Values::kIntegers, 0.8), {64, 256, 600});
 }
 
 void check_hostile() {
@@ -112,7 +115,7 @@ void check_every_half() {
     for (Tested& tested : g_tested) {
       if (!tested.takes(in)) continue;
       for (DType w : tested.weight_dtypes()) {
-        if (storage_holds(tested.storage, w) && tested.x_dtypes().size() + (dtype == DType::kBF16) > 1) {
+        if (tested.storage != Storage::kBF16 || dtype == DType::kBF16) {
           const Fenced blob = packed(tested, Format(in, w), tested.kernel.isa);
           check(tested, "halves", {tested.kernel, in, header(blob), dtype, in.m}, same, none);
         }
@@ -266,6 +269,8 @@ int main_(int argc, char** argv) {
   check_activations();
   check_bits();
   check_damage();
+  check_convolutions();
+  check_bad_convolutions();
 
   std::set<std::string> levels;
   int64_t products = 0, round_trips = 0, damaged = 0, refused = 0;
@@ -275,6 +280,9 @@ int main_(int argc, char** argv) {
     for (const char* name : {"tokens", "empty", "rows", "columns", "NaN and infinity", "reals", "splits", "activations",
                              "round trip", "damage"}) {
       if (t.checks.count(name) == 0) fail(std::string(t.kernel.kernel.name) + ": did not run: " + name);
+    }
+    if (t.kernel.kernel.takes_conv && t.checks.count("convolutions") == 0) {
+      fail(std::string(t.kernel.kernel.name) + ": did not run: convolutions");
     }
     if (t.refused == 0 || t.refused == t.damaged) fail(std::string(t.kernel.kernel.name) + ": damage had no effect");
   }

@@ -3,6 +3,7 @@
 
 #include <stdint.h>
 
+#include "sparseinfer/conv.h"
 #include "sparseinfer/dtypes.h"
 #include "sparseinfer/packings.h"
 
@@ -11,14 +12,20 @@ namespace sparseinfer {
 // y[m, n] = activation(x[m, k] . W[n, k]^T + bias[n])
 struct SpmmArgs {
   const void* x;           // [m, k], x_dtype, row stride ldx elements, last dimension contiguous
-  void* y;                 // [m, n], x_dtype, row stride ldy elements
+  void* y;                 // [m, n], y_dtype, row stride ldy elements
   const void* bias;        // [n], bias_dtype, nullable
   const PackingHeader* w;  // validated by check_packing
   int64_t m, ldx, ldy;
   DType x_dtype;
-  DType bias_dtype;  // fp32 or x_dtype
+  DType y_dtype;     // fp32 or x_dtype
+  DType bias_dtype;  // fp32 or y_dtype
   Activation activation;
-  char* workspace;  // `workspace_bytes`, shared by all threads of one call
+  char* workspace;  // `workspace_bytes`, shared by all threads that work on the same tokens
+
+  // Nullable; then ldx and ldy say nothing: x and y lie as `conv` says, and the m tokens are pixels of the output from
+  // `first_token` on.
+  const ConvShape* conv;
+  int64_t first_token;
 };
 
 struct SpmmKernel {
@@ -27,6 +34,11 @@ struct SpmmKernel {
   const char* storage;  // name of the storage it reads; "bf16" takes bf16 activations only
   const char* tile;
   const char* isa;
+  bool takes_conv;
+
+  // Tokens that are computed together: calls for whole tiles give the same bits as one call for all tokens. 0: tokens
+  // are not cut into tiles, and there may be no such number.
+  int64_t tile_tokens;
 
   int64_t (*workspace_bytes)(const SpmmArgs&);
   int64_t (*scratch_bytes)(const SpmmArgs&);  // per thread

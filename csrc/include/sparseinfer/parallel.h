@@ -1,5 +1,5 @@
-// Threads are torch's own: the address of its C function `torch_parallel_for` is handed in once at import. Without it
-// everything runs serially. This library owns no pool and links no OpenMP.
+// Threads are torch's own: the addresses of its C functions are handed in once at import. Without them everything runs
+// serially. This library owns no pool and links no OpenMP.
 #pragma once
 
 #include <stdint.h>
@@ -9,8 +9,10 @@ namespace sparseinfer {
 using RangeFn = void (*)(int64_t begin, int64_t end, void* ctx);
 // int32_t torch_parallel_for(int64_t begin, int64_t end, int64_t grain, RangeFn, void* ctx); 0 means success.
 using ParallelForFn = int32_t (*)(int64_t, int64_t, int64_t, RangeFn, void*);
+// int32_t torch_get_num_threads(uint32_t* out); 0 means success.
+using NumThreadsFn = int32_t (*)(uint32_t*);
 
-void set_parallel_for(ParallelForFn fn);
+void set_parallel_for(ParallelForFn fn, NumThreadsFn threads);
 bool has_parallel_for();
 
 // How a call is spread. kPool: torch's pool. n >= 1: exactly n consecutive ranges, one after another on this thread,
@@ -20,6 +22,9 @@ struct Spread {
   static Spread pool() { return {0}; }
   static Spread serial() { return {1}; }
 };
+
+// Ranges that `parallel_for` cuts many items into.
+int64_t num_ranges(Spread spread);
 
 void parallel_for(int64_t items, Spread spread, RangeFn fn, void* ctx);
 

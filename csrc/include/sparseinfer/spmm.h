@@ -6,7 +6,7 @@
 
 namespace sparseinfer {
 
-// `args.workspace` is filled in here. Tokens go through in passes, so that the workspace stays bounded for any m.
-void run_spmm(const SpmmKernel& kernel, SpmmArgs args, Spread spread);
+// `call.workspace` is filled in here. Tokens go through in passes, so that the workspace stays bounded for any m.
+void run_spmm(const SpmmKernel& kernel, const SpmmArgs& call, Spread spread);
 
 }  // namespace sparseinfer

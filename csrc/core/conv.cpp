@@ -1,0 +1,79 @@
+#include "sparseinfer/conv.h"
+
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+#include "sparseinfer/packings.h"
+
+namespace sparseinfer {
+namespace {
+
+// Positions in an image, padding included, are counted in 32 bits.
+constexpr int64_t kMaxSize = std::numeric_limits<int32_t>::max();
+// Bytes are counted in 64 bits, and a position may lie before or behind the image.
+constexpr int64_t kMaxElements = std::numeric_limits<int64_t>::max() / 16;
+
+[[noreturn]] void fail(const std::string& name, const std::string& expected, int64_t got) {
+  throw std::invalid_argument(name + ": expected " + expected + ", got " + std::to_string(got));
+}
+
+void check_size(const char* name, int64_t value, int64_t least) {
+  if (value < least || value > kMaxSize) {
+    fail(name, "a size from " + std::to_string(least) + " to " + std::to_string(kMaxSize), value);
+  }
+}
+
+// a * b, or more than kMaxElements.
+int64_t product(int64_t a, int64_t b) {
+  int64_t result;
+  return __builtin_mul_overflow(a, b, &result) || result > kMaxElements ? kMaxElements + 1 : result;
+}
+
+void check_elements(const char* name, int64_t elements) {
+  if (elements > kMaxElements) fail(name, "at most " + std::to_string(kMaxElements) + " elements", elements);
+}
+
+}  // namespace
+
+int64_t image_elements(int64_t channels, int64_t height, int64_t width) {
+  check_size("channels", channels, 0);
+  check_size("height", height, 0);
+  check_size("width", width, 0);
+  const int64_t elements = product(product(channels, height), width);
+  check_elements("image", elements);
+  return elements;
+}
+
+void check_conv(const ConvShape& c, const PackingHeader* w) {
+  struct {
+    const char* name;
+    int64_t value, least;
+  } const sizes[] = {
+      {"batch", c.batch, 0},         {"kernel_size", c.kernel_h, 1}, {"kernel_size", c.kernel_w, 1},
+      {"stride", c.stride_h, 1},     {"stride", c.stride_w, 1},      {"padding", c.pad_top, 0},
+      {"padding", c.pad_left, 0},    {"dilation", c.dilation_h, 1},  {"dilation", c.dilation_w, 1},
+      {"output height", c.out_h, 0}, {"output width", c.out_w, 0},
+  };
+  for (const auto& size : sizes) check_size(size.name, size.value, size.least);
+  const int64_t x_image = image_elements(c.channels, c.height, c.width),
+                y_image = image_elements(w->n, c.out_h, c.out_w);
+
+  const int64_t reach[] = {(c.out_h - 1) * c.stride_h + (c.kernel_h - 1) * c.dilation_h,
+                           (c.out_w - 1) * c.stride_w + (c.kernel_w - 1) * c.dilation_w};
+  for (int64_t r : reach) {
+    if (r > kMaxSize) fail("kernel_size", "a kernel that reaches at most " + std::to_string(kMaxSize) + " elements", r);
+  }
+  if (c.x_image < (c.batch > 1 ? x_image : 0)) fail("x", "images of " + std::to_string(x_image), c.x_image);
+  if (c.y_image < (c.batch > 1 ? y_image : 0)) fail("y", "images of " + std::to_string(y_image), c.y_image);
+  check_elements("x", product(c.batch, c.x_image));
+  check_elements("y", product(c.batch, c.y_image));
+  check_elements("y", product(product(c.batch, c.out_h), c.out_w));
+
+  const int64_t columns = product(product(c.channels, c.kernel_h), c.kernel_w);
+  if (columns != w->k) {
+    fail("x", std::to_string(w->k) + " weights a row as packed, of channels times the kernel's size", columns);
+  }
+}
+
+}  // namespace sparseinfer
