@@ -1,0 +1,263 @@
+"""What all layers with a packed weight share: buffers, state_dict, copies, moves."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from sparseinfer import ops
+from sparseinfer.formats import BSR, CSR
+from sparseinfer.ops.packing import DTYPES
+
+Self = TypeVar("Self", bound="PackedLayer")
+
+NO_GRADIENTS = (
+    "x: expected an input without gradients, got requires_grad=True "
+    "(sparse layers are for inference: run under torch.no_grad() or torch.inference_mode())"
+)
+
+_PARTS = ("values", "crow_indices", "col_indices")
+
+
+class PackedLayer(nn.Module):
+    """A layer whose weight, as a matrix [n, k], lives only in packings.
+
+    The packings are uint8 buffers `packing_0`, ... that `state_dict()` leaves out: there the layer is
+    `values`, `crow_indices`, `col_indices` and `bias`, exact to the bit. Each layout has one packing or,
+    where the weight is cut into groups of rows, one packing for each group, one after another. The weight may
+    be of a shorter dtype than `dtype`, which is that of the bias and of the dense layer.
+    """
+
+    bias: Tensor | None
+    plan: str
+    activation: str
+
+    def __init__(
+        self,
+        packings: Sequence[Tensor],
+        bias: Tensor | None,
+        buckets: Sequence[ops.Bucket] | None,
+        activation: str,
+        dtype: torch.dtype | None,
+        groups: int = 1,
+    ) -> None:
+        super().__init__()
+        if not packings:
+            raise ValueError("packings: expected at least one, got none")
+        if groups < 1 or len(packings) % groups:
+            raise ValueError(
+                f"packings: expected one of each layout for {groups} groups, got {len(packings)}"
+            )
+        infos = [ops.describe(packed) for packed in packings]
+        for first in range(groups):
+            if len({(info.n, info.k, info.nnz, info.dtype) for info in infos[first::groups]}) != 1:
+                raise ValueError(f"packings: expected packings of one matrix, got {infos[first::groups]}")
+        for first in range(0, len(infos), groups):
+            alike = infos[first : first + groups]
+            if len({(info.n, info.k, info.dtype, ops.Layout.of(info)) for info in alike}) != 1:
+                raise ValueError(f"packings: expected groups of one shape in one layout, got {alike}")
+        if buckets is None:
+            buckets = self._default_buckets(ops.Layout.of(infos[0]))
+        for bucket in buckets:
+            if not 0 <= bucket.packing < len(packings) // groups:
+                raise ValueError(f"buckets: expected packing < {len(packings) // groups}, got {bucket}")
+        self.plan = ops.format_plan(tuple(buckets))
+        self.activation = activation
+        self._groups = groups
+        self._packing_names = tuple(f"packing_{i}" for i in range(len(packings)))
+        self.dtype = DTYPES[infos[0].dtype] if dtype is None else dtype
+        self.register_buffer("bias", _checked_bias(bias, infos[0].n * groups, self.dtype))
+        for name, packed in zip(self._packing_names, packings, strict=True):
+            self.register_buffer(name, packed, persistent=False)
+
+    @staticmethod
+    def _default_buckets(layout: ops.Layout) -> tuple[ops.Bucket, ...]:
+        return layout.buckets(0)
+
+    def to_format(self) -> CSR | BSR:
+        """The weight [n, k] in its portable format, made anew from the first layout's packings."""
+        return join_rows([ops.unpack(packed) for packed in self._packings()[: self._groups]])
+
+    @property
+    def nnz(self) -> int:
+        """Stored values."""
+        return sum(ops.describe(packed).nnz for packed in self._packings()[: self._groups])
+
+    @property
+    def sparsity(self) -> float:
+        """1 - nnz / (n * k); 0.0 for a weight without elements."""
+        n, k = self.matrix_shape
+        return 1.0 - self.nnz / (n * k) if n * k else 0.0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything the layer holds: its packings and the bias."""
+        return sum(buffer.nbytes for buffer in self.buffers())
+
+    @property
+    def dense_nbytes(self) -> int:
+        """Bytes of weight and bias if the layer were dense."""
+        n, k = self.matrix_shape
+        return n * (k + (self.bias is not None)) * self.dtype.itemsize
+
+    @property
+    def _info(self) -> ops.PackedInfo:
+        return ops.describe(getattr(self, self._packing_names[0]))
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        info = self._info
+        return info.n * self._groups, info.k
+
+    def _packings(self) -> list[Tensor]:
+        return [getattr(self, name) for name in self._packing_names]
+
+    def _layouts(self) -> list[ops.Layout]:
+        return [ops.Layout.of(ops.describe(packed)) for packed in self._packings()[:: self._groups]]
+
+    def _figures(self) -> str:
+        """What `extra_repr` says of every layer."""
+        packings = ", ".join(map(str, self._layouts()))
+        return f"bias={self.bias is not None}, sparsity={self.sparsity:.3f}, packings=[{packings}]"
+
+    def _check_no_activation(self) -> None:
+        if self.activation != "none":
+            raise ValueError(f"activation: expected 'none', got {self.activation!r} (a dense layer has none)")
+
+    def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        dtype = self.dtype
+        probe = fn(torch.zeros(1, dtype=dtype))
+        if probe.dtype != dtype or probe.device.type != "cpu":
+            raise TypeError(
+                f"{type(self).__name__}: expected to stay {dtype} on cpu, got a move to {probe.dtype} on "
+                f"{probe.device} (move the dense model, then convert it again)"
+            )
+        return super()._apply(fn, recurse)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        fmt = self.to_format()
+        for part in _PARTS:
+            destination[prefix + part] = getattr(fmt, part)
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Packs again. A weight or bias that does not fit becomes an error message and changes nothing."""
+        keys = [prefix + part for part in _PARTS]
+        missing = [key for key in keys if key not in state_dict]
+        repacked: list[Tensor] = []
+        errors: list[str] = []
+        if not missing:
+            try:
+                fmt = self._fitting_format(*(state_dict[key] for key in keys))
+                repacked = pack_groups(fmt, self._layouts(), self._groups)
+            except (TypeError, ValueError, RuntimeError) as error:
+                errors.append(f"While loading {prefix}values and its indices: {error}")
+        base_unexpected: list[str] = []
+        if not errors:
+            super()._load_from_state_dict(
+                state_dict, prefix, local_metadata, strict, missing, base_unexpected, errors
+            )
+        if repacked and not errors:
+            for name, packed in zip(self._packing_names, repacked, strict=True):
+                setattr(self, name, packed)
+        missing_keys.extend(missing)
+        unexpected_keys.extend(key for key in base_unexpected if key not in keys)
+        error_msgs.extend(errors)
+
+    def _fitting_format(self, values: Tensor, crow: Tensor, col: Tensor) -> CSR | BSR:
+        """The format that these tensors are, if it is a weight of this layer: same kind, shape and dtype."""
+        kind = BSR if self._info.packing == "bsr" else CSR
+        fmt = kind(values, crow, col, self.matrix_shape)
+        own = DTYPES[self._info.dtype]
+        if fmt.dtype != own:
+            raise TypeError(f"values: expected dtype {own}, got {fmt.dtype}")
+        return fmt
+
+    def __deepcopy__(self: Self, memo: dict[int, Any]) -> Self:
+        twin = self.__class__.__new__(self.__class__)
+        memo[id(self)] = twin
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle: the format and the packings' layouts, because a packing belongs to one machine."""
+        state = self.__dict__.copy()
+        own = set(self._packing_names)
+        state["_buffers"] = {name: buffer for name, buffer in self._buffers.items() if name not in own}
+        state["format"] = self.to_format()
+        state["layouts"] = self._layouts()
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        fmt, layouts = state.pop("format"), state.pop("layouts")
+        super().__setstate__(state)
+        packings = pack_groups(fmt, layouts, self._groups)
+        for name, packed in zip(self._packing_names, packings, strict=True):
+            self._buffers[name] = packed
+
+
+def as_layouts(packings: Sequence[str | ops.Layout]) -> list[ops.Layout]:
+    """Layouts as they are, a name meaning that packing in fp32."""
+    return [name if isinstance(name, ops.Layout) else ops.Layout(name) for name in packings]
+
+
+def pack_groups(fmt: CSR | BSR, layouts: Sequence[ops.Layout], groups: int = 1) -> list[Tensor]:
+    """The packings of fmt [n, k] in each layout: of each group of n / groups rows, one after another."""
+    parts = split_rows(fmt, groups)
+    return [layout.pack(part) for layout in layouts for part in parts]
+
+
+def split_rows(fmt: CSR | BSR, groups: int) -> list[CSR | BSR]:
+    """The first n / groups rows of fmt [n, k], the next ones, and so on. ValueError: they cut a block."""
+    if groups == 1:
+        return [fmt]
+    rows, (n, k) = fmt.crow_indices.numel() - 1, fmt.shape
+    if rows % groups:
+        raise ValueError(f"groups: expected a divisor of {rows} rows of weights or blocks, got {groups}")
+    parts: list[CSR | BSR] = []
+    for group in range(groups):
+        crow = fmt.crow_indices[group * rows // groups : (group + 1) * rows // groups + 1]
+        units = slice(int(crow[0]), int(crow[-1]))
+        parts.append(type(fmt)(fmt.values[units], crow - crow[0], fmt.col_indices[units], (n // groups, k)))
+    return parts
+
+
+def join_rows(parts: Sequence[CSR | BSR]) -> CSR | BSR:
+    """The inverse of `split_rows`."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    crow, units = [first.crow_indices[:1]], 0
+    for part in parts:
+        crow.append(part.crow_indices[1:] + units)
+        units += part.values.shape[0]
+    return type(first)(
+        torch.cat([part.values for part in parts]),
+        torch.cat(crow),
+        torch.cat([part.col_indices for part in parts]),
+        (sum(part.shape[0] for part in parts), first.shape[1]),
+    )
+
+
+def _checked_bias(bias: Tensor | None, n: int, dtype: torch.dtype) -> Tensor | None:
+    """A contiguous, detached copy of bias [n]."""
+    if bias is None:
+        return None
+    if bias.dtype != dtype:
+        raise TypeError(f"bias: expected dtype {dtype}, got {bias.dtype}")
+    if bias.shape != (n,) or bias.device.type != "cpu":
+        raise ValueError(f"bias: expected shape ({n},) on cpu, got {tuple(bias.shape)} on {bias.device}")
+    return bias.detach().clone(memory_format=torch.contiguous_format)

@@ -1,0 +1,261 @@
+"""SparseConv2d and SparseConv1d: nn.Conv2d and nn.Conv1d with the weight held as packings, for inference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparseinfer import ops
+from sparseinfer.formats import CSR
+from sparseinfer.modules._packed import NO_GRADIENTS, PackedLayer, as_layouts, pack_groups
+
+Self = TypeVar("Self", bound="_SparseConv")
+
+_PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+class _SparseConv(PackedLayer):
+    """A convolution over the last `_dims` dimensions of x [b, c, ...] or [c, ...]."""
+
+    _dims: ClassVar[int]
+    _dense: ClassVar[Any]
+
+    def __init__(
+        self,
+        packings: Sequence[Tensor],
+        bias: Tensor | None = None,
+        *,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | str = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        padding_mode: str = "zeros",
+        buckets: Sequence[ops.Bucket] | None = None,
+        activation: str = "none",
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Keep packings of one weight as a matrix [n, c / groups * kernel's size], and a copy of bias [n].
+
+        packings     of each layout one packing for each group's n / groups rows, one after another
+        buckets      which layout and kernel serve up to how many pixels of the output, all images of a batch
+                     together; default: the first layout for all
+
+        The others are those of the dense layer. ValueError and TypeError as for SparseLinear, and for what
+        the dense layer would refuse.
+        """
+        super().__init__(packings, bias, buckets, activation, dtype, groups)
+        n, k = self.matrix_shape
+        self.kernel_size = self._per_dimension("kernel_size", kernel_size, 1)
+        self.stride = self._per_dimension("stride", stride, 1)
+        self.dilation = self._per_dimension("dilation", dilation, 1)
+        self.padding = padding if isinstance(padding, str) else self._per_dimension("padding", padding, 0)
+        self.groups, self.padding_mode = groups, padding_mode
+        if k % prod(self.kernel_size):
+            raise ValueError(f"kernel_size: expected a size that divides {k} columns, got {self.kernel_size}")
+        self.in_channels, self.out_channels = k // prod(self.kernel_size) * groups, n
+        self._check_kernels()
+
+        edges = self._edges()
+        symmetric = padding_mode == "zeros" and all(low == high for low, high in edges)
+        # What the operator cannot pad is padded before it. F.pad counts from the last dimension.
+        self._pad = None if symmetric else [size for low_high in reversed(edges) for size in low_high]
+        self._pad_mode = "constant" if padding_mode == "zeros" else padding_mode
+        rows = 2 - self._dims  # one row where the layer has one dimension
+        self._op_kernel_size = [1] * rows + list(self.kernel_size)
+        self._op_stride = [1] * rows + list(self.stride)
+        self._op_padding = [0] * rows + [low if symmetric else 0 for low, _ in edges]
+        self._op_dilation = [1] * rows + list(self.dilation)
+
+    @classmethod
+    def _from_dense(
+        cls: type[Self],
+        conv: nn.Conv1d | nn.Conv2d,
+        packings: Sequence[str | ops.Layout] | None,
+        buckets: Sequence[ops.Bucket] | None,
+        activation: str,
+    ) -> Self:
+        if not isinstance(conv, cls._dense):
+            raise TypeError(f"conv: expected nn.{cls._dense.__name__}, got {type(conv).__name__}")
+        fmt = CSR.from_dense(conv.weight.detach().flatten(1))
+        return cls(
+            pack_groups(fmt, as_layouts(["rowgroup"] if packings is None else packings), conv.groups),
+            conv.bias,
+            kernel_size=conv.kernel_size,
+            stride=conv.stride,
+            padding=conv.padding,
+            dilation=conv.dilation,
+            groups=conv.groups,
+            padding_mode=conv.padding_mode,
+            buckets=buckets,
+            activation=activation,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise RuntimeError(NO_GRADIENTS)
+        batched = x.dim() == self._dims + 2
+        if not batched:
+            if x.dim() != self._dims + 1:
+                raise ValueError(
+                    f"x: expected {self._dims + 1} or {self._dims + 2} dimensions, got shape {tuple(x.shape)}"
+                )
+            x = x.unsqueeze(0)
+        if self._pad is not None:
+            x = F.pad(x, self._pad, self._pad_mode)
+        if self._dims == 1:
+            x = x.unsqueeze(2)
+        buffers = self._buffers
+        y = ops.conv(
+            x,
+            [buffers[name] for name in self._packing_names],
+            buffers["bias"],
+            self.out_channels,
+            self._op_kernel_size,
+            self._op_stride,
+            self._op_padding,
+            self._op_dilation,
+            self.groups,
+            self.plan,
+            self.activation,
+        )
+        if self._dims == 1:
+            y = y.squeeze(2)
+        return y if batched else y.squeeze(0)
+
+    def _to_dense(self, activation: bool) -> nn.Conv1d | nn.Conv2d:
+        if activation:
+            self._check_no_activation()
+        # Without data: nothing to initialise and no random numbers drawn.
+        conv = self._dense(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            bias=self.bias is not None,
+            padding_mode=self.padding_mode,
+            device="meta",
+        )
+        conv.weight = nn.Parameter(self.weight.to(self.dtype))
+        if self.bias is not None:
+            conv.bias = nn.Parameter(self.bias.clone())
+        return conv.train(self.training)
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight [n, c / groups, *kernel_size], made anew at every access."""
+        shape = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+        return self.to_format().to_dense().reshape(shape)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding!r}, dilation={self.dilation}, groups={self.groups}, "
+            f"padding_mode={self.padding_mode!r}, {self._figures()}"
+        )
+
+    @staticmethod
+    def _default_buckets(layout: ops.Layout) -> tuple[ops.Bucket, ...]:
+        return (ops.Bucket(None, 0, layout.kernel(ops.FEW_TOKENS + 1)),)
+
+    def _check_kernels(self) -> None:
+        known = [kernel for kernel in ops.kernels() if kernel.conv]
+        names = {kernel.base_name for kernel in known} | {kernel.name for kernel in known}
+        for bucket in ops.parse_plan(self.plan):
+            if bucket.kernel not in names:
+                raise ValueError(f"buckets: expected kernels that take a convolution, got {bucket.kernel}")
+
+    def _per_dimension(self, name: str, value: int | Sequence[int], least: int) -> tuple[int, ...]:
+        values = (value,) * self._dims if isinstance(value, int) else tuple(value)
+        if len(values) != self._dims or not all(isinstance(v, int) and v >= least for v in values):
+            raise ValueError(f"{name}: expected {self._dims} numbers of at least {least}, got {value!r}")
+        return values
+
+    def _edges(self) -> list[tuple[int, int]]:
+        """Padding at the two ends of each dimension."""
+        if self.padding_mode not in _PADDING_MODES:
+            modes = ", ".join(_PADDING_MODES)
+            raise ValueError(f"padding_mode: expected one of {modes}, got {self.padding_mode!r}")
+        if not isinstance(self.padding, str):
+            return [(size, size) for size in self.padding]
+        if self.padding not in ("same", "valid"):
+            raise ValueError(f"padding: expected numbers, 'same' or 'valid', got {self.padding!r}")
+        if self.padding == "valid":
+            return [(0, 0)] * self._dims
+        if any(step != 1 for step in self.stride):
+            raise ValueError(f"stride: expected 1 for padding='same', got {self.stride}")
+        totals = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+        return [(total // 2, total - total // 2) for total in totals]
+
+
+class SparseConv2d(_SparseConv):
+    """nn.Conv2d with a sparse weight: x [b, c, h, w] -> y [b, n, h', w'], or without b.
+
+    The weight lives only in its packings, as a matrix [n, c / groups * kh * kw]; `state_dict()` holds that
+    matrix as `values`, `crow_indices` and `col_indices`, and `bias`. `plan` says which packing and kernel
+    serve how many pixels of the output. x in channels_last is copied first; y is always contiguous. float32,
+    bfloat16 or float16 on the CPU, never trainable. One instance may serve several threads at once.
+    """
+
+    _dims = 2
+    _dense = nn.Conv2d
+
+    @classmethod
+    def from_conv(
+        cls,
+        conv: nn.Conv2d,
+        packings: Sequence[str | ops.Layout] | None = None,
+        buckets: Sequence[ops.Bucket] | None = None,
+        *,
+        activation: str = "none",
+    ) -> SparseConv2d:
+        """The same layer as `conv`, whose weight's zeros are dropped, packed in each layout.
+
+        A name means that packing in fp32; default: "rowgroup".
+        """
+        return cls._from_dense(conv, packings, buckets, activation)
+
+    def to_conv(self, *, activation: bool = True) -> nn.Conv2d:
+        """The dense layer, exact to the bit.
+
+        ValueError if an activation was fused into this one, unless `activation` is False: then it is dropped.
+        """
+        conv = self._to_dense(activation)
+        assert isinstance(conv, nn.Conv2d)
+        return conv
+
+
+class SparseConv1d(_SparseConv):
+    """nn.Conv1d with a sparse weight: x [b, c, l] -> y [b, n, l'], or without b; else like SparseConv2d."""
+
+    _dims = 1
+    _dense = nn.Conv1d
+
+    @classmethod
+    def from_conv(
+        cls,
+        conv: nn.Conv1d,
+        packings: Sequence[str | ops.Layout] | None = None,
+        buckets: Sequence[ops.Bucket] | None = None,
+        *,
+        activation: str = "none",
+    ) -> SparseConv1d:
+        """The same layer as `conv`, whose weight's zeros are dropped, packed in each layout.
+
+        A name means that packing in fp32; default: "rowgroup".
+        """
+        return cls._from_dense(conv, packings, buckets, activation)
+
+    def to_conv(self, *, activation: bool = True) -> nn.Conv1d:
+        """Like SparseConv2d's."""
+        conv = self._to_dense(activation)
+        assert isinstance(conv, nn.Conv1d)
+        return conv

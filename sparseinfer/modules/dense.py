@@ -1,0 +1,239 @@
+"""PrepackedLinear: nn.Linear with the weight held only as oneDNN wants to read it, for inference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import _disable_current_modes
+
+from sparseinfer.modules._parts import dense_linear, refuse_gradients
+from sparseinfer.ops.dense import prepack_available
+
+# Of `torch.ops.mkldnn._linear_pointwise`: attr and algorithm.
+_FUSED = {
+    "none": ("none", ""),
+    "relu": ("relu", ""),
+    "gelu": ("gelu", "none"),
+    "gelu_tanh": ("gelu", "tanh"),
+    "silu": ("swish", ""),
+}
+_PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda y: y,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda y: F.gelu(y, approximate="tanh"),
+    "silu": F.silu,
+}
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class PrepackedLinear(nn.Module):
+    """y = activation(x · Wᵀ + bias) with a dense W [n, k]; x [..., k] -> y [..., n], of the dtype of W.
+
+    The weight is reordered once, when the layer is made, and held only like that. `weight` and `state_dict()`
+    give it back exact to the bit, under the keys of nn.Linear, so that checkpoints go both ways. Where torch
+    cannot reorder a weight, or not back again exactly, it is held as it was (`prepacked` says which).
+
+    On the CPU, never trainable. Under torch.compile, torch.export and torch.jit.trace the layer is F.linear
+    by a constant that is a copy of the weight, because a reordered weight cannot be in a graph.
+    """
+
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        tokens: int | None = None,
+        activation: str = "none",
+    ) -> None:
+        """Reorder weight [n, k] and copy bias [n].
+
+        tokens       the number of rows of x to lay the weight out for; any other works too
+        activation   applied to y: "none", "relu", "gelu", "gelu_tanh" or "silu"
+
+        TypeError: a weight that is not floating point, a bias of another dtype. ValueError: a weight that is
+        not [n, k] on the CPU, a bias of another shape, an unknown activation, tokens that are not positive.
+        """
+        super().__init__()
+        if not isinstance(weight, Tensor) or not weight.is_floating_point():
+            got = str(weight.dtype) if isinstance(weight, Tensor) else type(weight).__name__
+            raise TypeError(f"weight: expected a floating-point tensor, got {got}")
+        if weight.dim() != 2 or weight.device.type != "cpu":
+            raise ValueError(f"weight: expected [n, k] on cpu, got {tuple(weight.shape)} on {weight.device}")
+        if bias is not None and bias.dtype != weight.dtype:
+            raise TypeError(f"bias: expected dtype {weight.dtype}, got {bias.dtype}")
+        if bias is not None and (bias.shape != weight.shape[:1] or bias.device.type != "cpu"):
+            got = f"{tuple(bias.shape)} on {bias.device}"
+            raise ValueError(f"bias: expected shape ({weight.shape[0]},) on cpu, got {got}")
+        if activation not in _FUSED:
+            raise ValueError(f"activation: expected one of {', '.join(_FUSED)}, got {activation!r}")
+        if tokens is not None and tokens < 1:
+            raise ValueError(f"tokens: expected a positive number or None, got {tokens}")
+        self.out_features, self.in_features = weight.shape
+        self.activation = activation
+        self.tokens = tokens
+        self.dtype: torch.dtype = weight.dtype
+        self.register_buffer(
+            "bias", None if bias is None else bias.detach().clone(memory_format=torch.contiguous_format)
+        )
+        self._hold(weight)
+
+    @classmethod
+    def from_linear(
+        cls, linear: nn.Linear, *, tokens: int | None = None, activation: str = "none"
+    ) -> PrepackedLinear:
+        """The same layer as `linear`, and then an activation; arguments as in the constructor."""
+        layer = cls(linear.weight, linear.bias, tokens=tokens, activation=activation)
+        return layer.train(linear.training)
+
+    def _hold(self, weight: Tensor) -> None:
+        """Keep a weight [n, k] of this layer's dtype."""
+        weight = weight.detach().contiguous()
+        held = None
+        if _multipliable(weight):
+            held = torch.ops.mkldnn._reorder_linear_weight(weight, self.tokens)
+            if not _same_bits(held.to_dense(), weight):
+                held = None
+        self.prepacked = held is not None
+        # In a tuple, where torch.export does not look for constants to put into its graph. A compiled graph
+        # is guarded by the count: its copy of the weight is out of date when another one is held.
+        self._held = (weight.clone() if held is None else held,)
+        self._times_held = getattr(self, "_times_held", 0) + 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and x.requires_grad:
+            refuse_gradients(x=x)
+        if torch.compiler.is_compiling():
+            return _PLAIN[self.activation](
+                F.linear(x, _constant_weight(self, self._times_held)[0], self.bias)
+            )
+        if torch._C._get_tracing_state() is not None:
+            return _PLAIN[self.activation](F.linear(x, self.weight, self.bias))
+        if not self.prepacked:
+            return _PLAIN[self.activation](F.linear(x, self._held[0], self.bias))
+        if x.dtype != self.dtype and torch.is_autocast_enabled("cpu"):
+            x = x.to(self.dtype)
+        # Nothing below checks this.
+        if x.dtype != self.dtype or not x.is_cpu:
+            raise TypeError(f"x: expected {self.dtype} on cpu, got {x.dtype} on {x.device}")
+        if x.shape[-1:] != (self.in_features,):
+            raise ValueError(f"x: expected shape [..., {self.in_features}], got {tuple(x.shape)}")
+        attr, algorithm = _FUSED[self.activation]
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, self._held[0], self._buffers["bias"], attr, [], algorithm
+        )
+        return y
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight [n, k], made anew at every access: for inspection, not for speed."""
+        held = self._held[0]
+        return held.to_dense() if self.prepacked else held.clone()
+
+    @property
+    def hidden_nbytes(self) -> int:
+        """Bytes of the weight, which is neither a parameter nor a buffer."""
+        return self.out_features * self.in_features * self.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weight and bias; oneDNN's padding of the weight is not counted."""
+        numel = self.out_features * (self.in_features + (self.bias is not None))
+        return numel * self.dtype.itemsize
+
+    def to_linear(self) -> nn.Linear:
+        """The dense layer, exact to the bit. ValueError if an activation was fused into this one."""
+        if self.activation != "none":
+            raise ValueError(f"activation: expected 'none', got {self.activation!r} (nn.Linear has none)")
+        bias = None if self.bias is None else self.bias.clone()
+        return dense_linear(self.weight, bias).train(self.training)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, activation={self.activation}, prepacked={self.prepacked}"
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PrepackedLinear:
+        probe = fn(torch.zeros(1, dtype=self.dtype))
+        if probe.dtype != self.dtype or probe.device.type != "cpu":
+            raise TypeError(
+                f"PrepackedLinear: expected to stay {self.dtype} on cpu, got a move to {probe.dtype} on "
+                f"{probe.device} (move the dense model, then convert it again)"
+            )
+        return super()._apply(fn, recurse)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        destination[prefix + "weight"] = self.weight
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Reorders again. A weight or bias that does not fit becomes an error message and changes nothing."""
+        key = prefix + "weight"
+        weight = state_dict.get(key)
+        shape = (self.out_features, self.in_features)
+        errors: list[str] = []
+        if weight is None:
+            missing_keys.append(key)
+        elif not isinstance(weight, Tensor) or weight.shape != shape:
+            got = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+            errors.append(f"size mismatch for {key}: expected shape {shape}, got {got}")
+        if not errors:
+            # Nothing is assigned: a weight is not the tensor that is given, so a bias shall not be either.
+            metadata = {**local_metadata, "assign_to_params_buffers": False}
+            unexpected: list[str] = []
+            super()._load_from_state_dict(
+                state_dict, prefix, metadata, strict, missing_keys, unexpected, errors
+            )
+            unexpected_keys.extend(name for name in unexpected if name != key)
+        if isinstance(weight, Tensor) and not errors:
+            self._hold(weight.to("cpu", self.dtype))
+        error_msgs.extend(errors)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy: the dense weight, because a reordered one supports neither."""
+        state = self.__dict__.copy()
+        state["_held"] = self.weight
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        weight = state.pop("_held")
+        super().__setstate__(state)
+        self._hold(weight)
+
+
+def _multipliable(weight: Tensor) -> bool:
+    """Whether oneDNN can reorder this weight and this CPU can multiply by it then."""
+    return prepack_available(weight) and (
+        weight.dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    integer = _INTEGERS[b.dtype.itemsize]
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.view(integer), b.view(integer))
+
+
+@torch.compiler.assume_constant_result
+def _constant_weight(layer: PrepackedLinear, times_held: int) -> tuple[Tensor]:
+    """The dense weight, as a constant of a graph that is valid while `times_held` is what it is now.
+
+    In a tuple, because inductor refuses a graph with two tensors from the same function.
+    """
+    with _disable_current_modes():
+        return (layer.weight,)
