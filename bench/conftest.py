@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from sparseinfer.bench.timing import num_threads
+from sparseinfer._timing import num_threads
 
 
 @pytest.fixture(autouse=True)

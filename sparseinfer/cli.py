@@ -30,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
+    from sparseinfer._machine import describe_machine
     from sparseinfer.bench import demo
-    from sparseinfer.bench.machine import describe_machine
     from sparseinfer.bench.report import write_json
     from sparseinfer.ops import active_isa
 
@@ -60,8 +60,40 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
+    return _bench_model(options) if options.model else _bench_layer(options)
+
+
+def _bench_model(options: argparse.Namespace) -> int:
+    from sparseinfer._machine import describe_machine
+    from sparseinfer.bench import models
+    from sparseinfer.bench.report import write_json
+    from sparseinfer.ops import active_isa
+
+    machine, console = describe_machine(active_isa()), _console()
+    rows: list[models.Row] = []
+    with _progress(console) as progress:
+        task = progress.add_task("starting", total=None)
+        for name in options.model:
+            for threads in options.threads:
+                rows += models.run(
+                    name,
+                    batches=options.batch,
+                    sparsities=options.sparsity,
+                    dtypes=options.dtype,
+                    threads=threads,
+                    budget_s=options.budget,
+                    on_step=lambda text: progress.update(task, description=text),
+                )
+    console.print(f"{machine['cpu']}, {machine['isa']}", highlight=False)
+    console.print(models.table(rows))
+    if options.json:
+        write_json(options.json, models.to_json(machine, rows))
+    return 0
+
+
+def _bench_layer(options: argparse.Namespace) -> int:
+    from sparseinfer._machine import describe_machine
     from sparseinfer.bench import layer, report
-    from sparseinfer.bench.machine import describe_machine
     from sparseinfer.bench.plot import plot
     from sparseinfer.ops import active_isa
 
@@ -114,14 +146,23 @@ def _parser() -> argparse.ArgumentParser:
     _common(demo, budget=4.0, budget_help="seconds of timing per sparsity")
     demo.set_defaults(command=_demo)
 
-    bench = commands.add_parser("bench", help="time one linear layer, sparse against dense")
+    bench = commands.add_parser("bench", help="time one linear layer or whole models, sparse against dense")
+    bench.add_argument(
+        "--model", nargs="+", default=[], help="bert-base, resnet-50, smollm2, crepe: whole models instead"
+    )
+    bench.add_argument("--batch", type=_positive, nargs="+", default=[1], help="of --model; default: 1")
     bench.add_argument(
         "--shape", dest="shapes", type=_size, action="append", metavar="NxK", help="n and k; repeatable"
     )
     bench.add_argument("--tokens", type=_positive, nargs="+", default=[1, 16, 128], metavar="M")
     bench.add_argument("--block", type=_size, metavar="RxC", help="zeros in blocks; adds BSR kernels")
     bench.add_argument("--isa", nargs="+", default=[], help="instruction-set levels; default: the active one")
-    bench.add_argument("--dtype", nargs="+", default=["f32"], help="f32, bf16, f16; default: f32")
+    bench.add_argument(
+        "--dtype",
+        nargs="+",
+        default=["f32"],
+        help="f32, bf16, f16; of --model f32, bf16w (weights), bf16; default: f32",
+    )
     bench.add_argument(
         "--weights",
         nargs="+",

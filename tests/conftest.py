@@ -13,3 +13,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "filterwarnings", "ignore:Initializing zero-element tensors is a no-op:UserWarning"
     )
+
+
+@pytest.fixture(autouse=True)
+def no_verdicts_of_earlier_runs(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Conversions remember what they measured in a folder of this test's own."""
+    monkeypatch.setenv("SPARSEINFER_CACHE_DIR", str(tmp_path_factory.mktemp("verdicts")))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from generators import tokens, values, weight
-from torch import Tensor, nn
+from torch import nn
 
+from sparseinfer.convert.cases import Case
 from sparseinfer.convert.measure import Times
-from sparseinfer.convert.weights import Weights
 from sparseinfer.ops import Layout
 
 K, N = 40, 24
@@ -22,9 +22,8 @@ class Script:
         self.ratio: Callable[[Layout, int], float] = lambda layout, m: 0.5
         self.calls: list[tuple[tuple[Layout, ...], int]] = []
 
-    def __call__(
-        self, weights: Weights, layouts: tuple[Layout, ...], packed: Callable[[Layout], Tensor], m: int
-    ) -> Times:
+    def __call__(self, case: Case, layouts: Iterable[Layout], m: int) -> Times:
+        layouts = tuple(layouts)
         self.calls.append((layouts, m))
         return Times(m, {"F.linear": 10.0}, {layout: 10.0 * self.ratio(layout, m) for layout in layouts})
 

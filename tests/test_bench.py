@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from sparseinfer import _machine as machine
+from sparseinfer import _timing as timing
 from sparseinfer import ops
-from sparseinfer.bench import candidates, demo, doctor, layer, machine, plot, report, timing
+from sparseinfer.bench import candidates, demo, doctor, layer, plot, report
 
 TINY = layer.Settings(shapes=((64, 48),), sparsities=(0.5, 0.9), tokens=(1, 17), budget_s=1e-3)
 

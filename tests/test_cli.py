@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
-from sparseinfer.bench import candidates, demo
+from sparseinfer.bench import candidates, demo, models
 from sparseinfer.cli import main
 
 BENCH = ["bench", "--shape", "32x16", "--tokens", "2", "--sparsity", "0.5", "--budget", "0.001"]
@@ -77,6 +79,89 @@ def test_bench_fails_on_wrong_numbers(
     assert "F.linear: expected" in capsys.readouterr().err
 
 
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A stand-in for the models of `bench --model`, and the batches that it was asked for."""
+    batches: list[int] = []
+
+    def inputs(batch: int) -> tuple[torch.Tensor]:
+        batches.append(batch)
+        return (torch.ones(batch, 64),)
+
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 8)).eval()
+
+    spec = models.Model(build, inputs, lambda model, given: model(*given), ignore=["2"], tokens=3)
+    monkeypatch.setattr(models, "MODELS", {"tiny": spec})
+    return batches
+
+
+MODEL = ["bench", "--model", "tiny", "--sparsity", "0.9", "--budget", "0.001"]
+
+
+def test_bench_model(tiny: list[int], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    options = ["--batch", "1", "3", "--dtype", "f32", "bf16w", "bf16", "--json", str(path)]
+    before = torch.get_num_threads()
+    assert main([*MODEL, *options]) == 0
+    assert torch.get_num_threads() == before
+    assert tiny == [1, 3]
+    out = capsys.readouterr().out
+    for column in ("speed-up", "max diff", "sparse layers", "tokens/s", "tiny"):
+        assert column in out
+    document = json.loads(path.read_text())
+    assert document["machine"]["cpu"]
+    rows = [models.Row(**row) for row in document["rows"]]
+    cells = [(row.batch, row.dtype, row.sparsity, row.threads) for row in rows]
+    assert cells == [(batch, dtype, 0.9, 1) for batch in (1, 3) for dtype in ("f32", "bf16w", "bf16")]
+    for row in rows:
+        # Rounded or not, next to what the pruned model gives; the layer that was ignored is not listed.
+        assert row.max_diff < {"f32": 1e-6, "bf16w": 2**-8, "bf16": 2**-7}[row.dtype]
+        assert row.layers == 1
+        assert row.dense_nbytes == (64 * 96 + 96 + 96 * 8 + 8) * 4
+        assert row.nbytes < row.dense_nbytes or not row.sparse_layers
+        assert 0 < row.sparse_ms <= row.sparse_median_ms
+        assert 0 < row.dense_ms <= row.dense_median_ms
+        assert row.speed_up == pytest.approx(row.dense_ms / row.sparse_ms)
+        assert row.tokens_per_s == pytest.approx(3 * row.batch * 1e3 / row.sparse_ms)
+
+
+def test_bench_model_takes_the_faster_memory_format(tiny: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    conv = models.Model(
+        lambda: nn.Sequential(nn.Conv2d(4, 8, 3)).eval(),
+        lambda batch: (torch.ones(batch, 4, 9, 9),),
+        lambda model, given: model(*given),
+        layouts=("default", "channels_last"),
+    )
+    monkeypatch.setattr(models, "MODELS", {"conv": conv})
+    (row,) = models.run("conv", sparsities=(0.0,), budget_s=1e-3)
+    assert row.dense in ("default", "channels_last")
+    assert row.tokens_per_s == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "bret"], "model: expected one of tiny, got 'bret'"),
+        (["--model", "tiny", "--dtype", "f16"], "dtypes: expected some of f32, bf16w, bf16, got 'f16'"),
+    ],
+)
+def test_bench_model_refuses(
+    tiny: list[int], options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", *options]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_bench_model_without_its_package(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert main(["bench", "--model", "bert-base"]) == 1
+    assert "expected the package transformers, got none (pip install" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -85,6 +170,7 @@ def test_bench_fails_on_wrong_numbers(
         (["bench", "--tokens", "0"], "expected an integer of at least 1"),
         (["bench", "--threads", "many"], "expected an integer of at least 1"),
         (["bench", "--json", "/nonexistent/out.json"], "expected a file in an existing folder"),
+        (["bench", "--model", "bert-base", "--batch", "0"], "expected an integer of at least 1"),
         (["frobnicate"], "invalid choice"),
     ],
 )

@@ -189,7 +189,8 @@ def test_only_selected_modules_are_pruned():
 def test_nothing_selected():
     net = model()
     with pytest.warns(
-        UserWarning, match="filter: expected at least one Linear to be selected, got none of 4"
+        UserWarning,
+        match="filter: expected at least one Linear or Conv1d or Conv2d to be selected, got none of 4",
     ):
         report = prune_(net, Magnitude(0.5, scope="global"), targets=["re:nothing"])
     assert report.layers == ()

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from rich.table import Table
 from torch import Tensor, nn
 
-from sparseinfer.bench.timing import Timing, interleave, num_threads
+from sparseinfer._timing import Timing, interleave, num_threads
 from sparseinfer.convert import convert
 from sparseinfer.modules import SparseLinear
 from sparseinfer.prune import Magnitude, prune_

@@ -8,8 +8,8 @@ import torch
 from rich.table import Table
 
 from sparseinfer import ops
+from sparseinfer._machine import cpu_model, last_level_cache_bytes, versions
 from sparseinfer._native import core
-from sparseinfer.bench.machine import cpu_model, last_level_cache_bytes, versions
 
 
 def facts() -> dict[str, str]:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from sparseinfer import ops
+from sparseinfer._machine import last_level_cache_bytes
+from sparseinfer._timing import Call, Timing, interleave, num_threads
 from sparseinfer.bench.candidates import DENSE, Entry, dense_entries, sparse_entries
-from sparseinfer.bench.machine import last_level_cache_bytes
-from sparseinfer.bench.timing import Call, Timing, interleave, num_threads
 
 # Copies of the weights of a cold run fill the last-level cache this many times over.
 _COLD_CACHES = 2

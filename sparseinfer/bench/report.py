@@ -9,9 +9,9 @@ from pathlib import Path
 
 from rich.table import Table
 
+from sparseinfer._timing import geometric_mean
 from sparseinfer.bench.candidates import SPARSE
 from sparseinfer.bench.layer import Row, Settings
-from sparseinfer.bench.timing import geometric_mean
 
 
 @dataclass(frozen=True, order=True)

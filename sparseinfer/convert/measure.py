@@ -1,27 +1,40 @@
-"""One layer's times on this machine: the dense ways and the packings, interleaved."""
+"""How long a layer takes on this machine, densely and in each layout: timed, remembered or predicted."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import TypeVar
+from typing import Literal, get_args
 
 import torch
-from torch import Tensor
 
 from sparseinfer import ops
-from sparseinfer.convert.weights import Weights
+from sparseinfer._machine import last_level_cache_bytes
+from sparseinfer._timing import Timing, interleave
+from sparseinfer.convert.cases import Call, Case, Maker
+from sparseinfer.convert.cost_model import predict
+from sparseinfer.convert.verdicts import Verdicts
 from sparseinfer.ops import Layout
-from sparseinfer.ops.dense import dense_candidates
 
-_Key = TypeVar("_Key")
+Source = Literal["measured", "remembered", "predicted"]
+SOURCES = get_args(Source)
 
 # More tokens than this take the same kernels in the same loops: times per token no longer change.
 MAX_TOKENS = 256
-_BUDGET_S = 0.03
+_CANDIDATE_S = 0.03
 _MIN_ROUNDS = 3
+
+# Medians of an undisturbed machine are at most so many times the minimum.
+_MAX_SPREAD = 1.5
+
+# Copies of a cold weight fill the last-level cache this many times, within reason.
+_COLD_CACHES = 1.5
+_MAX_COLD_BYTES = 256 << 20
+_MAX_COPIES = 256
+# Seconds for one call of each copy.
+_WARM_UP_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -31,6 +44,11 @@ class Times:
     tokens: int
     dense: Mapping[str, float]
     sparse: Mapping[Layout, float]
+    source: Source = "measured"
+
+    @property
+    def best_dense(self) -> str:
+        return min(self.dense, key=lambda name: self.dense[name])
 
     @property
     def dense_us(self) -> float:
@@ -38,57 +56,99 @@ class Times:
         return min(self.dense.values())
 
     def ratio(self, layout: Layout) -> float:
-        """Sparse time over best dense time."""
-        return self.sparse[layout] / self.dense_us
+        """Sparse time over best dense time; infinity where neither is known: the layer stays as it is."""
+        return self.sparse[layout] / self.dense_us if math.isfinite(self.dense_us) else math.inf
 
 
-_cache: dict[tuple[object, ...], Times] = {}
+class Timer:
+    """Answers from the verdicts of earlier conversions, else by measuring, else by the cost model.
 
-
-def measure(
-    weights: Weights, layouts: tuple[Layout, ...], packed: Callable[[Layout], Tensor], tokens: int
-) -> Times:
-    """Time the layer with `tokens` tokens; `packed(layout)` gives the weight in a layout.
-
-    Layers of the same shape, dtype and sparsity (to 1 %) share one measurement per process, number of threads
-    and instruction set.
+    measure    False: never measure, and ask no earlier measurement
+    budget_s   seconds to spend on measuring in all; what is left then is predicted
+    cold       weights come from memory: they take turns with copies that exceed the last-level cache
+    on_case    told of every case that is about to be measured
     """
-    machine = (torch.get_num_threads(), ops.active_isa())
-    weight = weights.weight
-    key = (*weight.shape, weight.dtype, round(weights.sparsity, 2), tokens, layouts, *machine)
-    if key not in _cache:
-        _cache[key] = _measure(weights, {layout: packed(layout) for layout in layouts}, tokens)
-    return _cache[key]
+
+    def __init__(
+        self,
+        *,
+        measure: bool = True,
+        budget_s: float = 60.0,
+        cold: bool = False,
+        on_case: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self._deadline = time.perf_counter() + budget_s
+        self._measure = measure
+        self._cold = cold
+        self._on_case = on_case
+        self._verdicts = Verdicts() if measure else None
+
+    def __call__(self, case: Case, layouts: Iterable[Layout], tokens: int) -> Times:
+        """The layer with `tokens` tokens in every dense way and in these layouts."""
+        layouts = tuple(layouts)
+        if self._verdicts is None:
+            return predict_times(case, layouts, tokens)
+        # Layers of the same shape whose zeros are about as many and lie alike share one verdict.
+        weights = case.weights
+        key = (
+            case.kind,
+            *case.shape,
+            tokens,
+            round(weights.sparsity, 2),
+            round(weights.empty_blocks, 1),
+            self._cold,
+        )
+        dense = tuple(case.dense(tokens))
+        names = (*dense, *map(str, layouts))
+        found = self._verdicts.get(key, names)
+        source: Source = "remembered"
+        if found is None:
+            if time.perf_counter() > self._deadline:
+                return predict_times(case, layouts, tokens)
+            self._on_case(f"{case.title}, m={tokens}")
+            timings, source = time_case(case, layouts, tokens, cold=self._cold), "measured"
+            found = {name: timing.min_us for name, timing in timings.items()}
+            # What was disturbed counts now, for want of better, but is not remembered.
+            if all(timing.median_us < _MAX_SPREAD * timing.min_us for timing in timings.values()):
+                self._verdicts.put(key, found)
+        return Times(
+            tokens,
+            {name: found[name] for name in dense},
+            {layout: found[str(layout)] for layout in layouts},
+            source,
+        )
 
 
 @torch.inference_mode()
-def _measure(weights: Weights, packed: Mapping[Layout, Tensor], m: int) -> Times:
-    n, k = weights.weight.shape
-    # Drawn from a generator of its own: convert leaves the caller's random numbers alone.
-    x = torch.randn(m, k, generator=torch.Generator().manual_seed(0)).to(weights.weight.dtype)
-    dense = dense_candidates(weights.weight, weights.bias, tokens=m)
-    calls: dict[str | Layout, Callable[[], object]] = {
-        name: partial(linear, x) for name, linear in dense.items()
-    }
-    for layout, blob in packed.items():
-        plan = ops.format_plan((ops.Bucket(None, 0, layout.kernel(m)),))
-        calls[layout] = partial(ops.linear, x, [blob], weights.bias, n, plan, "none")
-    best = _interleave(calls)
-    dense_us = {name: us for name, us in best.items() if isinstance(name, str)}
-    return Times(m, dense_us, {layout: us for layout, us in best.items() if isinstance(layout, Layout)})
+def time_case(case: Case, layouts: Iterable[Layout], tokens: int, *, cold: bool = False) -> dict[str, Timing]:
+    """Every dense way and every layout, in turns, by name."""
+    calls = {name: _calls(make, case.dense_weights.nbytes, cold) for name, make in case.dense(tokens).items()}
+    for layout in layouts:
+        nbytes = sum(packed.nbytes for packed in case.packed(layout))
+        calls[str(layout)] = _calls(case.sparse(layout, tokens), nbytes, cold)
+    return interleave(calls, budget_s=_CANDIDATE_S * len(calls), min_rounds=_MIN_ROUNDS)
 
 
-def _interleave(calls: Mapping[_Key, Callable[[], object]]) -> dict[_Key, float]:
-    """Fastest time of each call in microseconds; every round runs every call, so noise meets all alike."""
-    best = dict.fromkeys(calls, float("inf"))
-    for call in calls.values():
-        call()
-    end = time.perf_counter() + _BUDGET_S * len(calls)
-    rounds = 0
-    while rounds < _MIN_ROUNDS or time.perf_counter() < end:
-        for name, call in calls.items():
-            start = time.perf_counter_ns()
-            call()
-            best[name] = min(best[name], (time.perf_counter_ns() - start) / 1e3)
-        rounds += 1
-    return best
+def _calls(make: Maker, nbytes: int, cold: bool) -> list[Call]:
+    first = make()
+    if not cold:
+        return [first]
+    start = time.perf_counter()
+    first()
+    # Where a call takes long, its weights are little of it, warm or cold.
+    affordable = _WARM_UP_S / (time.perf_counter() - start)
+    wanted = min(_COLD_CACHES * last_level_cache_bytes(), _MAX_COLD_BYTES) / max(nbytes, 1)
+    copies = max(2, math.ceil(min(wanted, affordable, _MAX_COPIES)))
+    return [first, *(make() for _ in range(copies - 1))]
+
+
+def predict_times(case: Case, layouts: tuple[Layout, ...], tokens: int) -> Times:
+    """By the cost model, for this instruction set and number of threads."""
+    weight, sparsity = case.weights.weight, case.weights.sparsity
+    where = (ops.active_isa(), torch.get_num_threads())
+
+    def us(name: str) -> float:
+        return predict(case.kind, name, weight.numel(), sparsity, tokens, *where)
+
+    dense = {name: us(name) for name in case.dense(tokens)}
+    return Times(tokens, dense, {layout: us(str(layout)) for layout in layouts}, "predicted")

@@ -1,18 +1,19 @@
-"""Which layers become sparse, and which layout serves how many tokens: measured, never guessed."""
+"""Which layers become sparse, and which layout serves how many tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from sparseinfer import ops
-from sparseinfer.convert.measure import MAX_TOKENS, Times, measure
-from sparseinfer.convert.weights import Weights
-from sparseinfer.formats import CSR
+from sparseinfer.convert.cases import Case
+from sparseinfer.convert.measure import Timer, Times
+from sparseinfer.convert.options import COMPACT, SPEED
 from sparseinfer.ops import Layout
+from sparseinfer.ops.dense import PREPACKED
 
 # Below this sparsity no layout has beaten the best dense at any token count, so none is tried.
 MIN_SPARSITY = 0.3
@@ -20,113 +21,143 @@ MIN_SPARSITY = 0.3
 # Upper ends of the token buckets a layer may have, ascending; None = no limit. Other tiles begin there.
 BUCKETS = (4, ops.FEW_TOKENS, 47, None)
 
-# "speed": each bucket has the layout that is fastest there. "compact": one layout, that of fewest bytes.
-Memory = Literal["speed", "compact"]
+# The prepacked dense layer replaces the plain one only for a gain that is more than noise.
+_PREPACK_GAIN = 0.97
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The decision for one layer. Empty `packings` and `buckets`: it stays dense, for `reason`.
+    """The decision for one layer. No `buckets`: it stays dense, for `reason`.
 
-    `times` has one entry per token count that was measured; `chosen` names the layout of each.
+    `times` has one entry per token count that was looked at; `chosen` names the layout of each, if any was
+    tried. `packings` holds those that the buckets name, each one packing or one per group of channels.
+    `prepack`: the dense layer is faster with its weight reordered.
     """
 
     reason: str
     times: tuple[Times, ...] = ()
     chosen: tuple[Layout, ...] = ()
-    packings: tuple[Tensor, ...] = ()
+    packings: tuple[tuple[Tensor, ...], ...] = ()
     buckets: tuple[ops.Bucket, ...] = ()
+    prepack: bool = False
 
     @property
     def is_sparse(self) -> bool:
-        return bool(self.packings)
+        return bool(self.buckets)
+
+    @property
+    def dense_kind(self) -> str:
+        return "prepacked" if self.prepack else "dense"
 
 
-def checked_memory(memory: str) -> Memory:
-    """ValueError unless it is one of `Memory`."""
-    if memory not in get_args(Memory):
-        raise ValueError(f"memory: expected one of {', '.join(get_args(Memory))}, got {memory!r}")
-    return memory  # type: ignore[return-value]
-
-
-def plan(weights: Weights, tokens: Sequence[int], memory: Memory = "speed") -> Plan:
+def plan(case: Case, tokens: Sequence[int], timer: Timer, memory: float) -> Plan:
     """Decide for one layer that sees these numbers of tokens, each of them equally important.
 
-    For speed every bucket takes its best layout, and the layer becomes sparse if the sum over the token
-    counts of sparse time / best dense time is below their number. Compact, it becomes sparse if that takes
-    fewer bytes.
+    Every bucket takes the layout that is fastest there, as long as all together take at most `memory` times
+    the dense weight's bytes. The layer becomes sparse if the sum over the token counts of sparse time / best
+    dense time is below their number. COMPACT: one layout, that of fewest bytes, if it saves any.
     """
-    packer = _Packer(weights.weight)
-    if memory == "compact":
-        return _compact_plan(weights, packer, tokens)
-    sparsity = weights.sparsity
+    counts = sorted(set(tokens))
+    if memory == COMPACT:
+        return _compact_plan(case, counts, timer)
+    sparsity = case.weights.sparsity
     if sparsity < MIN_SPARSITY:
-        return Plan(f"too dense to win: sparsity {sparsity:.2f}, tried from {MIN_SPARSITY}")
-    choices = [_choose(weights, packer, limit, counts) for limit, counts in _by_bucket(tokens).items()]
-    times = tuple(time for choice in choices for time in choice.times)
-    chosen = tuple(choice.layout for choice in choices for _ in choice.times)
-    ratios = [time.ratio(layout) for time, layout in zip(times, chosen, strict=True)]
+        reason = f"too dense to win: sparsity {sparsity:.2f}, tried from {MIN_SPARSITY}"
+        return _dense(reason, tuple(timer(case, (), m) for m in counts))
+
+    tried = {m: case.layouts(m) for m in counts}
+    times = {m: timer(case, tried[m], m) for m in counts}
+    chosen = _cheapest(case, times, SPEED)
+    if chosen is None or _nbytes(case, set(chosen.values())) > memory * case.dense_weights.weight.nbytes:
+        # The best of each bucket are too much together: look for those that serve several.
+        every = tuple(dict.fromkeys((*itertools.chain(*tried.values()), case.compact_layout())))
+        times = {m: timer(case, every, m) for m in counts}
+        chosen = _cheapest(case, times, memory)
+    if chosen is None:
+        return _dense(f"no layout takes at most {memory:g} of the dense bytes", tuple(times.values()))
+    by_count = [chosen[m] for m in counts]
+    ratios = [times[m].ratio(layout) for m, layout in zip(counts, by_count, strict=True)]
     if sum(ratios) >= len(ratios):
-        return Plan(_dense_is_faster(times, chosen), times, chosen)
-
-    used = list(dict.fromkeys(chosen))
-    limits = [choice.limit for choice in choices[:-1]] + [None]
-    buckets = tuple(
-        ops.Bucket(limit, used.index(choice.layout), choice.layout.kernel(choice.times[-1].tokens))
-        for limit, choice in zip(limits, choices, strict=True)
+        reason = _dense_is_faster(list(times.values()), by_count)
+        return _dense(reason, tuple(times.values()), tuple(by_count))
+    used = list(dict.fromkeys(by_count))
+    return Plan(
+        _gains(ratios),
+        tuple(times.values()),
+        tuple(by_count),
+        tuple(case.packed(layout) for layout in used),
+        _buckets(case, chosen, used),
     )
-    return Plan(_gains(ratios), times, chosen, tuple(packer(layout) for layout in used), buckets)
 
 
-def _compact_plan(weights: Weights, packer: _Packer, tokens: Sequence[int]) -> Plan:
-    layout = ops.compact_layout(weights.weight.dtype, weights.weight.dtype)
-    packed = packer(layout)
-    if packed.nbytes >= weights.weight.nbytes:
-        return Plan(f"dense is smaller: {weights.weight.nbytes:,} bytes against {packed.nbytes:,} ({layout})")
-    counts = sorted({min(m, MAX_TOKENS) for m in tokens})
-    times = tuple(measure(weights, (layout,), packer, m) for m in counts)
-    share = packed.nbytes / weights.weight.nbytes
-    reason = f"{share:.2f} of the dense bytes, {_gains([time.ratio(layout) for time in times])}"
-    return Plan(reason, times, (layout,) * len(times), (packed,), layout.buckets(0))
+def _dense(reason: str, times: tuple[Times, ...], chosen: tuple[Layout, ...] = ()) -> Plan:
+    prepacked = [time.dense[PREPACKED] / _plain(time) for time in times if PREPACKED in time.dense]
+    prepack = bool(prepacked) and sum(prepacked) < _PREPACK_GAIN * len(prepacked)
+    return Plan(reason, times, chosen, prepack=prepack)
 
 
-@dataclass(frozen=True)
-class _Choice:
-    limit: int | None
-    layout: Layout
-    times: tuple[Times, ...]
+def _plain(time: Times) -> float:
+    return min(us for name, us in time.dense.items() if name != PREPACKED)
 
 
-@dataclass
-class _Packer:
-    """Packs a weight [n, k] in a layout at most once."""
+def _cheapest(case: Case, times: Mapping[int, Times], memory: float) -> dict[int, Layout] | None:
+    """Token count -> layout, the same for all of a bucket, of the smallest sum of ratios within `memory`."""
+    groups = list(_by_bucket(list(times)).values())
+    options = []
+    for counts in groups:
+        # In the order of the layouts: of several that are equally fast it is always the same that is chosen.
+        common = [
+            layout for layout in times[counts[0]].sparse if all(layout in times[m].sparse for m in counts)
+        ]
+        cost = {layout: sum(times[m].ratio(layout) for m in counts) for layout in common}
+        options.append(sorted(cost.items(), key=lambda item: item[1]))
+    limit = memory * case.dense_weights.weight.nbytes
+    best: tuple[float, tuple[Layout, ...]] | None = None
+    for combination in itertools.product(*options):
+        total = sum(cost for _, cost in combination)
+        layouts = tuple(layout for layout, _ in combination)
+        if best is not None and total >= best[0]:
+            continue
+        if memory < SPEED and _nbytes(case, set(layouts)) > limit:
+            continue
+        best = total, layouts
+    if best is None:
+        return None
+    return {m: layout for counts, layout in zip(groups, best[1], strict=True) for m in counts}
 
-    weight: Tensor
-    _fmt: CSR | None = None
-    _packed: dict[Layout, Tensor] = field(default_factory=dict)
 
-    def __call__(self, layout: Layout) -> Tensor:
-        if layout not in self._packed:
-            self._fmt = self._fmt or CSR.from_dense(self.weight)
-            self._packed[layout] = layout.pack(self._fmt)
-        return self._packed[layout]
+def _nbytes(case: Case, layouts: set[Layout]) -> int:
+    return sum(packed.nbytes for layout in layouts for packed in case.packed(layout))
 
 
-def _by_bucket(tokens: Sequence[int]) -> dict[int | None, list[int]]:
-    """Token counts to measure for each bucket that has any, in the order of BUCKETS."""
+def _by_bucket(counts: Sequence[int]) -> dict[int | None, list[int]]:
+    """Token counts in each bucket that has any, in the order of BUCKETS."""
     found: dict[int | None, list[int]] = {limit: [] for limit in BUCKETS}
-    for m in sorted({min(m, MAX_TOKENS) for m in tokens}):
+    for m in counts:
         found[next(limit for limit in BUCKETS if limit is None or m <= limit)].append(m)
-    return {limit: counts for limit, counts in found.items() if counts}
+    return {limit: group for limit, group in found.items() if group}
 
 
-def _choose(weights: Weights, packer: _Packer, limit: int | None, counts: Sequence[int]) -> _Choice:
-    dtype = weights.weight.dtype
-    serving = ops.layouts(dtype, dtype, counts[-1])
-    wanted = tuple(layout for layout in serving if ops.may_win(layout, weights.sparsity))
-    times = tuple(measure(weights, wanted, packer, m) for m in counts)
-    best = min(wanted, key=lambda layout: sum(time.ratio(layout) for time in times))
-    return _Choice(limit, best, times)
+def _buckets(case: Case, chosen: Mapping[int, Layout], used: Sequence[Layout]) -> tuple[ops.Bucket, ...]:
+    groups = _by_bucket(list(chosen))
+    limits = [*list(groups)[:-1], None]
+    return tuple(
+        ops.Bucket(limit, used.index(chosen[counts[-1]]), case.kernel(chosen[counts[-1]], counts[-1]))
+        for limit, counts in zip(limits, groups.values(), strict=True)
+    )
+
+
+def _compact_plan(case: Case, counts: Sequence[int], timer: Timer) -> Plan:
+    layout = case.compact_layout()
+    packed = case.packed(layout)
+    nbytes, dense_nbytes = _nbytes(case, {layout}), case.dense_weights.weight.nbytes
+    if nbytes >= dense_nbytes:
+        times = tuple(timer(case, (), m) for m in counts)
+        return _dense(f"dense is smaller: {dense_nbytes:,} bytes against {nbytes:,} ({layout})", times)
+    times = tuple(timer(case, (layout,), m) for m in counts)
+    gains = _gains([time.ratio(layout) for time in times])
+    reason = f"{nbytes / dense_nbytes:.2f} of the dense bytes, {gains}"
+    return Plan(reason, times, (layout,) * len(times), (packed,), case.buckets(layout))
 
 
 def _gains(ratios: Sequence[float]) -> str:

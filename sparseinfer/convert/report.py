@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from torch import nn
 
 from sparseinfer import ops
-from sparseinfer.modules import SparseLinear
+from sparseinfer.modules import SparseConv1d, SparseConv2d, SparseLinear
 
 _ATTRIBUTE = "_sparseinfer_report"
 _WITHOUT_TERMINAL = (160, 24)
@@ -20,28 +21,36 @@ _WITHOUT_TERMINAL = (160, 24)
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer that convert looked at.
+    """One matrix that convert looked at.
 
-    shape        (n, k)
+    layer        name of the module, with ":" and the part's where it has several matrices
+    shape        (n, k); () for a layer without weights
     sparsity     fraction of zeros; None where the weight was not looked at
-    decision     "sparse" or "dense"
+    pattern      how the zeros lie: "none", "unstructured", "blocks" (many empty 4x4) or "rows"
+    decision     "sparse", "prepacked" (dense, its weight reordered once), "channels_last" (a pooling) or
+                 "dense"
     kernels      (max_tokens or None for no limit, kernel) per bucket; () if dense
-    tokens       token counts that were measured, ascending; dense_us and sparse_us are parallel to it
+    tokens       token counts that were looked at, ascending; dense_us and sparse_us are parallel to it
     dense_us     microseconds of the best dense
-    sparse_us    microseconds of the best layout, also where it lost
+    sparse_us    microseconds of the layout chosen, also where it lost; () if none was tried
+    source       where the times come from: "measured", "remembered" or "predicted", of the least sure
     dense_nbytes of weight and bias as they were
     nbytes       of all that the layer holds now
+
+    A layer that is one matrix with others has its share of their times and bytes, by rows.
     """
 
     layer: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     sparsity: float | None
     decision: str
     reason: str
+    pattern: str = ""
     kernels: tuple[tuple[int | None, str], ...] = ()
     tokens: tuple[int, ...] = ()
     dense_us: tuple[float, ...] = ()
     sparse_us: tuple[float, ...] = ()
+    source: str = ""
     dense_nbytes: int = 0
     nbytes: int = 0
 
@@ -54,7 +63,7 @@ class Explanation:
 
     def to_json(self) -> str:
         """A JSON object {"layers": [...], "dense_nbytes": int, "nbytes": int}; fields as in LayerReport."""
-        rows = [asdict(row) for row in self.rows]
+        rows = [_finite(asdict(row)) for row in self.rows]
         return json.dumps(
             {"layers": rows, "dense_nbytes": self.dense_nbytes, "nbytes": self.nbytes}, indent=2
         )
@@ -92,6 +101,13 @@ class Explanation:
         return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no infinity, which is what a prediction says of a candidate that it does not know."""
+    for name in ("dense_us", "sparse_us"):
+        row[name] = [us if math.isfinite(us) else None for us in row[name]]
+    return row
+
+
 def explain(model: nn.Module) -> Explanation:
     """What `convert` decided for each layer of the model that it returned, with the times it measured.
 
@@ -109,7 +125,13 @@ def attach(model: nn.Module, rows: tuple[LayerReport, ...]) -> None:
     setattr(model, _ATTRIBUTE, rows)
 
 
-def kernels(plan: str) -> tuple[tuple[int | None, str], ...]:
+def detach(model: nn.Module) -> None:
+    """Forget the record."""
+    if hasattr(model, _ATTRIBUTE):
+        delattr(model, _ATTRIBUTE)
+
+
+def _kernels_of(plan: str) -> tuple[tuple[int | None, str], ...]:
     """(max_tokens, kernel) per bucket of a plan."""
     return tuple((bucket.max_tokens, bucket.kernel) for bucket in ops.parse_plan(plan))
 
@@ -118,16 +140,16 @@ def _inspected(model: nn.Module) -> tuple[LayerReport, ...]:
     return tuple(
         LayerReport(
             layer=fqn,
-            shape=(module.out_features, module.in_features),
+            shape=module.matrix_shape,
             sparsity=module.sparsity,
             decision="sparse",
             reason="found in the model",
-            kernels=kernels(module.plan),
+            kernels=_kernels_of(module.plan),
             dense_nbytes=module.dense_nbytes,
             nbytes=module.nbytes,
         )
         for fqn, module in model.named_modules()
-        if isinstance(module, SparseLinear)
+        if isinstance(module, (SparseLinear, SparseConv1d, SparseConv2d))
     )
 
 
@@ -147,7 +169,7 @@ class _Column(NamedTuple):
 
 _COLUMNS = (
     _Column("layer", "left", lambda row: row.layer or "(model)"),
-    _Column("n x k", "right", lambda row: "{} x {}".format(*row.shape)),
+    _Column("n x k", "right", lambda row: " x ".join(map(str, row.shape))),
     _Column("sparsity", "right", lambda row: "" if row.sparsity is None else f"{row.sparsity:.3f}"),
     _Column("decision", "left", lambda row: row.decision),
     _Column("kernel", "left", _kernels),

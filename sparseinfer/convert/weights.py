@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,9 +13,6 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize, prune
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-# Their C++ fast path reads the children's weights and never calls the children.
-_READS_CHILDREN = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +26,45 @@ class Weights:
     def sparsity(self) -> float:
         """Fraction of the weight's elements that are zero."""
         return 1.0 - int(self.weight.count_nonzero()) / self.weight.numel()
+
+    @cached_property
+    def empty_blocks(self) -> float:
+        """Fraction of the whole 4x4 blocks that hold only zeros: do the zeros lie scattered or in blocks?"""
+        n, k = (size // 4 * 4 for size in self.weight.shape)
+        if not n or not k:
+            return 0.0
+        kept = (self.weight[:n, :k] != 0).view(n // 4, 4, k // 4, 4).any(3).any(1)
+        return 1.0 - int(kept.count_nonzero()) / kept.numel()
+
+    @property
+    def pattern(self) -> str:
+        """How the zeros lie: "none", "rows", "blocks" or "unstructured"."""
+        if self.sparsity == 0:
+            return "none"
+        kept_rows = int((self.weight != 0).any(1).count_nonzero()) * self.weight.shape[1]
+        if kept_rows <= (1 - self.sparsity) * self.weight.numel():
+            return "rows"
+        # Of scattered zeros next to no 4x4 block is empty before 90 %.
+        scattered = self.sparsity**16
+        return "blocks" if self.empty_blocks > max(0.05, 1.5 * scattered) else "unstructured"
+
+    def rounded(self, dtype: torch.dtype) -> Weights | str:
+        """The same with the weight rounded to another dtype, or why that cannot be."""
+        weight = self.weight.to(dtype)
+        if not torch.equal(weight.isfinite(), self.weight.isfinite()):
+            return f"its weight exceeds the range of {dtype}"
+        return Weights(weight, self.bias)
+
+    def copied(self) -> Weights:
+        return Weights(self.weight.clone(), None if self.bias is None else self.bias.clone())
+
+    def to_linear(self) -> nn.Linear:
+        linear = nn.Linear(1, 1, bias=self.bias is not None, device="meta")
+        linear.out_features, linear.in_features = self.weight.shape
+        linear.weight = nn.Parameter(self.weight)
+        if self.bias is not None:
+            linear.bias = nn.Parameter(self.bias)
+        return linear
 
     @property
     def nbytes(self) -> int:
@@ -52,25 +88,23 @@ def require_inference(modules: Mapping[str, nn.Module]) -> None:
 
 def refusals(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, str]:
     """fqn -> why the module cannot be replaced, for those that cannot, whatever their weights hold."""
-    fast_path = {
-        child: type(parent).__name__
-        for parent in model.modules()
-        if isinstance(parent, _READS_CHILDREN)
-        for child in parent.children()
-    }
     owners = _owners(model)
     found = {}
     for fqn, module in modules.items():
-        if module in fast_path:
-            found[fqn] = f"{fast_path[module]} reads its weight directly"
-        elif reason := _refusal(module) or _shared(module, fqn, owners):
+        if reason := _refusal(module) or _shared(module, fqn, owners):
             found[fqn] = reason
     return found
 
 
-def read(module: nn.Module) -> Weights | str:
+def read(
+    module: nn.Module,
+    weight_name: str = "weight",
+    bias_name: str = "bias",
+    *,
+    as_matrix: Callable[[Tensor], Tensor] = lambda weight: weight,
+) -> Weights | str:
     """What a module without refusal multiplies by at its next forward, or why no kernel takes that."""
-    weight, bias = _effective(module, "weight"), _effective(module, "bias")
+    weight, bias = _effective(module, weight_name), _effective(module, bias_name)
     if weight is None:
         return "it has no weight"
     for t in (weight, bias):
@@ -82,16 +116,22 @@ def read(module: nn.Module) -> Weights | str:
             return f"it is on {t.device}; the kernels run on cpu"
         if t.dtype not in _DTYPES:
             return f"its dtype is {t.dtype}; the kernels take torch.float32, torch.bfloat16 and torch.float16"
-    if weight is not None and bias is not None and bias.dtype != weight.dtype:
+    if bias is not None and bias.dtype != weight.dtype:
         return f"its weight is {weight.dtype} and its bias {bias.dtype}"
+    if not weight.numel():
+        return "its weight has no elements"
+    weight = as_matrix(weight)
     if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
         return "its weight and bias are not [n, k] and [n]"
-    return Weights(weight, bias) if weight.numel() else "its weight has no elements"
+    return Weights(weight, bias)
+
+
+def class_of(module: nn.Module) -> type[nn.Module]:
+    """Its class before parametrizations."""
+    return parametrize.type_before_parametrizations(module)
 
 
 def _refusal(module: nn.Module) -> str | None:
-    if parametrize.type_before_parametrizations(module) is not nn.Linear:
-        return f"{type(module).__name__} is a subclass of nn.Linear that may compute something else"
     if "forward" in vars(module):
         return "its forward has been replaced"
     if _has_hooks(module):
@@ -106,8 +146,9 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def _shared(module: nn.Module, fqn: str, owners: Mapping[object, set[str]]) -> str | None:
+    own = {f"{fqn}.{name}".strip(".") for name, _ in module.named_modules()}
     for name, parameter in module.named_parameters():
-        if others := owners[_memory(parameter)] - {fqn}:
+        if others := owners[_memory(parameter)] - own:
             return f"its {name} is shared with {', '.join(sorted(map(repr, others)))}"
     return None
 
@@ -139,5 +180,5 @@ def _effective(module: nn.Module, name: str) -> Tensor | None:
     original, mask = module._parameters.get(f"{name}_orig"), module._buffers.get(f"{name}_mask")
     if original is not None and mask is not None:
         return (original * mask).detach()
-    t: Tensor | None = getattr(module, name)
+    t: Tensor | None = getattr(module, name, None)
     return None if t is None else t.detach()

@@ -14,6 +14,8 @@ from sparseinfer._select import FilterFn, Patterns, select_modules
 from sparseinfer.prune.methods import Method
 from sparseinfer.prune.report import PrunedLayer, PruneReport
 
+TYPES = (nn.Linear, nn.Conv1d, nn.Conv2d)
+
 
 def prune_(
     model: nn.Module,
@@ -23,14 +25,16 @@ def prune_(
     targets: Patterns = None,
     ignore: Patterns = None,
 ) -> PruneReport:
-    """Write zeros into the weights of the model's nn.Linear modules, in place; report what is left.
+    """Write zeros into the weights of the model's layers, in place; report what is left.
+
+    Layers are nn.Linear, nn.Conv1d and nn.Conv2d.
 
     method                      what to prune, such as Magnitude(0.5)
-    filter_fn, targets, ignore  which modules, default every nn.Linear: see sparseinfer._select.select_modules
+    filter_fn, targets, ignore  which layers, default all: see sparseinfer._select.select_modules
 
-    Weights are [out_features, in_features] of any floating dtype, device and strides. A weight that several
-    modules share is pruned and counted once; if one of them was not selected, a warning says so. No masks
-    stay behind: training on may fill the zeros again.
+    Weights are [n, k], or [n, c / groups, ...] of a convolution, of any floating dtype, device and strides.
+    A weight that several modules share is pruned and counted once; if one of them was not selected, a
+    warning says so. No masks stay behind: training on may fill the zeros again.
 
     The model is unchanged after any error. TypeError or ValueError: an argument of the wrong kind, or a
     selected weight that cannot be pruned in place: not yet materialised (lazy or meta), holding NaN,
@@ -40,7 +44,7 @@ def prune_(
     """
     if not isinstance(method, Method):
         raise TypeError(f"method: expected a pruning method such as Magnitude(0.5), got {method!r}")
-    modules = select_modules(model, (nn.Linear,), filter_fn, targets, ignore)
+    modules = select_modules(model, TYPES, filter_fn, targets, ignore)
     weights: dict[str, Tensor] = {}
     seen: set[object] = set()
     for fqn, module in modules.items():

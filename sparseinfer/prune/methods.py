@@ -17,7 +17,7 @@ class Method(ABC):
 
     @abstractmethod
     def masks(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Bool masks, True = kept, for the weights [n, k] by name. The weights are only read."""
+        """Bool masks, True = kept, for the weights [n, ...] by name. The weights are only read."""
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,17 @@ SCOPES: tuple[Scope, ...] = ("layer", "row", "global")
 
 
 def masks(scores: Mapping[str, Tensor], sparsity: float, scope: Scope) -> dict[str, Tensor]:
-    """Bool masks, True = kept, shaped like the scores [n, k] and on their devices.
+    """Bool masks, True = kept, shaped like the scores [n, ...] and on their devices.
 
     Pruned are exactly `round(sparsity * count)` weights, Python's rounding as in torch.nn.utils.prune,
-    where count is k for each output row, n * k for each layer, or the total: the scope. Of equal scores at
-    the threshold the first ones in row-major order (globally: in the order of the mapping) are pruned, on
-    every device and thread count.
+    where count is numel / n for each output row, numel for each layer, or the total: the scope. Of equal
+    scores at the threshold the first ones in row-major order (globally: in the order of the mapping) are
+    pruned, on every device and thread count.
     """
     if scope == "row":
-        return {name: keep_largest(score, sparsity) for name, score in scores.items()}
+        return {
+            name: keep_largest(score.flatten(1), sparsity).view_as(score) for name, score in scores.items()
+        }
     if scope == "layer":
         return {
             name: keep_largest(score.reshape(1, -1), sparsity).view_as(score)

@@ -19,6 +19,8 @@ Call = Callable[[], object]
 
 # A sample shorter than this repeats its call: the clock and the Python loop then cost less than 1 % of it.
 _MIN_SAMPLE_S = 50e-6
+# One call of at least this tells how slow a candidate is; of faster ones the least of three.
+_SLOW_S = 20e-3
 # A candidate this many times slower than the fastest one is visited in fewer rounds.
 _SLOW_FACTOR = 4
 _MAX_PERIOD = 8
@@ -97,7 +99,9 @@ class _Sampler:
         for call in calls:
             call()
         self._repeats = 1
-        self.estimate_s = min(self.sample() for _ in range(3))
+        self.estimate_s = self.sample()
+        if self.estimate_s < _SLOW_S:
+            self.estimate_s = min(self.estimate_s, self.sample(), self.sample())
         self._repeats = max(1, math.ceil(_MIN_SAMPLE_S / self.estimate_s))
 
     def sample(self) -> float:

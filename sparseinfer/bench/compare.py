@@ -1,0 +1,171 @@
+"""`benchmark`: two models on the same inputs, side by side: results, latency, memory."""
+
+from __future__ import annotations
+
+import io
+import json
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from sparseinfer._machine import describe_machine
+from sparseinfer.ops import active_isa
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One model. Latencies in milliseconds, of single runs; bytes of parameters and buffers, each once.
+
+    peak_rss_bytes: of the process, with both models in memory, while this one ran; 0 where it is not known.
+    """
+
+    min_ms: float
+    p50_ms: float
+    p99_ms: float
+    nbytes: int
+    peak_rss_bytes: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`benchmark`'s result. `str()` is a table.
+
+    max_abs_diff   largest |fast − dense| over all tensors of the results; NaN if one is not a number
+    max_rel_diff   largest ‖fast − dense‖ / ‖dense‖ of any tensor of the results
+    speed_up       median latency of dense over that of fast
+    """
+
+    dense: Side
+    fast: Side
+    runs: int
+    threads: int
+    max_abs_diff: float
+    max_rel_diff: float
+
+    @property
+    def speed_up(self) -> float:
+        return self.dense.p50_ms / self.fast.p50_ms
+
+    def to_json(self) -> str:
+        """A JSON object: the fields, `speed_up` and the machine."""
+        figures = {**asdict(self), "speed_up": self.speed_up, "machine": describe_machine(active_isa())}
+        return json.dumps(figures, indent=2)
+
+    def table(self) -> Table:
+        title = f"{self.runs} runs each, {self.threads} thread(s), {self.speed_up:.2f}x faster"
+        table = Table(title=title, title_justify="left")
+        for name in ("", "p50 ms", "p99 ms", "min ms", "model bytes", "peak RSS"):
+            table.add_column(name, justify="right")
+        for name, side in (("dense", self.dense), ("fast", self.fast)):
+            times = (f"{ms:.2f}" for ms in (side.p50_ms, side.p99_ms, side.min_ms))
+            table.add_row(name, *times, f"{side.nbytes:,}", f"{side.peak_rss_bytes:,}")
+        table.caption = f"results differ by {self.max_abs_diff:.2g} at most, {self.max_rel_diff:.2g} relative"
+        return table
+
+    def __str__(self) -> str:
+        text = io.StringIO()
+        Console(file=text, width=100, color_system=None).print(self.table())
+        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def benchmark(dense: nn.Module, fast: nn.Module, inputs: Any, *, budget_s: float = 10.0) -> Comparison:
+    """Runs both models on the same inputs, in turns, and compares them.
+
+    inputs     as `example_inputs` of `convert`: a tuple of arguments, a mapping of keywords, or the only one
+    budget_s   seconds to time for; at least five runs each
+
+    Both run as they are, without gradients. ValueError: results that cannot be compared, tensors of another
+    number or shape.
+    """
+    with torch.inference_mode():
+        expected, got = _tensors(_call(dense, inputs)), _tensors(_call(fast, inputs))
+        shapes = [tuple(t.shape) for t in expected], [tuple(t.shape) for t in got]
+        if shapes[0] != shapes[1] or not expected:
+            raise ValueError(f"fast: expected results of shapes {shapes[0]}, got {shapes[1]}")
+        peaks = []
+        for model in (dense, fast):
+            with _peak_rss() as peak:
+                _call(model, inputs)
+            peaks.append(peak)
+        times: tuple[list[float], list[float]] = ([], [])
+        end = time.perf_counter() + budget_s
+        while len(times[0]) < 5 or time.perf_counter() < end:
+            for model, found in zip((dense, fast), times, strict=True):
+                start = time.perf_counter_ns()
+                _call(model, inputs)
+                found.append((time.perf_counter_ns() - start) / 1e6)
+    pairs = [(a.double(), b.double()) for a, b in zip(expected, got, strict=True)]
+    sides = (
+        Side(
+            min(found),
+            statistics.median(found),
+            statistics.quantiles(found, n=100)[98],
+            model_nbytes(model),
+            peak.get("bytes", 0),
+        )
+        for model, found, peak in zip((dense, fast), times, peaks, strict=True)
+    )
+    return Comparison(
+        next(sides),
+        next(sides),
+        runs=len(times[0]),
+        threads=torch.get_num_threads(),
+        max_abs_diff=_largest([float((b - a).abs().max()) if a.numel() else 0.0 for a, b in pairs]),
+        max_rel_diff=_largest([_relative(a, b) for a, b in pairs]),
+    )
+
+
+def model_nbytes(model: nn.Module) -> int:
+    """Bytes of all parameters and buffers, and of what prepacked layers hold; what is shared counts once."""
+    held = {id(t): t.nbytes for t in (*model.parameters(), *model.buffers())}
+    own = sum(getattr(module, "hidden_nbytes", 0) for module in model.modules())
+    return sum(held.values()) + own
+
+
+def _call(model: nn.Module, inputs: Any) -> Any:
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value] if value.is_floating_point() else []
+    if isinstance(value, Mapping):
+        return [t for each in value.values() for t in _tensors(each)]
+    return [t for each in value for t in _tensors(each)] if isinstance(value, (tuple, list)) else []
+
+
+def _relative(expected: Tensor, got: Tensor) -> float:
+    norm = float(expected.norm())
+    return float((got - expected).norm()) / norm if norm else float(got.norm())
+
+
+def _largest(values: list[float]) -> float:
+    return float("nan") if any(value != value for value in values) else max(values)
+
+
+@contextmanager
+def _peak_rss() -> Iterator[dict[str, int]]:
+    """Gives {"bytes": ...} after the block: the kernel's high-water mark, set back at its start."""
+    found: dict[str, int] = {}
+    try:
+        _CLEAR.write_text("5", encoding="ascii")
+    except OSError:
+        yield found
+        return
+    yield found
+    for line in _STATUS.read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmHWM:"):
+            found["bytes"] = int(line.split()[1]) << 10

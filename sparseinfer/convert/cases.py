@@ -1,0 +1,302 @@
+"""A layer as the planner sees it: its matrix, and everything that could compute it, ready to be timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sparseinfer import ops
+from sparseinfer.convert.fusion import Chain
+from sparseinfer.convert.weights import Weights, class_of
+from sparseinfer.formats import CSR
+from sparseinfer.modules import PrepackedLinear, SparseConv1d, SparseConv2d, SparseLinear, pack_groups
+from sparseinfer.ops import Layout
+from sparseinfer.ops.dense import PLAIN, dense_candidates, dense_names
+
+if TYPE_CHECKING:
+    from sparseinfer.convert.planner import Plan
+
+Call = Callable[[], object]
+# Makes a call that holds weights of its own, so that several of them take turns in memory.
+Maker = Callable[[], Call]
+
+
+class Case(Protocol):
+    """What `plan` and `Timer` want to know."""
+
+    dense_weights: Weights
+    weights: Weights
+
+    @property
+    def kind(self) -> str:
+        """Operator and dtypes: of the dense layer, of the sparse weight, and what the kernels round x to."""
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """All else that times depend on, besides the number of tokens and the weight's zeros."""
+
+    @property
+    def title(self) -> str:
+        """For a progress bar."""
+
+    def compact_layout(self) -> Layout:
+        """Of fewest bytes, with kernels for any number of tokens."""
+
+    def layouts(self, tokens: int) -> tuple[Layout, ...]: ...
+
+    def kernel(self, layout: Layout, tokens: int) -> str:
+        """Base name of the kernel that reads this layout."""
+
+    def buckets(self, layout: Layout) -> tuple[ops.Bucket, ...]:
+        """A plan for any number of tokens out of this layout alone, as packing number 0."""
+
+    def packed(self, layout: Layout) -> tuple[Tensor, ...]:
+        """The weight in a layout: one packing, or one per group of channels. Made at most once."""
+
+    def dense(self, tokens: int) -> Mapping[str, Maker]: ...
+
+    def module(self, plan: Plan, chain: Chain) -> nn.Module | None:
+        """What takes the layer's place; None: nothing."""
+
+    def applied(self, plan: Plan, chain: Chain) -> int:
+        """How many of the chain's modules that one does the work of."""
+
+    def sparse(self, layout: Layout, tokens: int) -> Maker: ...
+
+
+@dataclass(eq=False)
+class LinearCase:
+    """y = x · Wᵀ + bias.
+
+    dense_weights   as they are now; x and y have its dtype
+    weights         what becomes sparse, perhaps in a shorter dtype
+    x_dtype         what the kernels round x to
+    """
+
+    dense_weights: Weights
+    weights: Weights
+    x_dtype: torch.dtype
+    _packed: dict[Layout, tuple[Tensor, ...]] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        return _kind("linear", self.dense_weights.weight.dtype, self.weights.weight.dtype, self.x_dtype)
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        return tuple(self.weights.weight.shape)
+
+    @property
+    def title(self) -> str:
+        return "{} x {}".format(*self.weights.weight.shape)
+
+    def compact_layout(self) -> Layout:
+        return ops.compact_layout(self.weights.weight.dtype, self.x_dtype)
+
+    def layouts(self, tokens: int) -> tuple[Layout, ...]:
+        found = ops.layouts(self.weights.weight.dtype, self.x_dtype, tokens)
+        return tuple(layout for layout in found if ops.may_win(layout, self.weights.sparsity))
+
+    def kernel(self, layout: Layout, tokens: int) -> str:
+        return layout.kernel(tokens)
+
+    def buckets(self, layout: Layout) -> tuple[ops.Bucket, ...]:
+        return layout.buckets(0)
+
+    @cached_property
+    def _format(self) -> CSR:
+        return CSR.from_dense(self.weights.weight)
+
+    def packed(self, layout: Layout) -> tuple[Tensor, ...]:
+        if layout not in self._packed:
+            self._packed[layout] = (layout.pack(self._format),)
+        return self._packed[layout]
+
+    def _x(self, tokens: int) -> Tensor:
+        # Drawn from a generator of its own: convert leaves the caller's random numbers alone.
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(tokens, self.weights.weight.shape[1], generator=generator).to(
+            self.dense_weights.weight.dtype
+        )
+
+    def dense(self, tokens: int) -> Mapping[str, Maker]:
+        x, (weight, bias) = self._x(tokens), (self.dense_weights.weight, self.dense_weights.bias)
+
+        def maker(name: str) -> Maker:
+            def make() -> Call:
+                linear = dense_candidates(weight.clone(), bias, tokens=tokens)[name]
+                return lambda: linear(x)
+
+            return make
+
+        return {name: maker(name) for name in dense_names(weight)}
+
+    def sparse(self, layout: Layout, tokens: int) -> Maker:
+        x, bias, n = self._x(tokens), self.weights.bias, self.weights.weight.shape[0]
+        plan = ops.format_plan((ops.Bucket(None, 0, layout.kernel(tokens)),))
+
+        def make() -> Call:
+            blobs = [packed.clone() for packed in self.packed(layout)]
+            return lambda: ops.linear(x, blobs, bias, n, plan, "none")
+
+        return make
+
+    def every_layout(self) -> tuple[Layout, ...]:
+        """For any number of tokens."""
+        found = [
+            layout
+            for m in (1, 8, 16, 64)
+            for layout in ops.layouts(self.weights.weight.dtype, self.x_dtype, m)
+        ]
+        return tuple(dict.fromkeys((*found, self.compact_layout())))
+
+    def module(self, plan: Plan, chain: Chain) -> nn.Module | None:
+        if plan.is_sparse:
+            packings = [packed for (packed,) in plan.packings]
+            bias = self.weights.bias
+            return SparseLinear(
+                packings,
+                bias,
+                buckets=plan.buckets,
+                activation=chain.activation,
+                dtype=self.dense_weights.weight.dtype,
+            )
+        if plan.prepack:
+            weight, bias = self.dense_weights.weight, self.dense_weights.bias
+            return PrepackedLinear(weight, bias, tokens=plan.times[-1].tokens, activation=chain.activation)
+        return None
+
+    def applied(self, plan: Plan, chain: Chain) -> int:
+        return len(chain.modules)
+
+
+@dataclass(eq=False)
+class ConvCase:
+    """y = conv(x) + bias, by the kernels for many tokens; a token is a pixel of the output.
+
+    `shapes` gives for each number of tokens the shape of x [b, c, ...] or [c, ...] that brings them. The
+    weights are matrices [n, c / groups * kernel's size].
+    """
+
+    conv: nn.Conv1d | nn.Conv2d
+    dense_weights: Weights
+    weights: Weights
+    shapes: Mapping[int, tuple[int, ...]]
+    _packed: dict[Layout, tuple[Tensor, ...]] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        dtype = self.dense_weights.weight.dtype
+        return _kind("conv", dtype, self.weights.weight.dtype, dtype)
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        conv = self.conv
+        how = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
+        return (*self.weights.weight.shape, *how, *self.shapes.values())
+
+    @property
+    def title(self) -> str:
+        return "conv {} x {}".format(*self.weights.weight.shape)
+
+    def compact_layout(self) -> Layout:
+        return ops.compact_layout(self.weights.weight.dtype, torch.float32)
+
+    def layouts(self, tokens: int) -> tuple[Layout, ...]:
+        found = ops.layouts(torch.float32, torch.float32, max(tokens, ops.FEW_TOKENS + 1))
+        return tuple(layout for layout in found if ops.may_win(layout, self.weights.sparsity))
+
+    def kernel(self, layout: Layout, tokens: int) -> str:
+        return layout.kernel(max(tokens, ops.FEW_TOKENS + 1))
+
+    def buckets(self, layout: Layout) -> tuple[ops.Bucket, ...]:
+        return (ops.Bucket(None, 0, self.kernel(layout, 1)),)
+
+    def packed(self, layout: Layout) -> tuple[Tensor, ...]:
+        if layout not in self._packed:
+            self._packed[layout] = tuple(pack_groups(self._format, [layout], self.conv.groups))
+        return self._packed[layout]
+
+    @cached_property
+    def _format(self) -> CSR:
+        return CSR.from_dense(self.weights.weight)
+
+    def _x(self, tokens: int) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(self.shapes[tokens], generator=generator).to(self.dense_weights.weight.dtype)
+
+    def dense(self, tokens: int) -> Mapping[str, Maker]:
+        x = self._x(tokens)
+
+        def make() -> Call:
+            conv = self._dense(self.dense_weights)
+            return lambda: conv(x)
+
+        return {PLAIN: make}
+
+    def sparse(self, layout: Layout, tokens: int) -> Maker:
+        x = self._x(tokens)
+        buckets = self.buckets(layout)
+
+        def make() -> Call:
+            conv = self._sparse([packed.clone() for packed in self.packed(layout)], buckets, "none")
+            return lambda: conv(x)
+
+        return make
+
+    def module(self, plan: Plan, chain: Chain) -> nn.Module | None:
+        if plan.is_sparse:
+            packings = [packed for group in plan.packings for packed in group]
+            return self._sparse(packings, plan.buckets, chain.activation)
+        return None if chain.batch_norm is None else self._dense(self.dense_weights)
+
+    def applied(self, plan: Plan, chain: Chain) -> int:
+        return len(chain.modules) if plan.is_sparse else 1
+
+    def _sparse(
+        self, packings: Sequence[Tensor], buckets: Sequence[ops.Bucket], activation: str
+    ) -> SparseConv1d | SparseConv2d:
+        conv = self.conv
+        return (SparseConv1d if isinstance(conv, nn.Conv1d) else SparseConv2d)(
+            packings,
+            self.weights.bias,
+            kernel_size=conv.kernel_size,
+            stride=conv.stride,
+            padding=conv.padding,
+            dilation=conv.dilation,
+            groups=conv.groups,
+            padding_mode=conv.padding_mode,
+            buckets=buckets,
+            activation=activation,
+            dtype=self.dense_weights.weight.dtype,
+        )
+
+    def _dense(self, weights: Weights) -> nn.Conv1d | nn.Conv2d:
+        """The layer with other weights, copied."""
+        conv: Any = self.conv
+        kind: Any = class_of(conv)
+        dense: nn.Conv1d | nn.Conv2d = kind(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,
+            bias=weights.bias is not None,
+            padding_mode=conv.padding_mode,
+            device="meta",
+        )
+        dense.weight = nn.Parameter(weights.weight.reshape(conv.weight.shape).clone())
+        if weights.bias is not None:
+            dense.bias = nn.Parameter(weights.bias.clone())
+        return dense
+
+
+def _kind(op: str, *dtypes: torch.dtype) -> str:
+    return " ".join([op, *(str(dtype).removeprefix("torch.") for dtype in dtypes)])

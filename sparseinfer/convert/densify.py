@@ -1,0 +1,40 @@
+"""The way back: from a converted model to the dense one."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from sparseinfer.convert.apply import replace_, return_to_nested_tensors
+from sparseinfer.convert.kinds import restored
+from sparseinfer.convert.report import detach
+
+
+def densify_(model: nn.Module) -> nn.Module:
+    """Put a dense layer back in the place of everything that `convert` put in; in place, returns the model.
+
+    The weights are those that were converted, bit for bit, zeros included; only what was rounded on the way
+    (`weights=torch.bfloat16`) or folded (`fold_batch_norm=True`) stays so. Activations that had moved into a
+    layer are modules again. ValueError if the model itself is a converted layer; TypeError: not a module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if restored(model) is not None:
+        raise ValueError(f"model: expected a module that holds layers, got {type(model).__name__} itself")
+    replacements: dict[nn.Module, nn.Module] = {}
+    _collect(model, replacements)
+    replace_(model, replacements)
+    return_to_nested_tensors(model)
+    detach(model)
+    return model
+
+
+def _collect(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
+    """Outermost first: what a converted module holds goes with it."""
+    for child in model.children():
+        if child in replacements:
+            continue
+        dense = restored(child)
+        if dense is None:
+            _collect(child, replacements)
+        else:
+            replacements[child] = dense
