@@ -19,8 +19,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from sparseinfer._timing import Timing, interleave, num_threads
-from sparseinfer.convert import convert
-from sparseinfer.modules import SparseLinear
+from sparseinfer.convert import convert, explain
 from sparseinfer.prune import Magnitude, prune_
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
@@ -174,7 +173,7 @@ def _rows(
         sparse = embed(fast, batch)
         times = _time({"dense": model, "sparse": fast}, batch, budget_s)
         dense_ms, sparse_ms = (times[name].min_us / 1e3 for name in ("dense", "sparse"))
-        kinds = [type(module) for module in fast.modules()]
+        layers = explain(fast).rows
         yield Row(
             tokens=batch[0].numel(),
             sparsity=sparsity,
@@ -185,8 +184,8 @@ def _rows(
             speed_up=dense_ms / sparse_ms,
             nbytes=encoder_bytes(fast),
             dense_nbytes=encoder_bytes(model),
-            sparse_layers=kinds.count(SparseLinear),
-            layers=sum(isinstance(module, nn.Linear) for module in model.modules()),
+            sparse_layers=sum(layer.decision == "sparse" for layer in layers),
+            layers=len(layers),
         )
 
 
