@@ -6,7 +6,7 @@ import io
 import json
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from sparseinfer._machine import describe_machine
+from sparseinfer.convert.recording import call, tensors_of
 from sparseinfer.ops import active_isa
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -89,21 +90,21 @@ def benchmark(dense: nn.Module, fast: nn.Module, inputs: Any, *, budget_s: float
     number or shape.
     """
     with torch.inference_mode():
-        expected, got = _tensors(_call(dense, inputs)), _tensors(_call(fast, inputs))
+        expected, got = tensors_of(call(dense, inputs)), tensors_of(call(fast, inputs))
         shapes = [tuple(t.shape) for t in expected], [tuple(t.shape) for t in got]
         if shapes[0] != shapes[1] or not expected:
             raise ValueError(f"fast: expected results of shapes {shapes[0]}, got {shapes[1]}")
         peaks = []
         for model in (dense, fast):
             with _peak_rss() as peak:
-                _call(model, inputs)
+                call(model, inputs)
             peaks.append(peak)
         times: tuple[list[float], list[float]] = ([], [])
         end = time.perf_counter() + budget_s
         while len(times[0]) < 5 or time.perf_counter() < end:
             for model, found in zip((dense, fast), times, strict=True):
                 start = time.perf_counter_ns()
-                _call(model, inputs)
+                call(model, inputs)
                 found.append((time.perf_counter_ns() - start) / 1e6)
     pairs = [(a.double(), b.double()) for a, b in zip(expected, got, strict=True)]
     sides = (
@@ -131,20 +132,6 @@ def model_nbytes(model: nn.Module) -> int:
     held = {id(t): t.nbytes for t in (*model.parameters(), *model.buffers())}
     own = sum(getattr(module, "hidden_nbytes", 0) for module in model.modules())
     return sum(held.values()) + own
-
-
-def _call(model: nn.Module, inputs: Any) -> Any:
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value] if value.is_floating_point() else []
-    if isinstance(value, Mapping):
-        return [t for each in value.values() for t in _tensors(each)]
-    return [t for each in value for t in _tensors(each)] if isinstance(value, (tuple, list)) else []
 
 
 def _relative(expected: Tensor, got: Tensor) -> float:

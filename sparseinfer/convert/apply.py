@@ -45,7 +45,7 @@ def convert(
 
     example_inputs   inputs of one typical run: a tuple of arguments, a mapping of keyword arguments, or the
                      only argument. Each layer is planned for the shapes that this run brings to it
-    tokens           token counts to plan Linears for instead; default (1, 16, 128) where no run says it.
+    tokens           token counts to plan Linears for besides; default (1, 16, 128) where no run says it.
                      A convolution needs `example_inputs`
     weights          torch.bfloat16 or torch.float16: round the sparse weights to it; default: keep them
     activations      torch.bfloat16: sparse Linears round their inputs to it as well (and sum in float32);

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from sparseinfer.convert.fusion import Chain
 from sparseinfer.convert.weights import Weights, class_of
 from sparseinfer.formats import CSR
 from sparseinfer.modules import PrepackedLinear, SparseConv1d, SparseConv2d, SparseLinear, pack_groups
+from sparseinfer.modules.conv import conv_options, dense_conv
 from sparseinfer.ops import Layout
 from sparseinfer.ops.dense import PLAIN, dense_candidates, dense_names
 
@@ -57,6 +58,10 @@ class Case(Protocol):
 
     def packed(self, layout: Layout) -> tuple[Tensor, ...]:
         """The weight in a layout: one packing, or one per group of channels. Made at most once."""
+
+    @property
+    def dense_names(self) -> tuple[str, ...]:
+        """Keys of `dense`, without making anything."""
 
     def dense(self, tokens: int) -> Mapping[str, Maker]: ...
 
@@ -124,6 +129,10 @@ class LinearCase:
             self.dense_weights.weight.dtype
         )
 
+    @property
+    def dense_names(self) -> tuple[str, ...]:
+        return dense_names(self.dense_weights.weight)
+
     def dense(self, tokens: int) -> Mapping[str, Maker]:
         x, (weight, bias) = self._x(tokens), (self.dense_weights.weight, self.dense_weights.bias)
 
@@ -134,7 +143,7 @@ class LinearCase:
 
             return make
 
-        return {name: maker(name) for name in dense_names(weight)}
+        return {name: maker(name) for name in self.dense_names}
 
     def sparse(self, layout: Layout, tokens: int) -> Maker:
         x, bias, n = self._x(tokens), self.weights.bias, self.weights.weight.shape[0]
@@ -230,6 +239,10 @@ class ConvCase:
         generator = torch.Generator().manual_seed(0)
         return torch.randn(self.shapes[tokens], generator=generator).to(self.dense_weights.weight.dtype)
 
+    @property
+    def dense_names(self) -> tuple[str, ...]:
+        return (PLAIN,)
+
     def dense(self, tokens: int) -> Mapping[str, Maker]:
         x = self._x(tokens)
 
@@ -265,36 +278,18 @@ class ConvCase:
         return (SparseConv1d if isinstance(conv, nn.Conv1d) else SparseConv2d)(
             packings,
             self.weights.bias,
-            kernel_size=conv.kernel_size,
-            stride=conv.stride,
-            padding=conv.padding,
-            dilation=conv.dilation,
-            groups=conv.groups,
-            padding_mode=conv.padding_mode,
             buckets=buckets,
             activation=activation,
             dtype=self.dense_weights.weight.dtype,
+            **conv_options(conv),
         )
 
     def _dense(self, weights: Weights) -> nn.Conv1d | nn.Conv2d:
         """The layer with other weights, copied."""
-        conv: Any = self.conv
-        kind: Any = class_of(conv)
-        dense: nn.Conv1d | nn.Conv2d = kind(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
-            conv.padding,
-            conv.dilation,
-            conv.groups,
-            bias=weights.bias is not None,
-            padding_mode=conv.padding_mode,
-            device="meta",
+        weight, bias = weights.weight.reshape(self.conv.weight.shape).clone(), weights.bias
+        dense: nn.Conv1d | nn.Conv2d = dense_conv(
+            class_of(self.conv), self.conv, weight, None if bias is None else bias.clone()
         )
-        dense.weight = nn.Parameter(weights.weight.reshape(conv.weight.shape).clone())
-        if weights.bias is not None:
-            dense.bias = nn.Parameter(weights.bias.clone())
         return dense
 
 

@@ -30,6 +30,7 @@ from sparseinfer.modules import (
     SparseLinear,
     SparseMultiheadAttention,
 )
+from sparseinfer.modules._parts import dense_linear
 
 
 @dataclass(frozen=True)
@@ -223,8 +224,13 @@ def _assembled(layer: Layer, found: _Found) -> nn.Module | None:
     parts = {name: found.parts.get((layer.module, name)) for name in layer.parts}
     if all(part is None for part in parts.values()):
         return None
-    whole = {name: part or layer.parts[name].weights.copied().to_linear() for name, part in parts.items()}
+    whole = {name: part or _dense_copy(layer.parts[name].weights) for name, part in parts.items()}
     return layer.kind.assemble(layer.module, whole).train(layer.module.training)
+
+
+def _dense_copy(weights: Weights) -> nn.Linear:
+    copied = weights.copied()
+    return dense_linear(copied.weight, copied.bias)
 
 
 def _leave_fast_paths(model: nn.Module, found: _Found) -> None:

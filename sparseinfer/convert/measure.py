@@ -98,7 +98,7 @@ class Timer:
             round(weights.empty_blocks, 1),
             self._cold,
         )
-        dense = tuple(case.dense(tokens))
+        dense = case.dense_names
         names = (*dense, *map(str, layouts))
         found = self._verdicts.get(key, names)
         source: Source = "remembered"
@@ -150,5 +150,5 @@ def predict_times(case: Case, layouts: tuple[Layout, ...], tokens: int) -> Times
     def us(name: str) -> float:
         return predict(case.kind, name, weight.numel(), sparsity, tokens, *where)
 
-    dense = {name: us(name) for name in case.dense(tokens)}
+    dense = {name: us(name) for name in case.dense_names}
     return Times(tokens, dense, {layout: us(str(layout)) for layout in layouts}, "predicted")

@@ -63,10 +63,11 @@ def record(model: nn.Module, modules: Iterable[nn.Module], example_inputs: Any) 
 def run(model: nn.Module, example_inputs: Any) -> Any:
     """The model's result, in eval mode and without gradients; its modes are put back."""
     with _eval_mode(model), torch.no_grad():
-        return _call(model, example_inputs)
+        return call(model, example_inputs)
 
 
-def _call(model: nn.Module, example_inputs: Any) -> Any:
+def call(model: nn.Module, example_inputs: Any) -> Any:
+    """The model on a tuple or list of arguments, a mapping of keyword arguments, or the only argument."""
     if isinstance(example_inputs, Mapping):
         return model(**example_inputs)
     if isinstance(example_inputs, (tuple, list)):

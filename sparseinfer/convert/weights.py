@@ -58,14 +58,6 @@ class Weights:
     def copied(self) -> Weights:
         return Weights(self.weight.clone(), None if self.bias is None else self.bias.clone())
 
-    def to_linear(self) -> nn.Linear:
-        linear = nn.Linear(1, 1, bias=self.bias is not None, device="meta")
-        linear.out_features, linear.in_features = self.weight.shape
-        linear.weight = nn.Parameter(self.weight)
-        if self.bias is not None:
-            linear.bias = nn.Parameter(self.bias)
-        return linear
-
     @property
     def nbytes(self) -> int:
         return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)

@@ -11,14 +11,10 @@ from torch import Tensor, nn
 
 from sparseinfer import ops
 from sparseinfer.formats import BSR, CSR
+from sparseinfer.modules._parts import refuse_moves
 from sparseinfer.ops.packing import DTYPES
 
 Self = TypeVar("Self", bound="PackedLayer")
-
-NO_GRADIENTS = (
-    "x: expected an input without gradients, got requires_grad=True "
-    "(sparse layers are for inference: run under torch.no_grad() or torch.inference_mode())"
-)
 
 _PARTS = ("values", "crow_indices", "col_indices")
 
@@ -129,13 +125,7 @@ class PackedLayer(nn.Module):
             raise ValueError(f"activation: expected 'none', got {self.activation!r} (a dense layer has none)")
 
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        dtype = self.dtype
-        probe = fn(torch.zeros(1, dtype=dtype))
-        if probe.dtype != dtype or probe.device.type != "cpu":
-            raise TypeError(
-                f"{type(self).__name__}: expected to stay {dtype} on cpu, got a move to {probe.dtype} on "
-                f"{probe.device} (move the dense model, then convert it again)"
-            )
+        refuse_moves(self, self.dtype, fn)
         return super()._apply(fn, recurse)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:

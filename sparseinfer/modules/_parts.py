@@ -1,6 +1,8 @@
-"""What a composite module asks of the linear modules that it holds, dense or sparse."""
+"""What the modules share: what composites ask of their parts, and what none of them does."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -60,3 +62,13 @@ def refuse_gradients(**inputs: Tensor | None) -> None:
                     f"{name}: expected an input without gradients, got requires_grad=True "
                     "(sparse layers are for inference: run under torch.no_grad() or torch.inference_mode())"
                 )
+
+
+def refuse_moves(module: nn.Module, dtype: torch.dtype, fn: Callable[[Tensor], Tensor]) -> None:
+    """TypeError if fn, as nn.Module._apply gets it, would change dtype or leave the CPU."""
+    probe = fn(torch.zeros(1, dtype=dtype))
+    if probe.dtype != dtype or probe.device.type != "cpu":
+        raise TypeError(
+            f"{type(module).__name__}: expected to stay {dtype} on cpu, got a move to {probe.dtype} on "
+            f"{probe.device} (move the dense model, then convert it again)"
+        )

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from sparseinfer import ops
 from sparseinfer.formats import CSR
-from sparseinfer.modules._packed import NO_GRADIENTS, PackedLayer, as_layouts, pack_groups
+from sparseinfer.modules._packed import PackedLayer, as_layouts, pack_groups
+from sparseinfer.modules._parts import refuse_gradients
 
 Self = TypeVar("Self", bound="_SparseConv")
 
@@ -86,19 +87,14 @@ class _SparseConv(PackedLayer):
         return cls(
             pack_groups(fmt, as_layouts(["rowgroup"] if packings is None else packings), conv.groups),
             conv.bias,
-            kernel_size=conv.kernel_size,
-            stride=conv.stride,
-            padding=conv.padding,
-            dilation=conv.dilation,
-            groups=conv.groups,
-            padding_mode=conv.padding_mode,
             buckets=buckets,
             activation=activation,
+            **conv_options(conv),
         )
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad:
-            raise RuntimeError(NO_GRADIENTS)
+            refuse_gradients(x=x)
         batched = x.dim() == self._dims + 2
         if not batched:
             if x.dim() != self._dims + 1:
@@ -131,22 +127,8 @@ class _SparseConv(PackedLayer):
     def _to_dense(self, activation: bool) -> nn.Conv1d | nn.Conv2d:
         if activation:
             self._check_no_activation()
-        # Without data: nothing to initialise and no random numbers drawn.
-        conv = self._dense(
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            bias=self.bias is not None,
-            padding_mode=self.padding_mode,
-            device="meta",
-        )
-        conv.weight = nn.Parameter(self.weight.to(self.dtype))
-        if self.bias is not None:
-            conv.bias = nn.Parameter(self.bias.clone())
+        bias = None if self.bias is None else self.bias.clone()
+        conv = dense_conv(self._dense, self, self.weight.to(self.dtype), bias)
         return conv.train(self.training)
 
     @property
@@ -259,3 +241,20 @@ class SparseConv1d(_SparseConv):
         conv = self._to_dense(activation)
         assert isinstance(conv, nn.Conv1d)
         return conv
+
+
+def conv_options(conv: Any) -> dict[str, Any]:
+    """What convolutions, dense and sparse, are made with besides their weights and channels."""
+    names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    return {name: getattr(conv, name) for name in names}
+
+
+def dense_conv(kind: Any, like: Any, weight: Tensor, bias: Tensor | None) -> Any:
+    """A convolution of class `kind` with the channels and options of `like`; nothing is copied."""
+    # Without data: nothing to initialise and no random numbers drawn.
+    channels, options = (like.in_channels, like.out_channels), conv_options(like)
+    conv = kind(*channels, **options, bias=bias is not None, device="meta")
+    conv.weight = nn.Parameter(weight)
+    if bias is not None:
+        conv.bias = nn.Parameter(bias)
+    return conv

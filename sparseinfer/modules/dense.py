@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import _disable_current_modes
 
-from sparseinfer.modules._parts import dense_linear, refuse_gradients
+from sparseinfer.modules._parts import dense_linear, refuse_gradients, refuse_moves
 from sparseinfer.ops.dense import prepack_available
 
 # Of `torch.ops.mkldnn._linear_pointwise`: attr and algorithm.
@@ -161,12 +161,7 @@ class PrepackedLinear(nn.Module):
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PrepackedLinear:
-        probe = fn(torch.zeros(1, dtype=self.dtype))
-        if probe.dtype != self.dtype or probe.device.type != "cpu":
-            raise TypeError(
-                f"PrepackedLinear: expected to stay {self.dtype} on cpu, got a move to {probe.dtype} on "
-                f"{probe.device} (move the dense model, then convert it again)"
-            )
+        refuse_moves(self, self.dtype, fn)
         return super()._apply(fn, recurse)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from sparseinfer import ops
 from sparseinfer.formats import BSR, CSR
-from sparseinfer.modules._packed import NO_GRADIENTS, PackedLayer, as_layouts, pack_groups
+from sparseinfer.modules._packed import PackedLayer, as_layouts, pack_groups
+from sparseinfer.modules._parts import dense_linear, refuse_gradients
 
 
 class SparseLinear(PackedLayer):
@@ -69,7 +70,7 @@ class SparseLinear(PackedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad:
-            raise RuntimeError(NO_GRADIENTS)
+            refuse_gradients(x=x)
         # Straight from the dict: nn.Module.__getattr__ costs 0.7 us a buffer, a tenth of a small call.
         buffers = self._buffers
         packings = [buffers[name] for name in self._packing_names]
@@ -78,13 +79,8 @@ class SparseLinear(PackedLayer):
     def to_linear(self) -> nn.Linear:
         """The dense layer, exact to the bit. ValueError if an activation was fused into this one."""
         self._check_no_activation()
-        # Built tiny and without data: nothing to initialise, no random numbers drawn, no warning if k = 0.
-        linear = nn.Linear(1, 1, bias=self.bias is not None, device="meta")
-        linear.in_features, linear.out_features = self.in_features, self.out_features
-        linear.weight = nn.Parameter(self.weight.to(self.dtype))
-        if self.bias is not None:
-            linear.bias = nn.Parameter(self.bias.clone())
-        return linear.train(self.training)
+        bias = None if self.bias is None else self.bias.clone()
+        return dense_linear(self.weight.to(self.dtype), bias).train(self.training)
 
     @property
     def weight(self) -> Tensor:

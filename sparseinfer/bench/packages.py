@@ -1,0 +1,25 @@
+"""Packages that only the demo and the whole-model benchmark need."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+
+def transformers(asker: str, extra: str) -> Any:
+    """The module, told to fetch nothing and to print no reports. RuntimeError if it is missing."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    try:
+        import transformers
+    except ImportError:
+        raise missing(asker, "transformers", extra) from None
+    # A checkpoint may hold parts that are not used, such as a pooler: no report about that.
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+def missing(asker: str, package: str, extra: str) -> RuntimeError:
+    """`asker` is what wants it, `extra` the one of this package that installs it."""
+    hint = f"pip install 'sparseinfer[{extra}]'"
+    return RuntimeError(f"{asker}: expected the package {package}, got none ({hint})")
