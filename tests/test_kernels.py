@@ -194,6 +194,17 @@ def test_close_to_fp64(kernel: ops.KernelInfo, sparsity: float) -> None:
                 assert_close(forced(kernel, fmt, x, bias), x, fmt, bias)
 
 
+@pytest.mark.parametrize("k", [1, 7, 63, 64, 65, 320])
+@kernel
+def test_kernels_of_bf16_round_x_like_torch(kernel: ops.KernelInfo, k: int) -> None:
+    if kernel.storage != "bf16":
+        return
+    for m in (1, 5, 16, 33, 100):
+        x = torch.randn(m, k + 3)[:, :k]
+        for fmt in formats_for(kernel, weight_for(kernel, 64, k, 0.5).to(BF16))[:1]:
+            assert torch.equal(forced(kernel, fmt, x), forced(kernel, fmt, x.to(BF16).float()))
+
+
 @kernel
 def test_bias_in_the_dtype_of_x(kernel: ops.KernelInfo) -> None:
     bias = torch.randint(-3, 4, (24,)).float()
@@ -332,5 +343,5 @@ def test_a_kernel_refuses_activations_it_would_have_to_round(kernel: ops.KernelI
     accepted = {x_dtype for _, x_dtype in DTYPES[kernel.storage]}
     w = torch.eye(8).to(DTYPES[kernel.storage][0][0])
     for x_dtype in {F32, F16} - accepted if kernel.storage == "bf16" else set():
-        with pytest.raises(ValueError, match=f"x: expected bf16 for {kernel.name}"):
+        with pytest.raises(ValueError, match=f"x: expected fp32 or bf16 for {kernel.name}"):
             forced(kernel, formats_for(kernel, w)[0], torch.ones(2, 8, dtype=x_dtype))

@@ -39,7 +39,7 @@ int64_t y_bytes(const SpmmArgs& args) {
   const int64_t rows = args.conv != nullptr ? args.conv->batch - 1 : args.m - 1;
   const int64_t last = args.conv != nullptr ? args.w->n * args.conv->out_h * args.conv->out_w : args.w->n;
   const int64_t step = args.conv != nullptr ? args.conv->y_image : args.ldy;
-  return (rows * step + last) * dtype_bytes(args.y_dtype);
+  return (rows * step + last) * dtype_bytes(args.dtype);
 }
 
 // Tokens [first, first + count) of a call.
@@ -48,8 +48,8 @@ SpmmArgs tokens_of(SpmmArgs args, int64_t first, int64_t count) {
   if (args.conv != nullptr) {
     args.first_token += first;
   } else {
-    args.x = static_cast<const char*>(args.x) + first * args.ldx * dtype_bytes(args.x_dtype);
-    args.y = static_cast<char*>(args.y) + first * args.ldy * dtype_bytes(args.y_dtype);
+    args.x = static_cast<const char*>(args.x) + first * args.ldx * dtype_bytes(args.dtype);
+    args.y = static_cast<char*>(args.y) + first * args.ldy * dtype_bytes(args.dtype);
   }
   return args;
 }

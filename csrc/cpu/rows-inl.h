@@ -1,5 +1,5 @@
 // The frame of every few-token kernel. x is copied once per call into rows that the kernel can read past their end:
-// widened to fp32, or as it is where the kernel multiplies bf16. Kernels walk the weights of a split once for up to
+// widened to fp32, or as bf16 where the kernel multiplies that. Kernels walk the weights of a split once for up to
 // kMaxTokens tokens at a time and hand over finished vectors of y.
 #pragma once
 
@@ -36,9 +36,13 @@ struct Rows {
     for (int64_t token = begin; token < end; ++token) {
       Element* out = reinterpret_cast<Element*>(a.workspace) + token * stride(a);
       if constexpr (sizeof(Element) == 2) {
-        if (k > 0) memcpy(out, static_cast<const Element*>(a.x) + token * a.ldx, static_cast<size_t>(k) * 2);
+        if (a.dtype == DType::kF32) {
+          round_row(static_cast<const float*>(a.x) + token * a.ldx, k, reinterpret_cast<BF16*>(out));
+        } else if (k > 0) {
+          memcpy(out, static_cast<const Element*>(a.x) + token * a.ldx, static_cast<size_t>(k) * 2);
+        }
       } else {
-        with_type(a.x_dtype, [&](auto type) {
+        with_type(a.dtype, [&](auto type) {
           const auto* x = static_cast<const decltype(type)*>(a.x) + token * a.ldx;
           int64_t i = 0;
           for (; i + R <= k; i += R) Row::store(out + i, Row::load(x + i));
@@ -85,7 +89,7 @@ struct Rows {
 
 // y[token, row : row + count] = activation(sum + bias), count <= R.
 SI_INLINE void finish(const SpmmArgs& a, Row::V sum, int64_t token, int64_t row, int count) {
-  with_type(a.y_dtype, [&](auto type) {
+  with_type(a.dtype, [&](auto type) {
     using T = decltype(type);
     if (a.bias) sum = Row::add(sum, load_bias<Row, T>(a, row, count));
     Row::store_partial(static_cast<T*>(a.y) + token * a.ldy + row, activate<Row>(sum, a.activation), count);

@@ -33,38 +33,59 @@ template <class T>
 SI_INLINE void token_rows(const SpmmArgs& a, int64_t token, int64_t column, const T* (&rows)[G]) {
   for (int i = 0; i < G; ++i) {
     const int64_t element = (token + i < a.m ? token + i : a.m - 1) * a.ldx + column;
-    rows[i] = reinterpret_cast<const T*>(static_cast<const char*>(a.x) + element * dtype_bytes(a.x_dtype));
+    rows[i] = reinterpret_cast<const T*>(static_cast<const char*>(a.x) + element * dtype_bytes(a.dtype));
   }
 }
 
-// x[kTokens from `token` on, `columns` of type T from `first` on] -> out[columns][kTokens], four bytes an element.
+// rows[kGroup tokens][columns] -> out[columns][kTokens], four bytes an element.
 template <int kTokens, class T>
-void pack_columns(const SpmmArgs& a, int64_t token, int64_t first, int64_t columns, float* out) {
+SI_INLINE void turn(const T* const (&rows)[G], int64_t columns, float* out) {
   constexpr int kGroup = kTokens < G ? kTokens : G;
-  for (int group = 0; group < kTokens; group += kGroup) {
-    const T* rows[G];
-    token_rows(a, token + group, first, rows);
-    float* to = out + group;
-    int64_t c = 0;
-    for (; c + G <= columns; c += G, to += G * kTokens) Tr::template to_columns<kGroup>(rows, c, to, kTokens);
-    for (; c < columns; ++c, to += kTokens) {
-      for (int i = 0; i < kGroup; ++i) to[i] = widen(rows[i][c]);
-    }
+  int64_t c = 0;
+  for (; c + G <= columns; c += G, out += G * kTokens) Tr::template to_columns<kGroup>(rows, c, out, kTokens);
+  for (; c < columns; ++c, out += kTokens) {
+    for (int i = 0; i < kGroup; ++i) out[i] = widen(rows[i][c]);
   }
 }
 
 // The same for bf16 as it is.
-template <int kTokens>
-void pack_halves(const SpmmArgs& a, int64_t token, int64_t first, int64_t columns, uint16_t* out) {
+template <int kTokens, class T>
+SI_INLINE void turn(const T* const (&rows)[G], int64_t columns, uint16_t* out) {
   constexpr int kGroup = kTokens < G ? kTokens : G;
-  for (int group = 0; group < kTokens; group += kGroup) {
-    const uint16_t* rows[G];
+  int64_t c = 0;
+  for (; c + G <= columns; c += G, out += G * kTokens) Tr::halves_to_columns(rows, c, out, kTokens);
+  for (; c < columns; ++c, out += kTokens) {
+    for (int i = 0; i < kGroup; ++i) out[i] = rows[i][c];
+  }
+}
+
+// x[kTokens from `token` on, `columns` of type T from `first` on] -> out[columns][kTokens].
+template <int kTokens, class T, class Out>
+void pack_columns(const SpmmArgs& a, int64_t token, int64_t first, int64_t columns, Out* out) {
+  for (int group = 0; group < kTokens; group += G) {
+    const T* rows[G];
     token_rows(a, token + group, first, rows);
-    uint16_t* to = out + group;
-    int64_t c = 0;
-    for (; c + G <= columns; c += G, to += G * kTokens) Tr::halves_to_columns(rows, c, to, kTokens);
-    for (; c < columns; ++c, to += kTokens) {
-      for (int i = 0; i < kGroup; ++i) to[i] = rows[i][c];
+    turn<kTokens>(rows, columns, out + group);
+  }
+}
+
+// The same for kernels that multiply bf16, which take x in bf16, a T a column or two, or round fp32 to it.
+template <int kTokens, class T, class Out>
+void pack_bf16(const SpmmArgs& a, int64_t token, int64_t first, int64_t columns, Out* out) {
+  if (a.dtype == DType::kBF16) return pack_columns<kTokens, T>(a, token, first, columns, out);
+  constexpr int64_t kColumns = 64, kEach = sizeof(T) / sizeof(BF16);
+  for (int group = 0; group < kTokens; group += G) {
+    const float* rows[G];
+    token_rows(a, token + group, first, rows);
+    for (int64_t c = 0; c < columns; c += kColumns / kEach) {
+      const int64_t count = columns - c < kColumns / kEach ? columns - c : kColumns / kEach;
+      BF16 values[G][kColumns];
+      const T* rounded[G];
+      for (int i = 0; i < G; ++i) {
+        round_row(rows[i] + c * kEach, count * kEach, values[i]);
+        rounded[i] = reinterpret_cast<const T*>(values[i]);
+      }
+      turn<kTokens>(rounded, count, out + c * kTokens + group);
     }
   }
 }
@@ -148,16 +169,16 @@ struct Tiled {
         char* out = a.workspace + tile * tile_bytes(a) + panel * positions(a.w) * S::kTokens * kElement;
         memset(out + (positions(a.w) - 1) * S::kTokens * kElement, 0, S::kTokens * kElement);
         if constexpr (kMode == TileMode::kFloat) {
-          with_type(a.x_dtype, [&](auto type) {
+          with_type(a.dtype, [&](auto type) {
             using T = decltype(type);
             float* to = reinterpret_cast<float*>(out);
             if (a.conv != nullptr) return pack_pixels<S::kTokens, T>(a, token, first, columns, to);
             pack_columns<S::kTokens, T>(a, token, first, columns, to);
           });
         } else if constexpr (kMode == TileMode::kDwords) {
-          pack_columns<S::kTokens, Dword>(a, token, first, columns, reinterpret_cast<float*>(out));
+          pack_bf16<S::kTokens, Dword>(a, token, first, columns, reinterpret_cast<float*>(out));
         } else {
-          pack_halves<S::kTokens>(a, token, first, columns, reinterpret_cast<uint16_t*>(out));
+          pack_bf16<S::kTokens, uint16_t>(a, token, first, columns, reinterpret_cast<uint16_t*>(out));
         }
       });
     }
@@ -197,12 +218,12 @@ struct Tiled {
   static void finish(const SpmmArgs& a, const float* sums, int64_t row, int64_t rows, int64_t token) {
     constexpr int kPairLanes = kMode == TileMode::kPairs && S::Vec::L > 4 ? S::Vec::L : 0;
     if constexpr (kMode == TileMode::kFloat) {
-      with_type(a.y_dtype, [&](auto type) {
+      with_type(a.dtype, [&](auto type) {
         using T = decltype(type);
         if (a.conv != nullptr) return finish_pixels<S::kTokens, T>(a, sums, row, rows, token);
         finish_tile<S::kTokens, kPairLanes, T>(a, sums, row, rows, token);
       });
-    } else if (a.y_dtype == DType::kF32) {
+    } else if (a.dtype == DType::kF32) {
       finish_tile<S::kTokens, kPairLanes, float>(a, sums, row, rows, token);
     } else {
       finish_tile<S::kTokens, kPairLanes, BF16>(a, sums, row, rows, token);

@@ -25,6 +25,13 @@ SI_INLINE void with_type(DType dtype, F f) {
   }
 }
 
+// x[count] -> out[count], to nearest.
+SI_INLINE void round_row(const float* x, int64_t count, BF16* out) {
+  int64_t i = 0;
+  for (; i + R <= count; i += R) Row::store(out + i, Row::load(x + i));
+  for (; i < count; ++i) narrow(x[i], out + i);
+}
+
 // bias[row : row + count] as a vector of Vec; T is the type of y.
 template <class Vec, class T>
 SI_INLINE typename Vec::V load_bias(const SpmmArgs& a, int64_t row, int count) {

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparseinfer._native import core
 from sparseinfer.formats._checks import DTYPE_NAMES
-from sparseinfer.ops.kernels import kernel_id, kernels
+from sparseinfer.ops.kernels import kernel_id
 from sparseinfer.ops.packing import check_tensor
 from sparseinfer.ops.plan import parse_plan
 from sparseinfer.ops.schema import library
@@ -55,13 +55,12 @@ def address(packed: Tensor) -> int:
 
 
 @lru_cache(maxsize=4096)
-def choices(plan: str) -> tuple[tuple[float, int, int, bool], ...]:
-    """(max_tokens, packing, kernel id, whether the kernel takes bf16 only) of each bucket."""
+def choices(plan: str) -> tuple[tuple[float, int, int], ...]:
+    """(max_tokens, packing, kernel id) of each bucket."""
     found = []
     for bucket in parse_plan(plan):
-        kernel = kernel_id(bucket.kernel)
         limit = inf if bucket.max_tokens is None else bucket.max_tokens
-        found.append((limit, bucket.packing, kernel, kernels()[kernel].storage == "bf16"))
+        found.append((limit, bucket.packing, kernel_id(bucket.kernel)))
     return tuple(found)
 
 
@@ -83,6 +82,9 @@ def run(
     """
     # These lines are what a call of a small layer costs: an attribute of a tensor is a tenth of a
     # microsecond, torch.empty two.
+    if not x.is_cpu:
+        # Called from plain Python; the dispatcher knows who computes on that device.
+        return torch.ops.sparseinfer.linear.default(x, packings, bias, n, plan, activation)
     shape = x.shape
     if len(shape) == 2:
         rows = x
@@ -95,20 +97,14 @@ def run(
     for choice in choices(plan):
         if m <= choice[0]:
             break
-    _, index, kernel, bf16_only = choice
+    _, index, kernel = choice
     if index >= len(packings):
         raise ValueError(f"packings: expected at least {index + 1} for plan {plan}, got {len(packings)}")
     dtype = x.dtype
-    y_dtype = X_DTYPES.get(dtype)
-    if y_dtype is None:
+    dtype_number = X_DTYPES.get(dtype)
+    if dtype_number is None:
         raise TypeError(f"x: expected dtype torch.float32, torch.bfloat16 or torch.float16, got {dtype}")
-    if not x.is_cpu:
-        raise ValueError(f"x: expected a tensor on the CPU, got one on {x.device}")
-    x_dtype = y_dtype
     y = x.new_empty((m, n) if rows is x else (*shape[:-1], n))
-    if bf16_only and dtype is torch.float32:
-        rows = rows.to(torch.bfloat16)
-        x_dtype = X_DTYPES[torch.bfloat16]
     stride, step = rows.stride()
     if step != 1 and m and k:
         rows = rows.contiguous()
@@ -130,7 +126,7 @@ def run(
     core.spmm(
         kernel,
         rows.data_ptr(),
-        x_dtype,
+        dtype_number,
         m,
         k,
         stride,
@@ -138,7 +134,6 @@ def run(
         bias_address,
         bias_dtype,
         y.data_ptr(),
-        y_dtype,
         n,
         number,
         parts,

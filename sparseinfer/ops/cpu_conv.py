@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from sparseinfer._native import core
+from sparseinfer.ops.conv_shapes import checked_size
 from sparseinfer.ops.cpu import ACTIVATIONS, X_DTYPES, address, checked_bias, choices
-from sparseinfer.ops.schema import conv_size, library
+from sparseinfer.ops.schema import library
 
 
 def run(
@@ -33,34 +34,24 @@ def run(
     contiguous and has the dtype of x. `parts` as in `cpu.run`. ValueError and TypeError say what was
     expected.
     """
-    pairs = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
-    for name, pair in pairs.items():
-        least = 0 if name == "padding" else 1
-        if len(pair) != 2 or min(pair) < least:
-            raise ValueError(f"{name}: expected 2 numbers of at least {least}, got {pair}")
-    if x.dim() != 4:
-        raise ValueError(f"x: expected 4 dimensions [b, c, h, w], got shape {tuple(x.shape)}")
+    if not x.is_cpu:
+        # Called from plain Python; the dispatcher knows who computes on that device.
+        return torch.ops.sparseinfer.conv.default(
+            x, packings, bias, n, kernel_size, stride, padding, dilation, groups, plan, activation
+        )
+    out_h, out_w = checked_size(x, n, kernel_size, stride, padding, dilation, groups)
     dtype = x.dtype
     number = X_DTYPES.get(dtype)
     if number is None:
         raise TypeError(f"x: expected dtype torch.float32, torch.bfloat16 or torch.float16, got {dtype}")
-    if not x.is_cpu:
-        raise ValueError(f"x: expected a tensor on the CPU, got one on {x.device}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     b, c, h, w = x.shape
-    if groups < 1 or n < 0 or c % groups or n % groups:
-        raise ValueError(f"groups: expected a divisor of {c} channels and of {n} out_channels, got {groups}")
-    out_h, out_w = map(conv_size, (h, w), kernel_size, stride, padding, dilation)
-    if out_h < 1 or out_w < 1:
-        reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel_size, strict=True)]
-        size = [h + 2 * padding[0], w + 2 * padding[1]]
-        raise ValueError(f"x: expected images of at least {reach} with their padding, got {size}")
     tokens = b * out_h * out_w
     for choice in choices(plan):
         if tokens <= choice[0]:
             break
-    _, index, kernel, _ = choice
+    _, index, kernel = choice
     if (index + 1) * groups > len(packings):
         raise ValueError(
             f"packings: expected at least {(index + 1) * groups} for plan {plan}, got {len(packings)}"
@@ -80,7 +71,6 @@ def run(
         bias_address,
         bias_dtype,
         y.data_ptr(),
-        number,
         (b, n, out_h, out_w),
         kernel_size,
         stride,

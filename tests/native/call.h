@@ -24,7 +24,7 @@ struct Call {
   const RegisteredKernel& kernel;
   const Problem& problem;
   const PackingHeader* packed;
-  DType x_dtype;  // of x and of y; pairs of bf16 are given x rounded to bf16, and y stays what it was
+  DType x_dtype;  // of x and of y; kernels of bf16 pairs round x to bf16
   int64_t m;
   Bias bias = Bias::kNone;
   Activation activation = Activation::kNone;
@@ -83,7 +83,7 @@ class Output {
 // x, with NaN between the rows.
 inline Fenced lay_out_x(const Call& call, int64_t ldx) {
   const int64_t k = call.problem.k, count = call.m > 0 ? (call.m - 1) * ldx + k : 0;
-  const DType dtype = call.kernel_x();
+  const DType dtype = call.x_dtype;
   Fenced x(count * dtype_bytes(dtype));
   const std::vector<uint32_t>& bits = call.problem.x_bits(dtype);
   for (int64_t t = 0; t < call.m; ++t) {
@@ -99,8 +99,7 @@ inline SpmmArgs arguments(const Call& call, const char* x, char* y, const char* 
   args.bias = call.bias == Bias::kNone ? nullptr : bias;
   args.w = call.packed;
   args.m = call.m;
-  args.x_dtype = call.kernel_x();
-  args.y_dtype = call.x_dtype;
+  args.dtype = call.x_dtype;
   args.bias_dtype = call.bias_dtype();
   args.activation = call.activation;
   return args;

@@ -11,14 +11,13 @@ namespace sparseinfer {
 
 // y[m, n] = activation(x[m, k] . W[n, k]^T + bias[n])
 struct SpmmArgs {
-  const void* x;           // [m, k], x_dtype, row stride ldx elements, last dimension contiguous
-  void* y;                 // [m, n], y_dtype, row stride ldy elements
+  const void* x;           // [m, k], dtype, row stride ldx elements, last dimension contiguous
+  void* y;                 // [m, n], dtype, row stride ldy elements
   const void* bias;        // [n], bias_dtype, nullable
   const PackingHeader* w;  // validated by check_packing
   int64_t m, ldx, ldy;
-  DType x_dtype;
-  DType y_dtype;     // fp32 or x_dtype
-  DType bias_dtype;  // fp32 or y_dtype
+  DType dtype;       // of x and y; storages of bf16 round fp32 x to it, and take no fp16
+  DType bias_dtype;  // fp32 or dtype
   Activation activation;
   char* workspace;  // `workspace_bytes`, shared by all threads that work on the same tokens
 
