@@ -249,3 +249,42 @@ class TestInferenceMode:
 
         net, seen = recorded(run)
         assert seen.shared[net.a] != seen.shared[net.b]
+
+
+class TestLast:
+    """Who was the last to need the memory of its input; `of_a` says what happens to the input of `act`."""
+
+    @pytest.mark.parametrize(
+        "run",
+        [
+            lambda net, x, y: net.act(y),
+            lambda net, x, y: net.act(y + x),
+            lambda net, x, y: y.sum() + net.act(y),  # read before, not after
+            lambda net, x, y: net.act(y.view(12)),  # all of the memory, seen otherwise
+            lambda net, x, y: net.act(net.b(net.act(y))),  # at both calls
+        ],
+    )
+    def test_nothing_needs_it_later(self, run: object) -> None:
+        net, seen = recorded(of_a(run))
+        assert net.act in seen.last
+
+    @pytest.mark.parametrize(
+        "run",
+        [
+            lambda net, x, y: net.act(y) + y,
+            lambda net, x, y: net.act(y) + net.b(y),
+            lambda net, x, y: (net.act(y), y),
+            lambda net, x, y: net.act(x) + y,  # the caller's
+            lambda net, x, y: net.act(y.view(12)).sum() + y,
+            lambda net, x, y: (lambda alias: net.act(y) + alias)(y.detach()),
+            lambda net, x, y: (lambda alias: net.act(y).T + alias)(y.T),
+            lambda net, x, y: net.act(y[1:]),  # a part of something
+            lambda net, x, y: net.act(y.T),
+            lambda net, x, y: net.act(y.sum(0, keepdim=True).expand(3, 4)),
+            lambda net, x, y: net.act(net.b(y)) + net.act(y) + y,  # at one of two calls
+            lambda net, x, y: net.act(net.a.weight[:3]) + y,
+        ],
+    )
+    def test_it_is_needed_later(self, run: object) -> None:
+        net, seen = recorded(of_a(run))
+        assert net.act not in seen.last

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from sparseinfer._select import is_transposed_linear
 from sparseinfer.convert.fusion import BATCH_NORMS
+from sparseinfer.convert.inplace import out_of_place
 from sparseinfer.convert.weights import Weights, class_of, read
 from sparseinfer.modules import (
     ChannelsLastMaxPool2d,
@@ -64,11 +66,6 @@ def kind_of(module: nn.Module) -> Kind | None:
     return _KINDS.get(class_of(module))
 
 
-def is_transposed_linear(module: nn.Module) -> bool:
-    """Whether it is transformers' Conv1D: a Linear that holds its weight as [k, n]."""
-    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
-
-
 def restored(module: nn.Module) -> nn.Module | None:
     """The dense module whose place this one took; None if it took none."""
     if isinstance(module, Fused):
@@ -88,7 +85,7 @@ def restored(module: nn.Module) -> nn.Module | None:
         linear = dense_linear(weight, dense_bias(module)).train(module.training)
         origin = getattr(module, _ORIGIN, None)
         return linear if origin is None else _transposed(linear, origin)
-    return None
+    return out_of_place(module)
 
 
 def _rows(shape: Shape) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
@@ -29,12 +30,14 @@ class Recording:
     shapes  module -> shapes of its first input, in order of the calls, each listed once
     shared  module -> marks of its inputs; two modules with equal marks were given the same tensors
     reader  module -> the module that alone read its results, at every call; and read nothing else
+    last    modules that were the last to read the memory of their input, at every call: it was free after
     result  what the model returned: its floating-point tensors
     """
 
     shapes: Mapping[nn.Module, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     shared: Mapping[nn.Module, tuple[object, ...]] = field(default_factory=dict)
     reader: Mapping[nn.Module, nn.Module] = field(default_factory=dict)
+    last: frozenset[nn.Module] = frozenset()
     result: Sequence[Tensor] = ()
 
 
@@ -91,6 +94,18 @@ class _Result:
         return None if self.used_elsewhere or escaped or len(self.readers) != 1 else self.readers[0]
 
 
+@dataclass
+class _Reading:
+    """A module's call on a tensor, and whether anyone needed the tensor's memory afterwards."""
+
+    module: nn.Module
+    memory: Any  # StorageWeakRef, which no other storage equals as long as it is held
+    needed_later: bool
+
+    def was_last(self) -> bool:
+        return not self.needed_later and self.memory.expired()
+
+
 class _Recorder(TorchFunctionMode):
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         super().__init__()
@@ -101,6 +116,8 @@ class _Recorder(TorchFunctionMode):
         self._results: list[_Result] = []
         self._live: dict[int, _Result] = {}
         self._inputs: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._readings: list[_Reading] = []
+        self._latest: dict[int, _Reading] = {}
         self._serial = itertools.count()
         self._running: list[nn.Module] = []
 
@@ -125,8 +142,13 @@ class _Recorder(TorchFunctionMode):
             only = next(iter(found)) if len(found) == 1 else None
             if only is not None and all(s is not None and s.producer is module for s in self._sources[only]):
                 reader[module] = only
-        shapes = {module: tuple(found) for module, found in self._shapes.items()}
-        return Recording(shapes, {module: tuple(marks) for module, marks in self._marks.items()}, reader)
+        return Recording(
+            {module: tuple(found) for module, found in self._shapes.items()},
+            {module: tuple(marks) for module, marks in self._marks.items()},
+            reader,
+            frozenset(reading.module for reading in self._readings)
+            - frozenset(reading.module for reading in self._readings if not reading.was_last()),
+        )
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = args[0] if args else next(iter(kwargs.values()), None)
@@ -145,6 +167,15 @@ class _Recorder(TorchFunctionMode):
         if source is not None:
             source.readers.append(module)
         self._sources[module].append(source)
+        self._needed(x)
+        if x.layout == torch.strided:
+            storage = x.untyped_storage()
+            memory = StorageWeakRef(storage)
+            # Only what is all of its memory, every number in a cell of its own, is the module's to write to.
+            whole = x.is_contiguous() and x.nbytes == storage.nbytes()
+            reading = _Reading(module, memory, needed_later=not whole)
+            self._readings.append(reading)
+            self._latest[memory.cdata] = reading
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._running.pop()
@@ -162,6 +193,7 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if not _reads_metadata(func):
             for t in _tensors((*args, *kwargs.values())):
+                self._needed(t)
                 result = self._found(t)
                 if result is not None and not (self._running and self._running[-1] in result.readers):
                     result.used_elsewhere = True
@@ -170,6 +202,11 @@ class _Recorder(TorchFunctionMode):
     def _found(self, t: Tensor) -> _Result | None:
         result = self._live.get(id(t))
         return result if result is not None and result.tensor() is t else None
+
+    def _needed(self, t: Tensor) -> None:
+        reading = self._latest.get(t.untyped_storage()._cdata) if t.layout == torch.strided else None
+        if reading is not None and reading.module not in self._running:
+            reading.needed_later = True
 
     def _mark(self, x: Tensor) -> object:
         """The same for the same tensor with the same values, as far as that can be known."""
