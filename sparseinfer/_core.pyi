@@ -11,6 +11,9 @@ activations: tuple[str, ...]
 dtypes: tuple[str, ...]
 storages: tuple[str, ...]
 packings: tuple[str, ...]
+gpu_header_bytes: int
+gpu_panel_columns: int
+gpu_window_rows: int
 
 def isa_levels() -> list[str]: ...
 def active_isa() -> str: ...
@@ -42,7 +45,7 @@ def unpack(data: int, nbytes: int, crow: int, col: int, values: int) -> None: ..
 def spmm(
     kernel: int,
     x: int,
-    x_dtype: int,
+    dtype: int,
     m: int,
     k: int,
     ldx: int,
@@ -50,7 +53,6 @@ def spmm(
     bias: int,
     bias_dtype: int,
     y: int,
-    y_dtype: int,
     n: int,
     activation: int,
     parts: int = 0,
@@ -58,13 +60,12 @@ def spmm(
 def conv(
     kernel: int,
     x: int,
-    x_dtype: int,
+    dtype: int,
     x_shape: Sequence[int],
     packed: Sequence[int],
     bias: int,
     bias_dtype: int,
     y: int,
-    y_dtype: int,
     y_shape: Sequence[int],
     kernel_size: Sequence[int],
     stride: Sequence[int],
@@ -73,3 +74,11 @@ def conv(
     activation: int,
     parts: int = 0,
 ) -> None: ...
+def gpu_header(
+    packing: str, dtype: int, n: int, k: int, nnz: int, block: int, units: int
+) -> tuple[NDArray[np.uint8], int]: ...
+def gpu_describe(header: int, nbytes: int) -> dict[str, Any]: ...
+def gpu_check(data: int, nbytes: int) -> None: ...
+def gpu_unpack(data: int, nbytes: int, crow: int, col: int, values: int) -> None: ...
+def gpu_column_offsets() -> NDArray[np.int32]: ...
+def gpu_swizzled_chunks(block: int) -> NDArray[np.int32]: ...

@@ -7,13 +7,16 @@ before the pool is in place.
 from __future__ import annotations
 
 import ctypes
+import importlib
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
 from sparseinfer import _core as core
 
-__all__ = ["core"]
+__all__ = ["core", "cuda_module"]
 
 
 def _torch_function(name: str) -> int:
@@ -28,3 +31,12 @@ def _torch_function(name: str) -> int:
 
 
 core.set_parallel_for(_torch_function("torch_parallel_for"), _torch_function("torch_get_num_threads"))
+
+
+@cache
+def cuda_module() -> ModuleType | None:
+    """`sparseinfer._cuda`, loaded at the first call, which needs no driver; None in a build without it."""
+    try:
+        return importlib.import_module("sparseinfer._cuda")
+    except ModuleNotFoundError:
+        return None

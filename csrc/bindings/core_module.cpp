@@ -18,6 +18,8 @@
 namespace py = pybind11;
 using namespace sparseinfer;
 
+void bind_gpu_packings(py::module_& m);  // gpu_packings.cpp
+
 namespace {
 
 template <class T>
@@ -118,11 +120,10 @@ void check_out_features(int64_t packed, int64_t n) {
 }
 
 // What a call has but for the packing and where its tokens lie.
-SpmmArgs checked_args(const SpmmKernel& k, uintptr_t x, int64_t x_dtype, uintptr_t bias, int64_t bias_dtype,
-                      uintptr_t y, int64_t y_dtype, int64_t activation) {
-  if (x_dtype < 0 || x_dtype >= kNumDTypes) throw std::invalid_argument("x: expected the number of a dtype");
-  if (y_dtype != 0 && y_dtype != x_dtype) throw std::invalid_argument("y: expected fp32 or the dtype of x");
-  if (bias_dtype != 0 && bias_dtype != y_dtype) throw std::invalid_argument("bias: expected fp32 or the dtype of y");
+SpmmArgs checked_args(const SpmmKernel& k, uintptr_t x, int64_t dtype, uintptr_t bias, int64_t bias_dtype, uintptr_t y,
+                      int64_t activation) {
+  if (dtype < 0 || dtype >= kNumDTypes) throw std::invalid_argument("x: expected the number of a dtype");
+  if (bias_dtype != 0 && bias_dtype != dtype) throw std::invalid_argument("bias: expected fp32 or the dtype of x");
   if (activation < 0 || activation >= kNumActivations) {
     throw std::invalid_argument("activation: expected the number of an activation");
   }
@@ -130,19 +131,17 @@ SpmmArgs checked_args(const SpmmKernel& k, uintptr_t x, int64_t x_dtype, uintptr
   args.x = pointer<const void>(x);
   args.y = pointer<void>(y);
   args.bias = pointer<const void>(bias);
-  args.x_dtype = static_cast<DType>(x_dtype);
-  args.y_dtype = static_cast<DType>(y_dtype);
+  args.dtype = static_cast<DType>(dtype);
   args.bias_dtype = static_cast<DType>(bias_dtype);
   args.activation = static_cast<Activation>(activation);
-  if (std::strcmp(k.storage, kStorageNames[static_cast<int>(Storage::kBF16)]) == 0 && args.x_dtype != DType::kBF16) {
-    throw std::invalid_argument(std::string("x: expected bf16 for ") + k.name + ", got " + kDTypeNames[x_dtype]);
+  if (std::strcmp(k.storage, kStorageNames[static_cast<int>(Storage::kBF16)]) == 0 && args.dtype == DType::kF16) {
+    throw std::invalid_argument(std::string("x: expected fp32 or bf16 for ") + k.name + ", got " + kDTypeNames[dtype]);
   }
   return args;
 }
 
-void spmm(int64_t kernel, uintptr_t x, int64_t x_dtype, int64_t m, int64_t k_columns, int64_t ldx, uintptr_t packed,
-          uintptr_t bias, int64_t bias_dtype, uintptr_t y, int64_t y_dtype, int64_t n, int64_t activation,
-          int64_t parts) {
+void spmm(int64_t kernel, uintptr_t x, int64_t dtype, int64_t m, int64_t k_columns, int64_t ldx, uintptr_t packed,
+          uintptr_t bias, int64_t bias_dtype, uintptr_t y, int64_t n, int64_t activation, int64_t parts) {
   const SpmmKernel& k = checked_kernel(kernel);
   const PackingHeader* header = checked_packing(k, packed);
   if (k_columns != header->k) {
@@ -150,7 +149,7 @@ void spmm(int64_t kernel, uintptr_t x, int64_t x_dtype, int64_t m, int64_t k_col
                                 " in_features in the last dimension, got " + std::to_string(k_columns));
   }
   check_out_features(header->n, n);
-  SpmmArgs args = checked_args(k, x, x_dtype, bias, bias_dtype, y, y_dtype, activation);
+  SpmmArgs args = checked_args(k, x, dtype, bias, bias_dtype, y, activation);
   args.w = header;
   args.m = m;
   args.ldx = ldx;
@@ -160,8 +159,8 @@ void spmm(int64_t kernel, uintptr_t x, int64_t x_dtype, int64_t m, int64_t k_col
 }
 
 // One packing per group, each a convolution of its own: x [b, c, h, w], y [b, n, out_h, out_w], both contiguous.
-void conv(int64_t kernel, uintptr_t x, int64_t x_dtype, const std::array<int64_t, 4>& x_shape,
-          const std::vector<uintptr_t>& packed, uintptr_t bias, int64_t bias_dtype, uintptr_t y, int64_t y_dtype,
+void conv(int64_t kernel, uintptr_t x, int64_t dtype, const std::array<int64_t, 4>& x_shape,
+          const std::vector<uintptr_t>& packed, uintptr_t bias, int64_t bias_dtype, uintptr_t y,
           const std::array<int64_t, 4>& y_shape, const std::array<int64_t, 2>& kernel_size,
           const std::array<int64_t, 2>& stride, const std::array<int64_t, 2>& padding,
           const std::array<int64_t, 2>& dilation, int64_t activation, int64_t parts) {
@@ -193,14 +192,14 @@ void conv(int64_t kernel, uintptr_t x, int64_t x_dtype, const std::array<int64_t
                         image_elements(y_shape[1], y_shape[2], y_shape[3])};
   std::vector<SpmmArgs> calls;
   for (int64_t group = 0; group < groups; ++group) {
-    SpmmArgs args = checked_args(k, x, x_dtype, bias, bias_dtype, y, y_dtype, activation);
+    SpmmArgs args = checked_args(k, x, dtype, bias, bias_dtype, y, activation);
     args.w = checked_packing(k, packed[static_cast<size_t>(group)]);
     check_out_features(args.w->n, rows);
     check_conv(shape, args.w);
     const int64_t x_first = group * channels * shape.height * shape.width,
                   y_first = group * rows * shape.out_h * shape.out_w;
-    args.x = static_cast<const char*>(args.x) + x_first * dtype_bytes(args.x_dtype);
-    args.y = static_cast<char*>(args.y) + y_first * dtype_bytes(args.y_dtype);
+    args.x = static_cast<const char*>(args.x) + x_first * dtype_bytes(args.dtype);
+    args.y = static_cast<char*>(args.y) + y_first * dtype_bytes(args.dtype);
     if (args.bias != nullptr) {
       args.bias = static_cast<const char*>(args.bias) + group * rows * dtype_bytes(args.bias_dtype);
     }
@@ -279,11 +278,11 @@ PYBIND11_MODULE(_core, m) {
         unpack(h, pointer<int64_t>(crow), pointer<int32_t>(col), pointer<void>(values));
       },
       py::arg("data"), py::arg("nbytes"), py::arg("crow"), py::arg("col"), py::arg("values"));
-  m.def("spmm", &spmm, py::arg("kernel"), py::arg("x"), py::arg("x_dtype"), py::arg("m"), py::arg("k"), py::arg("ldx"),
-        py::arg("packed"), py::arg("bias"), py::arg("bias_dtype"), py::arg("y"), py::arg("y_dtype"), py::arg("n"),
-        py::arg("activation"), py::arg("parts") = 0);
-  m.def("conv", &conv, py::arg("kernel"), py::arg("x"), py::arg("x_dtype"), py::arg("x_shape"), py::arg("packed"),
-        py::arg("bias"), py::arg("bias_dtype"), py::arg("y"), py::arg("y_dtype"), py::arg("y_shape"),
-        py::arg("kernel_size"), py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("activation"),
+  m.def("spmm", &spmm, py::arg("kernel"), py::arg("x"), py::arg("dtype"), py::arg("m"), py::arg("k"), py::arg("ldx"),
+        py::arg("packed"), py::arg("bias"), py::arg("bias_dtype"), py::arg("y"), py::arg("n"), py::arg("activation"),
         py::arg("parts") = 0);
+  m.def("conv", &conv, py::arg("kernel"), py::arg("x"), py::arg("dtype"), py::arg("x_shape"), py::arg("packed"),
+        py::arg("bias"), py::arg("bias_dtype"), py::arg("y"), py::arg("y_shape"), py::arg("kernel_size"),
+        py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("activation"), py::arg("parts") = 0);
+  bind_gpu_packings(m);
 }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import torch
 from rich.table import Table
 
@@ -58,13 +56,9 @@ def _threads() -> str:
 
 
 def _cuda() -> str:
-    reasons = []
-    if find_spec("sparseinfer._cuda") is None:
-        reasons.append("this build has no CUDA kernels")
-    if torch.version.cuda is None:
-        reasons.append("this torch is built without CUDA")
-    elif not torch.cuda.is_available():
-        reasons.append("torch finds no usable GPU")
-    if reasons:
-        return f"no: {'; '.join(reasons)}"
-    return f"yes: {torch.cuda.get_device_name()}"
+    index = torch.cuda.current_device() if torch.cuda.is_available() else 0
+    if reason := ops.cuda_refusal(index):
+        no_cuda = "; this torch is built without CUDA" if torch.version.cuda is None else ""
+        return f"no: {reason}{no_cuda}"
+    major, minor = torch.cuda.get_device_capability(index)
+    return f"yes: {torch.cuda.get_device_name(index)} (compute capability {major}.{minor})"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparseinfer import ops
 from sparseinfer.formats import BSR, CSR
-from sparseinfer.modules._parts import refuse_moves
+from sparseinfer.modules._parts import destination
 from sparseinfer.ops.packing import DTYPES
 
 Self = TypeVar("Self", bound="PackedLayer")
@@ -26,6 +26,9 @@ class PackedLayer(nn.Module):
     `values`, `crow_indices`, `col_indices` and `bias`, exact to the bit. Each layout has one packing or,
     where the weight is cut into groups of rows, one packing for each group, one after another. The weight may
     be of a shorter dtype than `dtype`, which is that of the bias and of the dense layer.
+
+    Packings belong to one kind of device. A layer that moves to another one packs anew there, for any number
+    of tokens, and finds its old layouts again when it comes back.
     """
 
     bias: Tensor | None
@@ -66,7 +69,10 @@ class PackedLayer(nn.Module):
         self._groups = groups
         self._packing_names = tuple(f"packing_{i}" for i in range(len(packings)))
         self.dtype = DTYPES[infos[0].dtype] if dtype is None else dtype
-        self.register_buffer("bias", _checked_bias(bias, infos[0].n * groups, self.dtype))
+        # Layouts and plan that the layer had on the other kind of device.
+        self._left: tuple[list[ops.Layout], str] | None = None
+        device = packings[0].device
+        self.register_buffer("bias", _checked_bias(bias, infos[0].n * groups, self.dtype, device))
         for name, packed in zip(self._packing_names, packings, strict=True):
             self.register_buffer(name, packed, persistent=False)
 
@@ -125,8 +131,31 @@ class PackedLayer(nn.Module):
             raise ValueError(f"activation: expected 'none', got {self.activation!r} (a dense layer has none)")
 
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        refuse_moves(self, self.dtype, fn)
-        return super()._apply(fn, recurse)
+        target = destination(self, self.dtype, fn)
+        if target.type == self._packings()[0].device.type:
+            return super()._apply(fn, recurse)
+        fmt = self.to_format()
+        layouts, plan = self._left or self._layouts_on(target, fmt)
+        packings = pack_groups(fmt, layouts, self._groups, target)
+        bias = None if self.bias is None else fn(self.bias)
+        self._left = self._layouts(), self.plan
+        for name in self._packing_names:
+            del self._buffers[name]
+            self._non_persistent_buffers_set.discard(name)
+        self.plan = plan
+        self._packing_names = tuple(f"packing_{i}" for i in range(len(packings)))
+        self._buffers["bias"] = bias
+        for name, packed in zip(self._packing_names, packings, strict=True):
+            self.register_buffer(name, packed, persistent=False)
+        return self
+
+    def _layouts_on(self, device: torch.device, fmt: CSR | BSR) -> tuple[list[ops.Layout], str]:
+        """A layout for any number of tokens where the layer has not been yet, and its plan."""
+        if device.type == "cuda":
+            layout = ops.Layout.on_cuda(fmt)
+        else:
+            layout = ops.Layout("bsr" if isinstance(fmt, BSR) else "rowgroup")
+        return [layout], ops.format_plan(self._default_buckets(layout))
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         fmt = self.to_format()
@@ -152,7 +181,7 @@ class PackedLayer(nn.Module):
         if not missing:
             try:
                 fmt = self._fitting_format(*(state_dict[key] for key in keys))
-                repacked = pack_groups(fmt, self._layouts(), self._groups)
+                repacked = pack_groups(fmt, self._layouts(), self._groups, self._packings()[0].device)
             except (TypeError, ValueError, RuntimeError) as error:
                 errors.append(f"While loading {prefix}values and its indices: {error}")
         base_unexpected: list[str] = []
@@ -204,10 +233,12 @@ def as_layouts(packings: Sequence[str | ops.Layout]) -> list[ops.Layout]:
     return [name if isinstance(name, ops.Layout) else ops.Layout(name) for name in packings]
 
 
-def pack_groups(fmt: CSR | BSR, layouts: Sequence[ops.Layout], groups: int = 1) -> list[Tensor]:
+def pack_groups(
+    fmt: CSR | BSR, layouts: Sequence[ops.Layout], groups: int = 1, device: torch.device | None = None
+) -> list[Tensor]:
     """The packings of fmt [n, k] in each layout: of each group of n / groups rows, one after another."""
     parts = split_rows(fmt, groups)
-    return [layout.pack(part) for layout in layouts for part in parts]
+    return [layout.pack(part, device=device) for layout in layouts for part in parts]
 
 
 def split_rows(fmt: CSR | BSR, groups: int) -> list[CSR | BSR]:
@@ -242,12 +273,12 @@ def join_rows(parts: Sequence[CSR | BSR]) -> CSR | BSR:
     )
 
 
-def _checked_bias(bias: Tensor | None, n: int, dtype: torch.dtype) -> Tensor | None:
+def _checked_bias(bias: Tensor | None, n: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
     """A contiguous, detached copy of bias [n]."""
     if bias is None:
         return None
     if bias.dtype != dtype:
         raise TypeError(f"bias: expected dtype {dtype}, got {bias.dtype}")
-    if bias.shape != (n,) or bias.device.type != "cpu":
-        raise ValueError(f"bias: expected shape ({n},) on cpu, got {tuple(bias.shape)} on {bias.device}")
+    if bias.shape != (n,) or bias.device != device:
+        raise ValueError(f"bias: expected shape ({n},) on {device}, got {tuple(bias.shape)} on {bias.device}")
     return bias.detach().clone(memory_format=torch.contiguous_format)

@@ -64,11 +64,12 @@ def refuse_gradients(**inputs: Tensor | None) -> None:
                 )
 
 
-def refuse_moves(module: nn.Module, dtype: torch.dtype, fn: Callable[[Tensor], Tensor]) -> None:
-    """TypeError if fn, as nn.Module._apply gets it, would change dtype or leave the CPU."""
+def destination(module: nn.Module, dtype: torch.dtype, fn: Callable[[Tensor], Tensor]) -> torch.device:
+    """Where fn, as nn.Module._apply gets it, moves tensors. TypeError: to another dtype or kind of device."""
     probe = fn(torch.zeros(1, dtype=dtype))
-    if probe.dtype != dtype or probe.device.type != "cpu":
+    if probe.dtype != dtype or probe.device.type not in ("cpu", "cuda"):
         raise TypeError(
-            f"{type(module).__name__}: expected to stay {dtype} on cpu, got a move to {probe.dtype} on "
-            f"{probe.device} (move the dense model, then convert it again)"
+            f"{type(module).__name__}: expected to stay {dtype} on cpu or cuda, got a move to "
+            f"{probe.dtype} on {probe.device} (move the dense model, then convert it again)"
         )
+    return probe.device

@@ -135,7 +135,7 @@ class _SparseConv(PackedLayer):
     def weight(self) -> Tensor:
         """The dense weight [n, c / groups, *kernel_size], made anew at every access."""
         shape = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
-        return self.to_format().to_dense().reshape(shape)
+        return self.to_format().to_dense().reshape(shape).to(self._packings()[0].device)
 
     def extra_repr(self) -> str:
         return (
@@ -146,6 +146,8 @@ class _SparseConv(PackedLayer):
 
     @staticmethod
     def _default_buckets(layout: ops.Layout) -> tuple[ops.Bucket, ...]:
+        if layout.device == "cuda":
+            return layout.buckets(0)
         return (ops.Bucket(None, 0, layout.kernel(ops.FEW_TOKENS + 1)),)
 
     def _check_kernels(self) -> None:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import _disable_current_modes
 
-from sparseinfer.modules._parts import dense_linear, refuse_gradients, refuse_moves
-from sparseinfer.ops.dense import prepack_available
+from sparseinfer.modules._parts import dense_linear, destination, refuse_gradients
+from sparseinfer.ops.dense import prepack_available, semi_structured_available
 
 # Of `torch.ops.mkldnn._linear_pointwise`: attr and algorithm.
 _FUSED = {
@@ -38,8 +38,9 @@ class PrepackedLinear(nn.Module):
     give it back exact to the bit, under the keys of nn.Linear, so that checkpoints go both ways. Where torch
     cannot reorder a weight, or not back again exactly, it is held as it was (`prepacked` says which).
 
-    On the CPU, never trainable. Under torch.compile, torch.export and torch.jit.trace the layer is F.linear
-    by a constant that is a copy of the weight, because a reordered weight cannot be in a graph.
+    Never trainable. On a GPU the weight is held in torch's 2:4 form where its zeros lie like that, else as it
+    was. Under torch.compile, torch.export and torch.jit.trace the layer is F.linear by a constant that is a
+    copy of the weight, because a reordered weight cannot be in a graph.
     """
 
     bias: Tensor | None
@@ -64,13 +65,14 @@ class PrepackedLinear(nn.Module):
         if not isinstance(weight, Tensor) or not weight.is_floating_point():
             got = str(weight.dtype) if isinstance(weight, Tensor) else type(weight).__name__
             raise TypeError(f"weight: expected a floating-point tensor, got {got}")
-        if weight.dim() != 2 or weight.device.type != "cpu":
-            raise ValueError(f"weight: expected [n, k] on cpu, got {tuple(weight.shape)} on {weight.device}")
+        if weight.dim() != 2 or weight.device.type not in ("cpu", "cuda"):
+            got = f"{tuple(weight.shape)} on {weight.device}"
+            raise ValueError(f"weight: expected [n, k] on cpu or cuda, got {got}")
         if bias is not None and bias.dtype != weight.dtype:
             raise TypeError(f"bias: expected dtype {weight.dtype}, got {bias.dtype}")
-        if bias is not None and (bias.shape != weight.shape[:1] or bias.device.type != "cpu"):
+        if bias is not None and (bias.shape != weight.shape[:1] or bias.device != weight.device):
             got = f"{tuple(bias.shape)} on {bias.device}"
-            raise ValueError(f"bias: expected shape ({weight.shape[0]},) on cpu, got {got}")
+            raise ValueError(f"bias: expected shape ({weight.shape[0]},) on {weight.device}, got {got}")
         if activation not in _FUSED:
             raise ValueError(f"activation: expected one of {', '.join(_FUSED)}, got {activation!r}")
         if tokens is not None and tokens < 1:
@@ -96,10 +98,12 @@ class PrepackedLinear(nn.Module):
         """Keep a weight [n, k] of this layer's dtype."""
         weight = weight.detach().contiguous()
         held = None
-        if _multipliable(weight):
+        if semi_structured_available(weight):
+            held = torch.sparse.to_sparse_semi_structured(weight)
+        elif _multipliable(weight):
             held = torch.ops.mkldnn._reorder_linear_weight(weight, self.tokens)
-            if not _same_bits(held.to_dense(), weight):
-                held = None
+        if held is not None and not _same_bits(held.to_dense(), weight):
+            held = None
         self.prepacked = held is not None
         # In a tuple, where torch.export does not look for constants to put into its graph. A compiled graph
         # is guarded by the count: its copy of the weight is out of date when another one is held.
@@ -115,7 +119,7 @@ class PrepackedLinear(nn.Module):
             )
         if torch._C._get_tracing_state() is not None:
             return _PLAIN[self.activation](F.linear(x, self.weight, self.bias))
-        if not self.prepacked:
+        if not self.prepacked or self._held[0].is_cuda:
             return _PLAIN[self.activation](F.linear(x, self._held[0], self.bias))
         if x.dtype != self.dtype and torch.is_autocast_enabled("cpu"):
             x = x.to(self.dtype)
@@ -161,8 +165,13 @@ class PrepackedLinear(nn.Module):
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PrepackedLinear:
-        refuse_moves(self, self.dtype, fn)
-        return super()._apply(fn, recurse)
+        target = destination(self, self.dtype, fn)
+        # What oneDNN reordered cannot be moved itself.
+        moved = fn(self.weight) if target != self._held[0].device else None
+        super()._apply(fn, recurse)
+        if moved is not None:
+            self._hold(moved)
+        return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         destination[prefix + "weight"] = self.weight
@@ -197,7 +206,7 @@ class PrepackedLinear(nn.Module):
             )
             unexpected_keys.extend(name for name in unexpected if name != key)
         if isinstance(weight, Tensor) and not errors:
-            self._hold(weight.to("cpu", self.dtype))
+            self._hold(weight.to(self._held[0].device, self.dtype))
         error_msgs.extend(errors)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -18,8 +18,11 @@ class SparseLinear(PackedLayer):
 
     The weight lives only in its packings, uint8 buffers `packing_0`, ... that `state_dict()` leaves out:
     there the layer is `values`, `crow_indices`, `col_indices` and `bias`, exact to the bit. `plan` says which
-    packing and kernel serve how many tokens. float32, bfloat16 or float16 on the CPU, never trainable. One
-    instance may serve several threads at once.
+    packing and kernel serve how many tokens. float32, bfloat16 or float16, never trainable. One instance may
+    serve several threads at once.
+
+    `.to("cuda")` and `.to("cpu")` pack anew for the kernels there; blocks (BSR) go to a GPU in bfloat16 or
+    float16 only. What `state_dict()` holds of the weight is in CPU memory.
     """
 
     def __init__(
@@ -85,7 +88,7 @@ class SparseLinear(PackedLayer):
     @property
     def weight(self) -> Tensor:
         """The dense weight [n, k], made anew at every access: for inspection, not for speed."""
-        return self.to_format().to_dense()
+        return self.to_format().to_dense().to(self._packings()[0].device)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, {self._figures()}"

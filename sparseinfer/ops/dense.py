@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 DenseLinear = Callable[[Tensor], Tensor]
 
-PLAIN, PREPACKED = "F.linear", "onednn-prepacked"
+PLAIN, PREPACKED, SEMI_STRUCTURED = "F.linear", "onednn-prepacked", "2:4"
 
 _PREPACK_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -25,6 +25,27 @@ def prepack_available(weight: Tensor) -> bool:
         and weight.device.type == "cpu"
         and weight.numel() > 0
     )
+
+
+def semi_structured_available(weight: Tensor) -> bool:
+    """Whether at most two of each four neighbours in weight [n, k] are not zero, on a GPU that gains by it.
+
+    torch then holds the weight compressed, for cuSPARSELt or CUTLASS.
+    """
+    return (
+        weight.is_cuda
+        and hasattr(torch.sparse, "to_sparse_semi_structured")
+        and torch.cuda.get_device_capability(weight.device) >= (8, 0)
+        and is_semi_structured(weight)
+    )
+
+
+def is_semi_structured(weight: Tensor) -> bool:
+    """Whether the zeros of weight [n, k], its dtype and its sizes are what 2:4 products take."""
+    n, k = weight.shape
+    if weight.dtype not in (torch.bfloat16, torch.float16) or n % 64 or k % 64 or not weight.numel():
+        return False
+    return int((weight.view(-1, 4) != 0).sum(1).max()) <= 2
 
 
 def prepack(weight: Tensor, bias: Tensor | None = None, *, tokens: int | None = None) -> DenseLinear:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from sparseinfer.formats import BSR, CSR
+from sparseinfer.formats._checks import DTYPE_NAMES
+from sparseinfer.ops import cuda_layouts, cuda_packing
 from sparseinfer.ops.kernels import active_isa, kernels
 from sparseinfer.ops.packing import PackedInfo, describe, pack
 from sparseinfer.ops.plan import Bucket
@@ -25,22 +27,42 @@ _PANELLED = ("rowgroup", "rowlist", "bsr")
 
 @dataclass(frozen=True)
 class Layout:
-    """A packing, its storage and, if it is not the packing's own choice, its panel; see `ops.pack`."""
+    """A packing, its storage and, if it is not the packing's own choice, its panel; see `ops.pack`.
+
+    On `device` "cuda" packings are other ones: "csr" or "bsr", whose block then is the panel, and the storage
+    is the weight's dtype.
+    """
 
     packing: str
     storage: str = "f32"
     panel: int = 0
+    device: str = "cpu"
 
     @classmethod
     def of(cls, info: PackedInfo) -> Layout:
         """The layout of a packing that exists."""
+        if info.device == "cuda":
+            return cls(info.packing, info.storage, info.block_size[0] if info.packing == "bsr" else 0, "cuda")
         return cls(info.packing, info.storage, info.panel if info.packing in _PANELLED else 0)
 
-    def pack(self, fmt: CSR | BSR, isa: str = "") -> Tensor:
+    @classmethod
+    def on_cuda(cls, fmt: CSR | BSR) -> Layout:
+        """The layout that CUDA kernels read a format in."""
+        storage = DTYPE_NAMES[fmt.dtype]
+        if isinstance(fmt, BSR):
+            return cls("bsr", storage, fmt.block_size[0], "cuda")
+        return cls("csr", storage, device="cuda")
+
+    def pack(self, fmt: CSR | BSR, isa: str = "", device: torch.device | None = None) -> Tensor:
+        """The packing, on `device`; by default on the CPU or on the current GPU."""
+        if self.device == "cuda":
+            return cuda_packing.pack(fmt, device)
         return pack(fmt, self.packing, storage=self.storage, isa=isa, panel=self.panel)
 
     def kernel(self, tokens: int = 1) -> str:
         """Base name of the kernel that reads this layout, of the few-token or of the many-token kind."""
+        if self.device == "cuda":
+            return cuda_layouts.kernel(self.packing, self.storage, self.panel, tokens)
         found = [k for k in kernels() if (k.packing, k.storage) == (self.packing, self.storage)]
         if not found:
             raise ValueError(f"layout: expected one with a kernel, got {self}")
@@ -50,12 +72,15 @@ class Layout:
 
     def buckets(self, packing: int) -> tuple[Bucket, ...]:
         """A plan for any number of tokens out of this layout alone, as packing number `packing`."""
+        if self.device == "cuda":
+            return cuda_layouts.buckets(self.packing, self.storage, self.panel, packing)
         few, many = self.kernel(1), self.kernel(FEW_TOKENS + 1)
         last = Bucket(None, packing, many)
         return (last,) if few == many else (Bucket(FEW_TOKENS, packing, few), last)
 
     def __str__(self) -> str:
-        return f"{self.packing}_{self.storage}" + (f"_p{self.panel}" if self.panel else "")
+        device = "" if self.device == "cpu" else f"_{self.device}"
+        return f"{self.packing}_{self.storage}" + (f"_p{self.panel}" if self.panel else "") + device
 
 
 def default_kernel(packed: Tensor, tokens: int = 1) -> str:

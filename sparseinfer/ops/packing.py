@@ -31,6 +31,7 @@ class PackedInfo:
     nbytes: int
     panel: int
     block_size: tuple[int, int]
+    device: str = "cpu"
 
     @property
     def sparsity(self) -> float:
@@ -85,14 +86,16 @@ def pack(
 
 
 def describe(packed: Tensor) -> PackedInfo:
-    """Read a packing's header. ValueError: not a packing."""
+    """Read a CPU packing's header. ValueError: not a packing."""
     check_tensor(packed)
     header = core.describe(packed.data_ptr(), packed.numel())
-    return PackedInfo(**{name: header[name] for name in PackedInfo.__dataclass_fields__})
+    return PackedInfo(
+        **{name: value for name, value in header.items() if name in PackedInfo.__dataclass_fields__}
+    )
 
 
 def unpack(packed: Tensor) -> CSR | BSR:
-    """The format a packing was made from, bit for bit. ValueError: not an intact packing."""
+    """The format a CPU packing was made from, bit for bit. ValueError: not an intact packing."""
     info = describe(packed)
     r, c = info.block_size
     blocks = info.nnz // (r * c)

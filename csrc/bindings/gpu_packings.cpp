@@ -1,0 +1,93 @@
+// The packings of the CUDA kernels, for machines with and without a GPU: sizes, checks, the way back, and the tables
+// that ops/cuda_packing.py packs by.
+#include "sparseinfer/gpu_packings.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+namespace py = pybind11;
+using namespace sparseinfer;
+
+namespace {
+
+const void* at(uintptr_t address) { return reinterpret_cast<const void*>(address); }
+
+// The header, and the bytes of the whole blob.
+py::tuple header(const std::string& kind, int64_t dtype, int64_t n, int64_t k, int64_t nnz, int64_t block,
+                 int64_t units) {
+  const bool csr = kind == gpu::kKindNames[0];
+  if (!csr && kind != gpu::kKindNames[1]) throw std::invalid_argument("packing: expected one of csr, bsr, got " + kind);
+  if (dtype < 0 || dtype >= kNumDTypes) throw std::invalid_argument("dtype: expected the number of a dtype");
+  const gpu::Header h =
+      gpu::layout(csr ? gpu::Kind::kCsr : gpu::Kind::kBsr, static_cast<DType>(dtype), n, k, nnz, block, units);
+  py::array_t<uint8_t> bytes(gpu::kHeaderBytes);
+  std::memset(bytes.mutable_data(), 0, static_cast<size_t>(gpu::kHeaderBytes));
+  std::memcpy(bytes.mutable_data(), &h, sizeof h);
+  return py::make_tuple(bytes, h.bytes);
+}
+
+py::dict describe(uintptr_t address, int64_t bytes) {
+  const gpu::Header* h = gpu::check_header(at(address), bytes);
+  py::dict d;
+  d["packing"] = gpu::kKindNames[static_cast<int>(h->kind)];
+  d["dtype"] = kDTypeNames[static_cast<int>(h->dtype)];
+  d["n"] = h->n;
+  d["k"] = h->k;
+  d["nnz"] = h->nnz;
+  d["nbytes"] = h->bytes;
+  d["block"] = h->block;
+  d["panels"] = h->panels;
+  d["units"] = h->units;
+  d["order"] = h->order;
+  d["starts"] = h->starts;
+  d["columns"] = h->columns;
+  d["values"] = h->values;
+  return d;
+}
+
+py::array_t<int32_t> column_offsets() {
+  py::array_t<int32_t> table(gpu::kPanelColumns + 1);
+  for (int c = 0; c <= gpu::kPanelColumns; ++c) table.mutable_at(c) = gpu::x_column_offset(c);
+  return table;
+}
+
+// For each chunk of 16 bytes of a slab as it is stored, which chunk of its rows lies there.
+py::array_t<int32_t> swizzled_chunks(int64_t block) {
+  if (!gpu::block_is_valid(block)) throw std::invalid_argument("block: expected one of 16, 32, 64, 128");
+  const int row_bytes = gpu::slab_columns(block) * 2;
+  const auto chunks = static_cast<uint32_t>(block * row_bytes / gpu::kVectorBytes);
+  py::array_t<int32_t> table(static_cast<py::ssize_t>(chunks));
+  for (uint32_t i = 0; i < chunks; ++i) {
+    const uint32_t stored = gpu::swizzle(i * gpu::kVectorBytes, row_bytes) / gpu::kVectorBytes;
+    table.mutable_at(stored) = static_cast<int32_t>(i);
+  }
+  return table;
+}
+
+}  // namespace
+
+void bind_gpu_packings(py::module_& m) {
+  m.attr("gpu_header_bytes") = gpu::kHeaderBytes;
+  m.attr("gpu_panel_columns") = gpu::kPanelColumns;
+  m.attr("gpu_window_rows") = gpu::kWindowRows;
+  m.def("gpu_header", &header, py::arg("packing"), py::arg("dtype"), py::arg("n"), py::arg("k"), py::arg("nnz"),
+        py::arg("block"), py::arg("units"));
+  m.def("gpu_describe", &describe, py::arg("header"), py::arg("nbytes"));
+  m.def(
+      "gpu_check", [](uintptr_t data, int64_t bytes) { gpu::check_blob(at(data), bytes); }, py::arg("data"),
+      py::arg("nbytes"));
+  m.def(
+      "gpu_unpack",
+      [](uintptr_t data, int64_t bytes, uintptr_t crow, uintptr_t col, uintptr_t values) {
+        py::gil_scoped_release release;
+        gpu::unpack(gpu::check_blob(at(data), bytes), reinterpret_cast<int64_t*>(crow), reinterpret_cast<int32_t*>(col),
+                    reinterpret_cast<void*>(values));
+      },
+      py::arg("data"), py::arg("nbytes"), py::arg("crow"), py::arg("col"), py::arg("values"));
+  m.def("gpu_column_offsets", &column_offsets);
+  m.def("gpu_swizzled_chunks", &swizzled_chunks, py::arg("block"));
+}

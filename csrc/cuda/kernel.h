@@ -1,0 +1,50 @@
+// What a CUDA kernel is to the host: a row of kernels.inc, and a function that launches it.
+#pragma once
+
+#include <cuda_runtime_api.h>
+#include <stdint.h>
+
+#include "sparseinfer/gpu_packings.h"
+
+namespace sparseinfer {
+namespace gpu {
+
+// spmm        y[m, n] = activation(x[m, k] . W[n, k]^T + bias[n]); x, W and y have one dtype, all sums are fp32
+// decompress  y[n, k] = W[n, k], zeros included; m and bias say nothing
+struct Args {
+  const void* x;     // [m, k], row stride ldx elements, device memory
+  void* y;           // [m, n] or [n, k], row stride ldy elements, base and rows 16-byte aligned for decompress
+  const void* bias;  // [n], bias_dtype, nullable
+  const char* blob;  // the packing, device memory
+  Header w;          // its header, host copy
+  int64_t m, ldx, ldy;
+  DType bias_dtype;  // fp32 or that of y
+  Activation activation;
+  int device;
+  int multiprocessors;
+  int shared_bytes;  // that one block of threads may ask for
+  cudaStream_t stream;
+};
+
+// Queues one kernel on args.stream and returns: no allocation, no synchronisation, capturable in a graph.
+using Launch = cudaError_t (*)(const Args&);
+
+struct Kernel {
+  const char* name;  // {op}_{packing}_{dtype}_{tile}__{arch}: log name, test id and bench row
+  const char* op;
+  const char* packing;
+  const char* dtype;
+  const char* tile;
+  const char* arch;
+  int capability;       // least compute capability, 10 * major + minor
+  int next_capability;  // first one that its machine code does not run on; 0: none
+  int64_t block;        // of the packing; csr: 1
+  int64_t max_tokens;   // 0: any number
+  Launch launch;
+};
+
+extern const Kernel kKernels[];
+extern const int kKernelCount;
+
+}  // namespace gpu
+}  // namespace sparseinfer

@@ -1,0 +1,96 @@
+// What both families of block-sparse kernels share: reading a bsr packing, and writing the sums of tensor cores.
+//
+// Tokens are the rows of a product, x its first operand and a block of W its second: for every block size the sums then
+// lie as y does, and the rows of W are the n of an instruction, of which 16 are enough.
+#pragma once
+
+#include "cuda/common.cuh"
+#include "cuda/positions.h"
+
+namespace sparseinfer {
+namespace gpu {
+
+// A stage is 64 columns of x and of W: 1, 2 or 4 slabs.
+template <int kBlock>
+struct Geometry {
+  static constexpr int kColumns = slab_columns(kBlock);
+  static constexpr int kRowBytes = kColumns * 2;
+  static constexpr int kSlabBytes = kBlock * kRowBytes;
+  static constexpr int kSlabs = slabs_per_stage(kBlock);   // of a stage
+  static constexpr int kStageBytes = kSlabs * kSlabBytes;  // of W
+  static constexpr int kSteps = kMaxSlabColumns / 16;      // instructions along k
+};
+
+struct Slabs {
+  const int32_t* order;    // [block rows]
+  const uint32_t* starts;  // [block rows + 1]
+  const int32_t* columns;  // [slabs]
+  const char* values;      // [slabs][kSlabBytes]
+  int block_rows;
+
+  static Slabs of(const Args& a) {
+    return {section<int32_t>(a.blob, a.w.order), section<uint32_t>(a.blob, a.w.starts),
+            section<int32_t>(a.blob, a.w.columns), section<char>(a.blob, a.w.values),
+            static_cast<int>(a.w.n / a.w.block)};
+  }
+};
+
+struct Output {
+  void* y;
+  const void* bias;
+  int64_t ldy;
+  int m;
+  bool wide_bias;
+  Activation activation;
+
+  static Output of(const Args& a) {
+    return {a.y, a.bias, a.ldy, static_cast<int>(a.m), a.bias_dtype == DType::kF32, a.activation};
+  }
+};
+
+// Of 4 threads with 4 words each: word i of thread q becomes word q of thread i.
+__device__ __forceinline__ void transpose_quad(uint32_t (&w)[4]) {
+#pragma unroll
+  for (int step = 1; step <= 2; step *= 2) {
+    const bool upper = (threadIdx.x & step) != 0;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      // Constant subscripts keep the words in registers.
+      constexpr int kUpper = 3;
+      uint32_t& low = w[quad_sent(kUpper, step, i)];
+      uint32_t& high = w[quad_sent(0, step, i)];
+      const uint32_t got = __shfl_xor_sync(~0u, upper ? low : high, step);
+      (upper ? low : high) = got;
+    }
+  }
+}
+
+// Writes 16 tokens x 8 * kTiles columns of y: sums as mma.m16n8 and wgmma leave them, sums[4 * tile + ...] being
+// (token lane / 4, column 2 * (lane % 4) + {0, 1}) and then the same for token lane / 4 + 8. Four threads exchange
+// theirs, so that each writes 16 bytes and two tiles fill a whole sector of 32.
+template <class T, int kTiles>
+__device__ __forceinline__ void store_sums(const Output& out, const float* sums, int token, int column) {
+  static_assert(kTiles % 2 == 0, "tiles come in pairs");
+  const int lane = threadIdx.x % 32, q = lane % 4;
+  const int t = token + stored_token(lane);
+#pragma unroll
+  for (int tile = 0; tile < kTiles; tile += 2) {
+    uint32_t words[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int half = i / 2, j = tile + i % 2;
+      const int c = column + 8 * j + 2 * q;
+      const float low = sums[4 * j + 2 * half] + bias_at<T>(out.bias, out.wide_bias, c);
+      const float high = sums[4 * j + 2 * half + 1] + bias_at<T>(out.bias, out.wide_bias, c + 1);
+      words[i] = narrow_pair(activate(low, out.activation), activate(high, out.activation), T{});
+    }
+    transpose_quad(words);
+    if (t < out.m) {
+      T* y = static_cast<T*>(out.y) + t * out.ldy + column + 8 * (tile + stored_tile(lane));
+      *reinterpret_cast<uint4*>(y) = make_uint4(words[0], words[1], words[2], words[3]);
+    }
+  }
+}
+
+}  // namespace gpu
+}  // namespace sparseinfer

@@ -1,0 +1,38 @@
+"""Which CUDA kernel reads a packing for how many tokens."""
+
+from __future__ import annotations
+
+from sparseinfer.ops.plan import Bucket
+
+# Up to here `csr` reads x from shared memory weight by weight; see csrc/cuda/simt/csr_few.cu.
+CUDA_FEW_TOKENS = 4
+
+# From here on a weight of 16 bits is written out densely and multiplied by cuBLAS: dense tensor cores then
+# do more than skipping zeros can save on the other cores. A bound on paper, bytes against operations of an
+# H100, not a measurement.
+DECOMPRESS_TOKENS = 256
+
+# Upper ends of token buckets between which these rules do not change.
+CUDA_LIMITS = (CUDA_FEW_TOKENS, DECOMPRESS_TOKENS - 1, None)
+
+
+def kernel(packing: str, storage: str, block: int, tokens: int) -> str:
+    """Base name of the kernel; `block` of a packing "bsr"."""
+    if packing == "bsr":
+        return f"spmm_bsr_{storage}_b{block}"
+    if tokens <= CUDA_FEW_TOKENS:
+        return f"spmm_csr_{storage}_t4"
+    if storage == "f32":
+        return "spmm_csr_f32_t32"
+    return f"spmm_csr_{storage}_t64" if tokens < DECOMPRESS_TOKENS else f"decompress_csr_{storage}_p480"
+
+
+def buckets(packing: str, storage: str, block: int, number: int) -> tuple[Bucket, ...]:
+    """A plan for any number of tokens out of packing number `number` alone."""
+    found: list[Bucket] = []
+    for limit in CUDA_LIMITS:
+        name = kernel(packing, storage, block, DECOMPRESS_TOKENS if limit is None else limit)
+        if found and found[-1].kernel == name:
+            found.pop()
+        found.append(Bucket(limit, number, name))
+    return tuple(found)

@@ -1,0 +1,86 @@
+"""The CUDA kernels as Python sees them, and why there are none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from types import ModuleType
+
+import torch
+
+from sparseinfer._native import core, cuda_module
+
+
+@dataclass(frozen=True)
+class CudaKernel:
+    """One row of csrc/cuda/kernels.inc; `arch` is "simt", "sm80" or "sm90". max_tokens 0: no limit."""
+
+    name: str
+    op: str
+    packing: str
+    dtype: str
+    tile: str
+    arch: str
+    block: int
+    max_tokens: int
+
+    @property
+    def base_name(self) -> str:
+        """The name without the architecture, as plans write it."""
+        return self.name.rsplit("__", 1)[0]
+
+
+def cuda() -> ModuleType:
+    """The native module. RuntimeError: this build has none."""
+    module = cuda_module()
+    if module is None:
+        hint = "install with nvcc and -C cmake.define.SPARSEINFER_CUDA=ON"
+        raise RuntimeError(f"cuda: expected a build with CUDA kernels, got one without ({hint})")
+    return module
+
+
+@lru_cache(maxsize=1)
+def cuda_kernels() -> tuple[CudaKernel, ...]:
+    """Every CUDA kernel of this build; none in a build without CUDA."""
+    module = cuda_module()
+    return () if module is None else tuple(CudaKernel(**row) for row in module.kernels())
+
+
+@lru_cache(maxsize=64)
+def refusal(index: int) -> str | None:
+    """Why the kernels do not run on this GPU, or None where they do."""
+    if cuda_module() is None:
+        return "this build has no CUDA kernels"
+    if not torch.cuda.is_available():
+        return "torch finds no usable GPU"
+    try:
+        found = cuda().device(index)
+    except RuntimeError as error:
+        return str(error)
+    if found["capability"] < (8, 0):
+        return f"{found['name']} has compute capability {found['capability']}, the kernels need 8.0"
+    return None
+
+
+@lru_cache(maxsize=1024)
+def cuda_kernel_id(base_name: str, index: int) -> int:
+    """Id, for `_cuda`, of the kernel of this name that is best on this GPU; a full name forces one.
+
+    ValueError: no such kernel. RuntimeError: none that runs there.
+    """
+    module = cuda()
+    named = [i for i, kernel in enumerate(cuda_kernels()) if base_name in (kernel.base_name, kernel.name)]
+    if not named:
+        names = sorted({kernel.base_name for kernel in cuda_kernels()})
+        raise ValueError(f"kernel: expected one of {', '.join(names)}, got {base_name}")
+    for i in named:
+        if module.runs_on(i, index):
+            return i
+    found = module.device(index)
+    raise RuntimeError(
+        f"kernel: expected one that runs on {found['name']} (compute capability {found['capability']}), "
+        f"got {base_name}"
+    )
+
+
+DTYPE_NUMBERS = {name: number for number, name in enumerate(core.dtypes)}
