@@ -19,6 +19,8 @@ def select_modules(
     filter_fn: FilterFn | None = None,
     targets: Patterns = None,
     ignore: Patterns = None,
+    *,
+    stacklevel: int = 3,
 ) -> dict[str, nn.Module]:
     """Modules of `types`, subclasses included, by fully qualified name, in the order of `named_modules()`.
 
@@ -28,7 +30,8 @@ def select_modules(
     `filter_fn(module, fqn)` is true (the convention of torchao). A module that the model holds under
     several names is listed once, under the first; any of its names can match. The model itself is named "".
 
-    Warns about a target that matches nothing and about an empty selection. TypeError: an argument of the
+    Warns about a target that matches nothing and about an empty selection; `stacklevel` says whose line the
+    warning shows, 3 that of the caller's caller. TypeError: an argument of the
     wrong type. ValueError: not a regular expression.
     """
     if not isinstance(model, nn.Module):
@@ -59,10 +62,13 @@ def select_modules(
 
     kinds = " or ".join(kind.__name__ for kind in types)
     if not selected:
-        _warn(f"filter: expected at least one {kinds} to be selected, got none of {len(names)} in the model")
+        _warn(
+            f"filter: expected at least one {kinds} to be selected, got none of {len(names)} in the model",
+            stacklevel,
+        )
     elif unmatched:
         texts = ", ".join(repr(pattern.text) for pattern in wanted or () if pattern in unmatched)
-        _warn(f"targets: expected each to match a {kinds}, got {texts} without a match")
+        _warn(f"targets: expected each to match a {kinds}, got {texts} without a match", stacklevel)
     return selected
 
 
@@ -95,6 +101,10 @@ def _listed(argument: str, patterns: Patterns) -> list[str]:
     return list(patterns)
 
 
-def _warn(message: str) -> None:
-    # 4 = the caller of prune_ or convert: _warn, select_modules, prune_, that caller.
-    warnings.warn(message, UserWarning, stacklevel=4)
+def _warn(message: str, stacklevel: int) -> None:
+    warnings.warn(message, UserWarning, stacklevel=stacklevel + 1)
+
+
+def is_transposed_linear(module: nn.Module) -> bool:
+    """Whether it is transformers' Conv1D: a Linear that holds its weight as [k, n]."""
+    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"

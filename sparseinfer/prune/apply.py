@@ -2,122 +2,195 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
 
-from sparseinfer._select import FilterFn, Patterns, select_modules
-from sparseinfer.prune.methods import Method
+from sparseinfer._select import FilterFn, Patterns
+from sparseinfer.prune.calibrate import Forward, statistics_of
+from sparseinfer.prune.layers import Layer, prunable_layers
+from sparseinfer.prune.masks import held_mask, hold_masks_
+from sparseinfer.prune.methods import Method, Pruned, SparseMethod
 from sparseinfer.prune.report import PrunedLayer, PruneReport
-
-TYPES = (nn.Linear, nn.Conv1d, nn.Conv2d)
+from sparseinfer.prune.sequential import find_blocks, prune_blocks
+from sparseinfer.prune.sparsity import Budget
+from sparseinfer.prune.statistics import CalibrationStats, check_stats
 
 
 def prune_(
     model: nn.Module,
     method: Method,
     *,
+    stats: CalibrationStats | None = None,
+    batches: Iterable[Any] | None = None,
+    sequential: bool | str = False,
+    forward: Forward | None = None,
+    keep_masks: bool = True,
     filter_fn: FilterFn | None = None,
     targets: Patterns = None,
     ignore: Patterns = None,
+    progress: bool = True,
 ) -> PruneReport:
     """Write zeros into the weights of the model's layers, in place; report what is left.
 
-    Layers are nn.Linear, nn.Conv1d and nn.Conv2d.
+    Layers are nn.Linear, nn.Conv1d, nn.Conv2d and transformers' Conv1D.
 
     method                      what to prune, such as Magnitude(0.5)
+    stats                       of `calibrate`, for methods that read inputs or gradients
+    batches, forward            instead of stats: calibrate with them first, see `calibrate`
+    sequential                  prune block by block, each block calibrated by what the pruned ones before it
+                                make of the batches. True finds the model's nn.ModuleList of blocks, a string
+                                names it. See sparseinfer.prune.sequential
+    keep_masks                  whether the zeros stay zeros while the model is trained, until `finalize_`
     filter_fn, targets, ignore  which layers, default all: see sparseinfer._select.select_modules
+    progress                    whether a terminal shows a progress bar
 
-    Weights are [n, k], or [n, c / groups, ...] of a convolution, of any floating dtype, device and strides.
-    A weight that several modules share is pruned and counted once; if one of them was not selected, a
-    warning says so. No masks stay behind: training on may fill the zeros again.
+    Weights are of any floating dtype, device and strides. A weight that several modules share is pruned and
+    counted once, by the inputs of the first of them; if one was not selected, a warning says so.
 
-    The model is unchanged after any error. TypeError or ValueError: an argument of the wrong kind, or a
-    selected weight that cannot be pruned in place: not yet materialised (lazy or meta), holding NaN,
-    expanded, an inference tensor, or computed from other parameters by torch.nn.utils.prune or a
-    parametrization, which would overwrite the zeros on the next forward (make those permanent first; the
-    message names the call).
+    The model is unchanged after any error. TypeError or ValueError: an argument of the wrong kind, a selected
+    weight that cannot be pruned in place (see sparseinfer.prune.layers.prunable_layers), a pattern that does
+    not divide a weight, statistics of another model, or bad batches (see `calibrate`).
     """
     if not isinstance(method, Method):
         raise TypeError(f"method: expected a pruning method such as Magnitude(0.5), got {method!r}")
-    modules = select_modules(model, TYPES, filter_fn, targets, ignore)
-    weights: dict[str, Tensor] = {}
-    seen: set[object] = set()
-    for fqn, module in modules.items():
-        weight = _prunable_weight(fqn, module)
-        if _memory(weight) not in seen:
-            seen.add(_memory(weight))
-            weights[fqn] = weight
-    _warn_of_other_owners(model, modules, weights)
-
+    layers = prunable_layers(model, filter_fn, targets, ignore)
+    if sequential:
+        return _prune_sequentially(
+            model,
+            layers,
+            method,
+            stats,
+            batches,
+            sequential,
+            forward=forward,
+            keep_masks=keep_masks,
+            progress=progress,
+        )
+    if batches is not None:
+        if stats is not None:
+            raise ValueError("batches: expected None beside stats, got both")
+        stats = statistics_of(model, layers, batches, forward=forward, progress=progress)
+    changes = _Changes(model, undoable=False)
     with torch.no_grad():
-        masks = method.masks(weights)
-        for fqn, weight in weights.items():
-            weight.masked_fill_(~masks[fqn], 0)
+        for part, own in _parts(method, layers, stats):
+            changes.compute(own, part, stats)
+        changes.write()
+        return changes.finish(layers, keep_masks)
+
+
+def _prune_sequentially(
+    model: nn.Module,
+    layers: Mapping[str, Layer],
+    method: Method,
+    stats: CalibrationStats | None,
+    batches: Iterable[Any] | None,
+    sequential: bool | str,
+    *,
+    forward: Forward | None,
+    keep_masks: bool,
+    progress: bool,
+) -> PruneReport:
+    if batches is None:
+        raise ValueError("batches: expected some to calibrate each block with, got None")
+    if "gradients" in method.needs:
+        raise ValueError(f"sequential: expected a method without gradients, got {type(method).__name__}")
+    if isinstance(method, SparseMethod) and method.scope == "global":
+        raise ValueError("scope: expected 'layer' or 'row' with sequential, got 'global'")
+    blocks = find_blocks(model, layers, sequential)
+    changes = _Changes(model, undoable=True)
+    with torch.no_grad():
+        parts = _parts(method, layers, stats)
+
+        def prune_block(own: Mapping[str, Layer], found: CalibrationStats) -> None:
+            for part, some in parts:
+                changes.compute({fqn: layer for fqn, layer in own.items() if fqn in some}, part, found)
+            changes.write()
+
+        try:
+            prune_blocks(model, blocks, layers, batches, prune_block, forward=forward, progress=progress)
+        except BaseException:
+            changes.undo()
+            raise
+        return changes.finish(layers, keep_masks)
+
+
+def _parts(
+    method: Method, layers: Mapping[str, Layer], stats: CalibrationStats | None
+) -> list[tuple[Method, Mapping[str, Layer]]]:
+    """Methods without a budget, and the layers of each."""
+    if isinstance(method, SparseMethod):
+        if isinstance(method.sparsity, Budget):
+            check_stats(stats, layers, method.sparsity.needs, method.sparsity)
+        if isinstance(method.sparsity, Mapping):
+            for fqn in method.sparsity:
+                if fqn not in layers:
+                    raise ValueError(f"sparsity: expected names of selected layers, got {fqn!r}")
+    parts = method.spread(layers, stats)
+    for part, own in parts:
+        if isinstance(part, SparseMethod):
+            for layer in own.values():
+                part.pattern.unit(layer)
+    return parts
+
+
+class _Changes:
+    """Everything that is written to a model: weights, and the masks that it holds already."""
+
+    def __init__(self, model: nn.Module, *, undoable: bool) -> None:
+        self._model = model
+        self._undoable = undoable
+        self._before: list[tuple[Tensor, Tensor]] = []
+        held = [held_mask(module) for module in model.modules()]
+        self._held = {id(one.weight): one for one in held if one is not None}
+        self._computed: list[tuple[Layer, Pruned]] = []
+        self._masks: dict[str, Tensor] = {}
+        self._errors: dict[str, float] = {}
+
+    def compute(self, layers: Mapping[str, Layer], method: Method, stats: CalibrationStats | None) -> None:
+        """What the method makes of these layers. ValueError: bad statistics, or new weights not finite."""
+        check_stats(stats, layers, method.needs, method)
+        for fqn, pruned in method.prune(layers, stats).items():
+            layer, weight = layers[fqn], pruned.applied(layers[fqn])
+            if pruned.weight is not None and not weight.isfinite().all():
+                name = type(method).__name__
+                raise ValueError(f"{layer.name}: expected finite weights of {name}, got NaN or infinite ones")
+            if stats is not None and stats[fqn].gram is not None:
+                self._errors[fqn] = stats[fqn].relative_error(layer.matrix(), layer.matrix(weight))
+            self._computed.append((layer, pruned))
+
+    def write(self) -> None:
+        """What was computed since the last write."""
+        for layer, pruned in self._computed:
+            self._masks[layer.fqn] = pruned.mask
+            if held := self._held.get(id(layer.weight)):
+                self._set(held.mask, pruned.mask)
+            self._set(layer.weight, pruned.applied(layer))
+        self._computed.clear()
+
+    def undo(self) -> None:
+        for tensor, content in self._before:
+            tensor.copy_(content)
+
+    def finish(self, layers: Mapping[str, Layer], keep_masks: bool) -> PruneReport:
+        if keep_masks:
+            hold_masks_(self._model, self._masks)
+        else:
+            for layer in layers.values():
+                if held := self._held.get(id(layer.weight)):
+                    held.remove()
         return PruneReport(
             tuple(
-                PrunedLayer(fqn, tuple(weight.shape), int(weight.count_nonzero()))
-                for fqn, weight in weights.items()
+                PrunedLayer(
+                    fqn, tuple(layer.weight.shape), int(layer.weight.count_nonzero()), self._errors.get(fqn)
+                )
+                for fqn, layer in layers.items()
             )
         )
 
-
-def _prunable_weight(fqn: str, module: nn.Module) -> Tensor:
-    """The parameter `weight` of a module, after every check that keeps the later write from failing."""
-    name = f"{fqn}.weight".removeprefix(".")
-    weight = module._parameters.get("weight")
-    if weight is None:
-        raise ValueError(f"{name}: expected a parameter, got a tensor computed by {_computed_by(module)}")
-    if is_lazy(weight):
-        raise ValueError(f"{name}: expected an initialised weight, got a lazy one (run the model once first)")
-    if weight.is_meta:
-        raise ValueError(f"{name}: expected a weight with data, got a meta tensor (load the model first)")
-    if weight.layout != torch.strided or not weight.is_floating_point():
-        raise TypeError(
-            f"{name}: expected a dense floating-point weight, got {weight.dtype}, {weight.layout}"
-        )
-    if any(stride == 0 and size > 1 for stride, size in zip(weight.stride(), weight.shape, strict=True)):
-        hint = "give the module a .clone() of it"
-        raise ValueError(f"{name}: expected one memory cell per weight, got an expanded tensor ({hint})")
-    if weight.is_inference() and not torch.is_inference_mode_enabled():
-        hint = "call prune_ under torch.inference_mode()"
-        raise ValueError(f"{name}: expected a writable weight, got an inference tensor ({hint})")
-    if nans := int(weight.detach().isnan().sum()):
-        raise ValueError(f"{name}: expected numbers, got {nans} NaN (the rank of a NaN is undefined)")
-    return weight
-
-
-def _computed_by(module: nn.Module) -> str:
-    if parametrize.is_parametrized(module, "weight"):
-        call = "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight')"
-        return f"a parametrization (call {call} first)"
-    if hasattr(module, "weight_mask"):
-        return "torch.nn.utils.prune (call torch.nn.utils.prune.remove(module, 'weight') first)"
-    return "the module (make it a parameter first)"
-
-
-def _memory(weight: Tensor) -> object:
-    """Equal for two tensors that are the same memory read the same way."""
-    if not weight.numel():
-        return id(weight)
-    return weight.device, weight.data_ptr(), weight.dtype, weight.shape, weight.stride()
-
-
-def _warn_of_other_owners(
-    model: nn.Module, modules: Mapping[str, nn.Module], weights: Mapping[str, Tensor]
-) -> None:
-    pruned = {id(weight): fqn for fqn, weight in weights.items()}
-    selected = set(modules.values())
-    for fqn, module in model.named_modules():
-        if module in selected:
-            continue
-        for name, parameter in module.named_parameters(prefix=fqn, recurse=False):
-            if id(parameter) in pruned:
-                owner = pruned[id(parameter)]
-                hint = f"ignore=[{owner!r}] keeps both"
-                message = f"{name}: not selected, but pruned too, because {owner!r} shares it ({hint})"
-                warnings.warn(message, UserWarning, stacklevel=3)
+    def _set(self, tensor: Tensor, content: Tensor) -> None:
+        if self._undoable:
+            self._before.append((tensor, tensor.detach().clone()))
+        tensor.copy_(content)

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PrunedLayer:
-    """One pruned weight: its module's name ("" for the model itself), shape, and how many are not zero."""
+    """One pruned weight: its module's name ("" for the model itself), shape, and how many are not zero.
+
+    error  ‖X·(W - Ŵ)ᵀ‖² / ‖X·Wᵀ‖² over the calibration tokens; None if there was no Gram matrix
+    """
 
     fqn: str
     shape: tuple[int, ...]
     nnz: int
+    error: float | None = None
 
     @property
     def numel(self) -> int:
@@ -43,10 +47,17 @@ class PruneReport:
         """Of all layers together; 0.0 if there is none."""
         return 1.0 - self.nnz / self.numel if self.numel else 0.0
 
+    @property
+    def mean_error(self) -> float | None:
+        """Mean over the layers with one; None if there is none."""
+        errors = [layer.error for layer in self.layers if layer.error is not None]
+        return sum(errors) / len(errors) if errors else None
+
     def __str__(self) -> str:
-        total = PrunedLayer("total", (self.numel,), self.nnz)
+        total = PrunedLayer("total", (self.numel,), self.nnz, self.mean_error)
         width = max(len(layer.fqn) for layer in (*self.layers, total))
         return "\n".join(
             f"{layer.fqn:<{width}}  {layer.nnz:>13,} of {layer.numel:>13,}  sparsity {layer.sparsity:.4f}"
+            + ("" if layer.error is None else f"  error {layer.error:.4f}")
             for layer in (*self.layers, total)
         )

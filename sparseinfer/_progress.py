@@ -1,0 +1,36 @@
+"""A progress bar on stderr, where somebody looks: on a terminal, and gone when the work is done."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+
+
+class Progress:
+    """Counts the steps of a longer piece of work; a total of None is not known."""
+
+    def __init__(self, description: str, total: int | None, *, shown: bool = True) -> None:
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        disable = not (shown and console.is_terminal)
+        self._bar = Bar(*columns, console=console, transient=True, disable=disable)
+        self._task = self._bar.add_task(description, total=total)
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def describe(self, text: str) -> None:
+        """What is being done now."""
+        self._bar.update(self._task, description=text)
+
+    def advance(self) -> None:
+        self._bar.advance(self._task)

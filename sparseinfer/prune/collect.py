@@ -1,0 +1,178 @@
+"""Sums over the inputs of layers while a model runs."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparseinfer.prune.layers import Layer
+from sparseinfer.prune.statistics import CalibrationStats, LayerStats
+
+# Elements of a convolution's input that are unfolded at once: 64 MiB in float32, more only for one sample.
+_PIECE = 2**24
+
+
+class Collector:
+    """Sums what the layers are given, while this context is open and the model runs.
+
+    Linear layers that are called one after the other with the very same tensor in the first run, such as q, k
+    and v, share their sums. Should a later run give them different tensors, they part.
+    """
+
+    def __init__(self, layers: Mapping[str, Layer], *, gram: bool) -> None:
+        self._layers = layers
+        self._gram = gram
+        self._streams: dict[str, _Stream] = {}
+        self._latest: _Stream | None = None
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> Collector:
+        for layer in self._layers.values():
+            self._handles.append(layer.module.register_forward_hook(self._hook(layer), with_kwargs=True))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def end_of_run(self) -> None:
+        """To be called after every run of the model: who has not read a tensor by now was not given it."""
+        for stream in set(self._streams.values()):
+            self._settle(stream)
+        self._latest = None
+
+    def stats(self) -> CalibrationStats:
+        """ValueError that names layers which were never called."""
+        if missing := [fqn for fqn in self._layers if fqn not in self._streams]:
+            names = ", ".join(map(repr, missing[:3])) + (
+                f" and {len(missing) - 3} more" if missing[3:] else ""
+            )
+            hint = "name them in ignore= to leave them dense"
+            raise ValueError(f"batches: expected to reach every layer, got no input of {names} ({hint})")
+        return CalibrationStats({fqn: self._streams[fqn].sums.stats() for fqn in self._layers})
+
+    def _hook(self, layer: Layer) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            with torch.no_grad():
+                self._read(layer, (args or tuple(kwargs.values()))[0])
+
+        return hook
+
+    def _read(self, layer: Layer, x: Tensor) -> None:
+        stream = self._streams.get(layer.fqn)
+        if stream is None:
+            if self._latest is None or not self._latest.began_with(layer, x):
+                self._latest = _Stream(layer, x, self._gram)
+            self._latest.readers.add(layer.fqn)
+            self._streams[layer.fqn] = self._latest
+            return
+        if stream.pending is not x or layer.fqn in stream.read_by:
+            self._settle(stream)
+            stream = self._streams[layer.fqn]
+        stream.read(layer, x)
+        self._latest = stream
+
+    def _settle(self, stream: _Stream) -> None:
+        """Those who have read a tensor that others were not given get a stream of their own."""
+        if stream.pending is not None:
+            parted = stream.part()
+            self._streams.update(dict.fromkeys(parted.readers, parted))
+
+
+class _Stream:
+    """The tensors that one or several layers read. One is pending, not yet summed, until all have read it."""
+
+    def __init__(self, layer: Layer, x: Tensor, gram: bool) -> None:
+        self.sums = _Sums(layer, x, gram)
+        self.sums.add(x)
+        self.readers: set[str] = set()
+        self.read_by: set[str] = set()
+        self.pending: Tensor | None = None
+        self._is_conv = layer.is_conv
+        self._version = _version(x)
+        self._only: weakref.ref[Tensor] | None = weakref.ref(x)
+
+    def began_with(self, layer: Layer, x: Tensor) -> bool:
+        """Whether a layer that was never called before may join: x is all that was read so far."""
+        same = self._only is not None and self._only() is x and self._version == _version(x)
+        return same and not layer.is_conv and not self._is_conv
+
+    def read(self, layer: Layer, x: Tensor) -> None:
+        if self.pending is None:
+            self.pending, self._version, self._only = x, _version(x), None
+        self.read_by.add(layer.fqn)
+        if self.read_by == self.readers:
+            self._add_pending()
+
+    def part(self) -> _Stream:
+        """A stream of those who have read the pending tensor. The others' stream is this one, without it."""
+        parted = copy.copy(self)
+        parted.sums = self.sums.copy()
+        parted.readers = self.read_by
+        parted._add_pending()
+        self.readers, self.read_by, self.pending = self.readers - self.read_by, set(), None
+        return parted
+
+    def _add_pending(self) -> None:
+        assert self.pending is not None
+        if _version(self.pending) != self._version:
+            names = ", ".join(map(repr, sorted(self.readers)))
+            raise RuntimeError(f"{names}: expected an input that stays as it is, got one changed in place")
+        self.sums.add(self.pending)
+        self.read_by, self.pending = set(), None
+
+
+class _Sums:
+    """The sums of LayerStats, while they grow."""
+
+    def __init__(self, layer: Layer, x: Tensor, gram: bool) -> None:
+        groups, _, k = layer.shape
+        self._layer = layer
+        self._tokens = 0
+        self._sum_x = torch.zeros(groups, k, dtype=torch.float64, device=x.device)
+        self._sq = torch.zeros_like(self._sum_x)
+        self._dtype = torch.promote_types(x.dtype, torch.float32)
+        self._gram = torch.zeros(groups, k, k, dtype=self._dtype, device=x.device) if gram else None
+
+    def add(self, x: Tensor) -> None:
+        """ValueError: x holds NaN or an infinity."""
+        for piece in self._pieces(x.detach()):
+            inputs = self._layer.unfold(piece.to(self._dtype))
+            self._tokens += inputs.shape[1]
+            self._sum_x += inputs.sum(1, dtype=torch.float64)
+            self._sq += inputs.square().sum(1, dtype=torch.float64)
+            if self._gram is not None:
+                self._gram.baddbmm_(inputs.mT, inputs)
+        if not self._sq.isfinite().all():
+            bad = x.numel() - int(x.isfinite().sum())
+            raise ValueError(
+                f"{self._layer.fqn}: expected finite inputs, got {bad} NaN or infinite of {x.numel()}"
+            )
+
+    def copy(self) -> _Sums:
+        copied = copy.copy(self)
+        copied._sum_x, copied._sq = self._sum_x.clone(), self._sq.clone()
+        copied._gram = None if self._gram is None else self._gram.clone()
+        return copied
+
+    def stats(self) -> LayerStats:
+        return LayerStats(self._tokens, self._sum_x, self._sq, self._gram)
+
+    def _pieces(self, x: Tensor) -> Sequence[Tensor]:
+        """x, or the samples of a convolution's batch few by few: unfolded they are kh·kw times as large."""
+        if not self._layer.is_conv or x.dim() < self._layer.weight.dim() or not len(x):
+            return [x]
+        return x.split(max(1, _PIECE // (x[0].numel() * self._layer.positions)))
+
+
+def _version(x: Tensor) -> int:
+    """How often it was written in place; inference tensors do not count."""
+    return 0 if x.is_inference() else x._version
