@@ -1,0 +1,10 @@
+"""Solvers: methods that also give the kept weights new values, so that each layer's output changes least."""
+
+from __future__ import annotations
+
+from sparseinfer.prune.solvers.admm import ADMM
+from sparseinfer.prune.solvers.reconstruct import Reconstruct
+from sparseinfer.prune.solvers.solver import Solver
+from sparseinfer.prune.solvers.sparsegpt import SparseGPT
+
+__all__ = ["ADMM", "Reconstruct", "Solver", "SparseGPT"]

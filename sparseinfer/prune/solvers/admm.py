@@ -1,0 +1,96 @@
+"""ADMM: weights and mask found together, then the kept weights refitted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+
+import torch
+from torch import Tensor
+
+from sparseinfer.prune.patterns import check_size
+from sparseinfer.prune.solvers.reconstruct import reconstruct
+from sparseinfer.prune.solvers.solver import Solution, Solver
+
+# Of Boža, for inputs scaled to norm 1.
+_RHO = 1.0
+
+
+@dataclass(frozen=True)
+class ADMM(Solver):
+    """Alternate between the best weights, dense, and the nearest pruned ones, whose mask grows gradually.
+
+    Boža 2024, "Fast and Effective Weight Update for Pruned Large Language Models", with gradual mask
+    selection. Inputs are scaled to norm 1 first, so that weights are compared as in Wanda. At the end the
+    kept weights are refitted by conjugate gradients, as `Reconstruct` does it.
+
+    sparsity, scope, pattern, damping  see SparseMethod and Solver
+    iterations  in all
+    gradual     of these, the first ones, in which the sparsity grows along a cubic curve; afterwards the mask
+                stays. NM(n, m), which has no other sparsity, is chosen anew in each
+    refit       iterations of conjugate gradients at the end
+    """
+
+    _: KW_ONLY
+    iterations: int = 30
+    gradual: int = 22
+    refit: int = 20
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_size("iterations", self.iterations, 1)
+        check_size("gradual", self.gradual, 1)
+        check_size("refit", self.refit, 0)
+        if self.gradual > self.iterations:
+            raise ValueError(f"gradual: expected at most {self.iterations} (iterations), got {self.gradual}")
+
+    def solve(self, weight: Tensor, gram: Tensor, unit: tuple[int, int], sparsity: float) -> Solution:
+        norm = gram.diagonal(dim1=-2, dim2=-1)[:, None].sqrt()
+        dead = norm == 0
+        norm = norm.masked_fill(dead, 1)
+        scaled, hessian = weight * norm, gram / (norm * norm.mT)
+
+        def choose(scores: Tensor, progress: float) -> Tensor:
+            return self.choose(scores.masked_fill(dead, 0), unit, sparsity * progress)
+
+        pruned, mask = admm(
+            scaled,
+            hessian,
+            choose,
+            damping=self.damping,
+            iterations=self.iterations,
+            gradual=self.gradual,
+        )
+        refitted = reconstruct(scaled, pruned, mask, hessian, damping=self.damping, iterations=self.refit)
+        return Solution(refitted / norm, mask, self.damping)
+
+
+def admm(
+    weight: Tensor,
+    gram: Tensor,
+    choose: Callable[[Tensor, float], Tensor],
+    *,
+    damping: float,
+    iterations: int,
+    gradual: int,
+) -> tuple[Tensor, Tensor]:
+    """The weight, zero where pruned, and the mask, each [groups, n, k].
+
+    weight      [groups, n, k], float32 or float64
+    gram        [groups, k, k], same dtype, with ones on the diagonal, or zeros for inputs that always were
+    choose      (scores [groups, n, k], progress in (0, 1]) -> mask, True = kept: at 1 the final sparsity
+    damping     added to the diagonal
+    """
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    hessian = gram + damping * identity
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian + _RHO * identity))
+    target = weight @ hessian
+    dual = torch.zeros_like(weight)
+    dense = weight
+    for i in range(iterations):
+        if i < gradual:
+            mask = choose((dense + dual).abs(), 1 - (1 - (i + 1) / gradual) ** 3)
+        pruned = (dense + dual).masked_fill(~mask, 0)
+        dual += dense - pruned
+        dense = (target + _RHO * (pruned - dual)) @ inverse
+    return pruned, mask

@@ -1,0 +1,133 @@
+"""Reconstruction: for any mask, the best values of the kept weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sparseinfer.prune.layers import Layer
+from sparseinfer.prune.methods import Method, Pruned
+from sparseinfer.prune.patterns import check_size
+from sparseinfer.prune.solvers.hessian import check_damping, damped, finite_gram, warn_of_few_tokens
+from sparseinfer.prune.statistics import CalibrationStats
+
+# Of the residual of a row, relative to its first: what float32 resolves.
+_TOLERANCE = 1e-7
+
+
+@dataclass(frozen=True)
+class Reconstruct(Method):
+    """Refit the weights that another method keeps, by least squares on each layer's own output.
+
+    mask        a method, whose masks and new weights are the start, such as Wanda(0.5); or masks by the names
+                of the layers, bool, True = kept, shape of the weight
+    damping     added to the diagonal of each Gram matrix, as a part of its mean diagonal
+    iterations  of conjugate gradients, at most
+
+    The error over the calibration tokens does not increase in any row. TypeError or ValueError if an argument
+    is not as described, or masks are not of the layers.
+    """
+
+    mask: Method | Mapping[str, Tensor]
+    _: KW_ONLY
+    damping: float = 0.01
+    iterations: int = 50
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.mask, (Method, Mapping)):
+            raise TypeError(f"mask: expected a method or masks by name, got {type(self.mask).__name__}")
+        check_damping(self.damping)
+        check_size("iterations", self.iterations, 1)
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset({"gram"}) | (self.mask.needs if isinstance(self.mask, Method) else frozenset())
+
+    def prune(self, layers: Mapping[str, Layer], stats: CalibrationStats | None) -> dict[str, Pruned]:
+        assert stats is not None
+        grams = {fqn: finite_gram(fqn, stats[fqn]) for fqn in layers}
+        if isinstance(self.mask, Method):
+            found = self.mask.prune(layers, stats)
+        else:
+            found = _checked_masks(self.mask, layers)
+        pruned = {}
+        for fqn, layer in layers.items():
+            dtype = torch.promote_types(layer.weight.dtype, grams[fqn].dtype)
+            start, mask = found[fqn].weight, layer.matrix(found[fqn].mask)
+            weight = reconstruct(
+                layer.matrix().to(dtype),
+                layer.matrix(start).to(dtype),
+                mask,
+                grams[fqn].to(dtype),
+                damping=self.damping,
+                iterations=self.iterations,
+            )
+            pruned[fqn] = Pruned(found[fqn].mask, layer.unmatrix(weight).to(layer.weight.dtype))
+        warn_of_few_tokens(layers, stats)
+        return pruned
+
+    def spread(
+        self, layers: Mapping[str, Layer], stats: CalibrationStats | None
+    ) -> list[tuple[Method, Mapping[str, Layer]]]:
+        if not isinstance(self.mask, Method):
+            return super().spread(layers, stats)
+        return [(replace(self, mask=part), own) for part, own in self.mask.spread(layers, stats)]
+
+
+def reconstruct(
+    weight: Tensor, start: Tensor, mask: Tensor, gram: Tensor, *, damping: float, iterations: int
+) -> Tensor:
+    """Ŵ [groups, n, k], zero where pruned, that minimises tr((Ŵ - W)·H·(Ŵ - W)ᵀ), H the damped Gram matrix.
+
+    weight, start  [groups, n, k], float32 or float64: W, and Ŵ to begin with
+    mask           [groups, n, k], True = kept
+    gram           [groups, k, k], dtype of the weight
+    damping        see `hessian.damped`
+    iterations     at most
+
+    Conjugate gradients on the normal equations of all rows at once, with their diagonal as preconditioner: an
+    iteration is one product with H. A row whose error over the tokens, without damping, would grow, as
+    damping and rounding can bring about, keeps its start.
+    """
+    hessian = damped(gram, damping)
+    start = start.masked_fill(~mask, 0)
+    diagonal = hessian.diagonal(dim1=-2, dim2=-1)[:, None]
+    inverse_diagonal = torch.where(mask & (diagonal > 0), 1 / diagonal, 0.0)
+    solution = start.clone()
+    residual = ((weight - solution) @ hessian).masked_fill(~mask, 0)
+    direction = residual * inverse_diagonal
+    energy = (residual * direction).sum(-1, keepdim=True)
+    enough = _TOLERANCE**2 * energy
+    for _ in range(iterations):
+        product = (direction @ hessian).masked_fill(~mask, 0)
+        curvature = (direction * product).sum(-1, keepdim=True)
+        active = (energy > enough) & (curvature > 0)
+        if not active.any():
+            break
+        step = torch.where(active, energy / curvature, 0.0)
+        solution += step * direction
+        residual -= step * product
+        scaled = residual * inverse_diagonal
+        previous, energy = energy, (residual * scaled).sum(-1, keepdim=True)
+        direction = scaled + torch.where(active, energy / previous, 0.0) * direction
+    better = _error(weight - solution, gram) < _error(weight - start, gram)
+    return torch.where(better, solution, start)
+
+
+def _error(change: Tensor, gram: Tensor) -> Tensor:
+    """Squared error of each row's output, [groups, n, 1]."""
+    return (change @ gram * change).sum(-1, keepdim=True)
+
+
+def _checked_masks(masks: Mapping[str, Tensor], layers: Mapping[str, Layer]) -> dict[str, Pruned]:
+    for fqn, layer in layers.items():
+        if fqn not in masks:
+            raise ValueError(f"mask: expected one for {fqn!r}, got none")
+        mask = masks[fqn]
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != layer.weight.shape:
+            got = f"{mask.dtype} of {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+            raise ValueError(f"mask: expected bool of {tuple(layer.weight.shape)} for {fqn!r}, got {got}")
+    return {fqn: Pruned(masks[fqn].to(layer.weight.device)) for fqn, layer in layers.items()}
