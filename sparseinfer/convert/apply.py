@@ -17,6 +17,7 @@ from sparseinfer.convert.options import Memory, Options
 from sparseinfer.convert.recording import run, tensors_of
 from sparseinfer.convert.report import attach
 from sparseinfer.modules import SparseMultiheadAttention
+from sparseinfer.prune.masks import finalize_
 
 # On an encoder that used nested tensors before.
 _NESTED = "_sparseinfer_used_nested_tensors"
@@ -56,16 +57,18 @@ def convert(
     measure          time the candidates on this machine, or remember an earlier time; False: predict
     budget_s         seconds to measure for, at most; what is left is predicted
     fuse             with `example_inputs`: an activation that alone reads a layer's result moves into the
-                     layer, and Linears that are given the same input become one matrix. If the model then
-                     returns something else for these inputs, nothing is fused
+                     layer, one that is the last to read its input works in place, and Linears that are
+                     given the same input become one matrix. If the model then returns something else for
+                     these inputs, nothing is fused
     fold_batch_norm  with `example_inputs`: a batch norm that alone reads a layer's result is folded into
                      its weights, which are then no longer those of the model
     filter_fn, targets, ignore   which modules: see `sparseinfer._select.select_modules`
 
     Zeros count however they came: in the weight itself, by torch.nn.utils.prune or by a parametrization; the
-    last two are resolved and do not come along. A layer that is faster dense stays dense, in the layout that
-    is fastest. `explain` says which and why; `densify_` goes back. Weights are float32, bfloat16 or float16
-    on the CPU, and inputs of the same dtype; other layers stay as they are.
+    last two are resolved and do not come along, nor do masks that prune_ left. A layer that is faster dense
+    stays dense, in the layout that is fastest. `explain` says which and why; `densify_` goes back. Weights
+    are float32, bfloat16 or float16, and inputs of the same dtype; other layers stay as they are. A model on
+    a GPU is planned for its kernels there, and of it nn.Linear layers only.
 
     The model itself is unchanged, and weights that became sparse are not copied. TypeError or ValueError: an
     argument of the wrong kind, example inputs that the model does not accept, a parameter without data
@@ -87,6 +90,7 @@ def convert(
     if conversion.fuses and not _agrees(converted, example_inputs, conversion, options):
         conversion = prepare(model, modules, example_inputs, options.unfused())
         converted = _copy(model, conversion)
+    finalize_(converted)
     leave_nested_tensors(converted)
     attach(converted, conversion.rows)
     return converted
@@ -133,6 +137,7 @@ def convert_(
         if not agrees:
             conversion = prepare(model, modules, example_inputs, options.unfused())
     replace_(model, conversion.replacements)
+    finalize_(model)
     leave_nested_tensors(model)
     attach(model, conversion.rows)
     return model

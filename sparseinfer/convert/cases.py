@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseinfer import ops
+from sparseinfer.convert.cost_model import predict
 from sparseinfer.convert.fusion import Chain
 from sparseinfer.convert.weights import Weights, class_of
 from sparseinfer.formats import CSR
@@ -21,6 +22,9 @@ from sparseinfer.ops.dense import PLAIN, dense_candidates, dense_names
 
 if TYPE_CHECKING:
     from sparseinfer.convert.planner import Plan
+
+# Other tiles begin there.
+CPU_LIMITS = (4, ops.FEW_TOKENS, 47, None)
 
 Call = Callable[[], object]
 # Makes a call that holds weights of its own, so that several of them take turns in memory.
@@ -60,6 +64,13 @@ class Case(Protocol):
         """The weight in a layout: one packing, or one per group of channels. Made at most once."""
 
     @property
+    def limits(self) -> tuple[int | None, ...]:
+        """Upper ends of the token buckets a layer may have, ascending; None = no limit."""
+
+    def predict(self, name: str, tokens: int) -> float:
+        """Microseconds of a dense way or a layout, without running it; infinity if nothing is known of it."""
+
+    @property
     def dense_names(self) -> tuple[str, ...]:
         """Keys of `dense`, without making anything."""
 
@@ -87,6 +98,13 @@ class LinearCase:
     weights: Weights
     x_dtype: torch.dtype
     _packed: dict[Layout, tuple[Tensor, ...]] = field(default_factory=dict)
+
+    @property
+    def limits(self) -> tuple[int | None, ...]:
+        return CPU_LIMITS
+
+    def predict(self, name: str, tokens: int) -> float:
+        return _predicted(self, name, tokens)
 
     @property
     def kind(self) -> str:
@@ -199,6 +217,13 @@ class ConvCase:
     _packed: dict[Layout, tuple[Tensor, ...]] = field(default_factory=dict)
 
     @property
+    def limits(self) -> tuple[int | None, ...]:
+        return CPU_LIMITS
+
+    def predict(self, name: str, tokens: int) -> float:
+        return _predicted(self, name, tokens)
+
+    @property
     def kind(self) -> str:
         dtype = self.dense_weights.weight.dtype
         return _kind("conv", dtype, self.weights.weight.dtype, dtype)
@@ -291,6 +316,13 @@ class ConvCase:
             class_of(self.conv), self.conv, weight, None if bias is None else bias.clone()
         )
         return dense
+
+
+def _predicted(case: Case, name: str, tokens: int) -> float:
+    """By the cost model, for this instruction set and number of threads."""
+    weight, sparsity = case.weights.weight, case.weights.sparsity
+    where = (ops.active_isa(), torch.get_num_threads())
+    return predict(case.kind, name, weight.numel(), sparsity, tokens, *where)
 
 
 def _kind(op: str, *dtypes: torch.dtype) -> str:

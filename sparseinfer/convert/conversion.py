@@ -12,14 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from sparseinfer._machine import last_level_cache_bytes
+from sparseinfer._progress import Progress
 from sparseinfer.convert.cases import Case, ConvCase, LinearCase
+from sparseinfer.convert.cuda_case import CudaLinearCase
 from sparseinfer.convert.fusion import UNFUSED, Chain, chain, folded
+from sparseinfer.convert.inplace import in_place
 from sparseinfer.convert.kinds import Kind, Part, kind_of
 from sparseinfer.convert.measure import MAX_TOKENS, SOURCES, Timer
 from sparseinfer.convert.options import DEFAULT_TOKENS, Options
 from sparseinfer.convert.planner import Plan, plan
 from sparseinfer.convert.pooling import faster_pool
-from sparseinfer.convert.progress import Progress
 from sparseinfer.convert.recording import Recording, record, spread
 from sparseinfer.convert.report import LayerReport
 from sparseinfer.convert.weights import Weights, refusals, require_inference
@@ -37,8 +39,8 @@ from sparseinfer.modules._parts import dense_linear
 class Conversion:
     """What to put in whose place, and what `explain` will say.
 
-    `fuses`: an activation moved into a layer, or several layers became one matrix; `expected` is what the
-    model returned before.
+    `fuses`: an activation moved into a layer or works in place, or several layers became one matrix;
+    `expected` is what the model returned before.
     """
 
     replacements: Mapping[nn.Module, nn.Module]
@@ -71,6 +73,21 @@ class Unit:
         return [layer.parts[self.part].weights.weight.shape[0] for layer in self.layers]
 
 
+@dataclass(frozen=True)
+class Survey:
+    """What there is to plan: layers and their units, names of modules that stay dense with the reason."""
+
+    layers: Sequence[Layer]
+    refused: Mapping[str, str]
+    recording: Recording
+    units: Sequence[Unit]
+
+    @property
+    def cold(self) -> bool:
+        """Whether the weights exceed the last-level cache, so that a run reads them from memory."""
+        return sum(unit.weights.nbytes for unit in self.units) > last_level_cache_bytes()
+
+
 def prepare(
     model: nn.Module,
     modules: Mapping[str, nn.Module],
@@ -80,36 +97,45 @@ def prepare(
     """Plans every layer and packs the sparse ones."""
     pools = {fqn: module for fqn, module in modules.items() if isinstance(module, nn.MaxPool2d)}
     modules = {fqn: module for fqn, module in modules.items() if fqn not in pools}
+    survey = surveyed(model, modules, example_inputs, options)
+
+    found = _Found()
+    with Progress("planning", len(survey.units)) as progress:
+        timer = Timer(
+            measure=options.measure,
+            budget_s=options.budget_s,
+            cold=survey.cold,
+            on_case=progress.describe,
+        )
+        for unit in survey.units:
+            _decide(unit, survey.recording, options, timer, found)
+            progress.advance()
+    for layer in survey.layers:
+        if replacement := _assembled(layer, found):
+            found.replacements[layer.module] = replacement
+    _leave_fast_paths(model, found)
+    if options.fuse:
+        _work_in_place(model, survey.recording, found)
+    for fqn, pool in pools.items():
+        if options.measure and (faster := faster_pool(fqn, pool, survey.recording)):
+            found.replacements[pool], row = faster
+            found.rows[fqn].append(row)
+    for fqn, reason in survey.refused.items():
+        found.rows[fqn].append(_refused_row(fqn, modules[fqn], reason))
+    rows = tuple(row for fqn in (*modules, *pools) for row in found.rows[fqn])
+    return Conversion(found.replacements, rows, found.fuses, survey.recording.result)
+
+
+def surveyed(
+    model: nn.Module, modules: Mapping[str, nn.Module], example_inputs: Any, options: Options
+) -> Survey:
+    """Looks at the modules and runs the model once. ValueError: the model is not ready for inference."""
     require_inference(modules)
     layers, refused = _read(modules, refusals(model, modules))
     recording = Recording()
     if example_inputs is not None:
         recording = record(model, [layer.module for layer in layers], example_inputs)
-    units = _units(layers, recording, options)
-
-    found = _Found()
-    with Progress(len(units)) as progress:
-        timer = Timer(
-            measure=options.measure,
-            budget_s=options.budget_s,
-            cold=sum(unit.weights.nbytes for unit in units) > last_level_cache_bytes(),
-            on_case=progress.describe,
-        )
-        for unit in units:
-            _decide(unit, recording, options, timer, found)
-            progress.advance()
-    for layer in layers:
-        if replacement := _assembled(layer, found):
-            found.replacements[layer.module] = replacement
-    _leave_fast_paths(model, found)
-    for fqn, pool in pools.items():
-        if options.measure and (faster := faster_pool(fqn, pool, recording)):
-            found.replacements[pool], row = faster
-            found.rows[fqn].append(row)
-    for fqn, reason in refused.items():
-        found.rows[fqn].append(_refused_row(fqn, modules[fqn], reason))
-    rows = tuple(row for fqn in (*modules, *pools) for row in found.rows[fqn])
-    return Conversion(found.replacements, rows, found.fuses, recording.result)
+    return Survey(layers, refused, recording, _units(layers, recording, options))
 
 
 @dataclass
@@ -171,7 +197,7 @@ def _stacked(weights: Sequence[Weights]) -> Weights:
 
 def _decide(unit: Unit, recording: Recording, options: Options, timer: Timer, found: _Found) -> None:
     """Plan one unit; what takes the place of its modules goes to `found`."""
-    case, tokens = _case(unit, recording, options)
+    case, tokens = case_of(unit, recording, options)
     if isinstance(case, str):
         _report(unit, Plan(case), [None] * len(unit.layers), found)
         return
@@ -199,7 +225,7 @@ def _decide(unit: Unit, recording: Recording, options: Options, timer: Timer, fo
             found.parts[layer.module, unit.part] = module
 
 
-def _case(unit: Unit, recording: Recording, options: Options) -> tuple[Case | str, tuple[int, ...]]:
+def case_of(unit: Unit, recording: Recording, options: Options) -> tuple[Case | str, tuple[int, ...]]:
     """What to plan and for which token counts, or why it cannot be planned."""
     layer = unit.layers[0]
     part, shapes = layer.parts[unit.part], recording.shapes.get(layer.module, ())
@@ -207,6 +233,9 @@ def _case(unit: Unit, recording: Recording, options: Options) -> tuple[Case | st
     sparse = dense if options.weights is None else dense.rounded(options.weights)
     if isinstance(sparse, str):
         return sparse, ()
+    on_cuda = dense.weight.is_cuda
+    if on_cuda and not isinstance(layer.module, nn.Linear):
+        return "on a GPU only Linear layers become sparse", ()
     if isinstance(layer.module, (nn.Conv1d, nn.Conv2d)):
         if not shapes:
             return "no example input reached it: the size of its maps is not known", ()
@@ -216,7 +245,8 @@ def _case(unit: Unit, recording: Recording, options: Options) -> tuple[Case | st
     seen = {part.tokens(shape) for shape in shapes} | set(options.tokens or ())
     counts = {min(count, MAX_TOKENS) for count in seen}
     x_dtype = options.activations or dense.weight.dtype
-    return LinearCase(dense, sparse, x_dtype), spread(sorted(counts)) or DEFAULT_TOKENS
+    case = (CudaLinearCase if on_cuda else LinearCase)(dense, sparse, x_dtype)
+    return case, spread(sorted(counts)) or DEFAULT_TOKENS
 
 
 def _assembled(layer: Layer, found: _Found) -> nn.Module | None:
@@ -241,6 +271,13 @@ def _leave_fast_paths(model: nn.Module, found: _Found) -> None:
         if module.linear1 in found.replacements or module.linear2 in found.replacements:
             dense = SparseMultiheadAttention.from_attention(copy.deepcopy(module.self_attn))
             found.replacements[module.self_attn] = dense.train(module.self_attn.training)
+
+
+def _work_in_place(model: nn.Module, recording: Recording, found: _Found) -> None:
+    for module in model.modules():
+        if module not in found.replacements and (twin := in_place(module, recording)):
+            found.replacements[module] = twin
+            found.fuses = True
 
 
 def _refused_row(fqn: str, module: nn.Module, reason: str) -> LayerReport:

@@ -10,11 +10,9 @@ from typing import Literal, get_args
 
 import torch
 
-from sparseinfer import ops
 from sparseinfer._machine import last_level_cache_bytes
 from sparseinfer._timing import Timing, interleave
 from sparseinfer.convert.cases import Call, Case, Maker
-from sparseinfer.convert.cost_model import predict
 from sparseinfer.convert.verdicts import Verdicts
 from sparseinfer.ops import Layout
 
@@ -143,12 +141,7 @@ def _calls(make: Maker, nbytes: int, cold: bool) -> list[Call]:
 
 
 def predict_times(case: Case, layouts: tuple[Layout, ...], tokens: int) -> Times:
-    """By the cost model, for this instruction set and number of threads."""
-    weight, sparsity = case.weights.weight, case.weights.sparsity
-    where = (ops.active_isa(), torch.get_num_threads())
-
-    def us(name: str) -> float:
-        return predict(case.kind, name, weight.numel(), sparsity, tokens, *where)
-
-    dense = {name: us(name) for name in case.dense_names}
-    return Times(tokens, dense, {layout: us(str(layout)) for layout in layouts}, "predicted")
+    """By the cost model of the case."""
+    dense = {name: case.predict(name, tokens) for name in case.dense_names}
+    sparse = {layout: case.predict(str(layout), tokens) for layout in layouts}
+    return Times(tokens, dense, sparse, "predicted")

@@ -13,13 +13,10 @@ from sparseinfer.convert.cases import Case
 from sparseinfer.convert.measure import Timer, Times
 from sparseinfer.convert.options import COMPACT, SPEED
 from sparseinfer.ops import Layout
-from sparseinfer.ops.dense import PREPACKED
+from sparseinfer.ops.dense import PLAIN
 
 # Below this sparsity no layout has beaten the best dense at any token count, so none is tried.
 MIN_SPARSITY = 0.3
-
-# Upper ends of the token buckets a layer may have, ascending; None = no limit. Other tiles begin there.
-BUCKETS = (4, ops.FEW_TOKENS, 47, None)
 
 # The prepacked dense layer replaces the plain one only for a gain that is more than noise.
 _PREPACK_GAIN = 0.97
@@ -91,18 +88,14 @@ def plan(case: Case, tokens: Sequence[int], timer: Timer, memory: float) -> Plan
 
 
 def _dense(reason: str, times: tuple[Times, ...], chosen: tuple[Layout, ...] = ()) -> Plan:
-    prepacked = [time.dense[PREPACKED] / _plain(time) for time in times if PREPACKED in time.dense]
+    prepacked = [us / time.dense[PLAIN] for time in times for name, us in time.dense.items() if name != PLAIN]
     prepack = bool(prepacked) and sum(prepacked) < _PREPACK_GAIN * len(prepacked)
     return Plan(reason, times, chosen, prepack=prepack)
 
 
-def _plain(time: Times) -> float:
-    return min(us for name, us in time.dense.items() if name != PREPACKED)
-
-
 def _cheapest(case: Case, times: Mapping[int, Times], memory: float) -> dict[int, Layout] | None:
     """Token count -> layout, the same for all of a bucket, of the smallest sum of ratios within `memory`."""
-    groups = list(_by_bucket(list(times)).values())
+    groups = list(_by_bucket(list(times), case.limits).values())
     options = []
     for counts in groups:
         # In the order of the layouts: of several that are equally fast it is always the same that is chosen.
@@ -130,16 +123,16 @@ def _nbytes(case: Case, layouts: set[Layout]) -> int:
     return sum(packed.nbytes for layout in layouts for packed in case.packed(layout))
 
 
-def _by_bucket(counts: Sequence[int]) -> dict[int | None, list[int]]:
-    """Token counts in each bucket that has any, in the order of BUCKETS."""
-    found: dict[int | None, list[int]] = {limit: [] for limit in BUCKETS}
+def _by_bucket(counts: Sequence[int], limits: Sequence[int | None]) -> dict[int | None, list[int]]:
+    """Token counts in each bucket that has any, in the order of their limits."""
+    found: dict[int | None, list[int]] = {limit: [] for limit in limits}
     for m in counts:
-        found[next(limit for limit in BUCKETS if limit is None or m <= limit)].append(m)
+        found[next(limit for limit in limits if limit is None or m <= limit)].append(m)
     return {limit: group for limit, group in found.items() if group}
 
 
 def _buckets(case: Case, chosen: Mapping[int, Layout], used: Sequence[Layout]) -> tuple[ops.Bucket, ...]:
-    groups = _by_bucket(list(chosen))
+    groups = _by_bucket(list(chosen), case.limits)
     limits = [*list(groups)[:-1], None]
     return tuple(
         ops.Bucket(limit, used.index(chosen[counts[-1]]), case.kernel(chosen[counts[-1]], counts[-1]))

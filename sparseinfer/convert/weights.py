@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize, prune
 
+from sparseinfer import ops
+from sparseinfer.prune.masks import HeldMask
+
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -104,8 +107,8 @@ def read(
             continue
         if type(t) is not Tensor or t.layout != torch.strided:
             return f"it holds a {type(t).__name__} of layout {t.layout}, not a plain tensor"
-        if t.device.type != "cpu":
-            return f"it is on {t.device}; the kernels run on cpu"
+        if reason := _device_refusal(t.device):
+            return f"it is on {t.device}: {reason}"
         if t.dtype not in _DTYPES:
             return f"its dtype is {t.dtype}; the kernels take torch.float32, torch.bfloat16 and torch.float16"
     if bias is not None and bias.dtype != weight.dtype:
@@ -116,6 +119,12 @@ def read(
     if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
         return "its weight and bias are not [n, k] and [n]"
     return Weights(weight, bias)
+
+
+def _device_refusal(device: torch.device) -> str | None:
+    if device.type == "cuda":
+        return ops.cuda_refusal(device.index)
+    return None if device.type == "cpu" else "the kernels run on cpu and cuda"
 
 
 def class_of(module: nn.Module) -> type[nn.Module]:
@@ -133,7 +142,7 @@ def _refusal(module: nn.Module) -> str | None:
 
 def _has_hooks(module: nn.Module) -> bool:
     before = module._forward_pre_hooks.values()
-    foreign = [hook for hook in before if not isinstance(hook, prune.BasePruningMethod)]
+    foreign = [hook for hook in before if not isinstance(hook, (prune.BasePruningMethod, HeldMask))]
     return any((foreign, module._forward_hooks, module._backward_hooks, module._backward_pre_hooks))
 
 
@@ -159,7 +168,8 @@ def _owners(model: nn.Module) -> dict[object, set[str]]:
 
 
 def _memory(t: Tensor) -> object:
-    plain = type(t) is nn.Parameter and t.layout == torch.strided and t.device.type == "cpu" and t.numel()
+    real = t.device.type in ("cpu", "cuda")
+    plain = type(t) is nn.Parameter and t.layout == torch.strided and real and t.numel()
     return t.data_ptr() if plain else id(t)
 
 
