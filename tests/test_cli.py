@@ -116,9 +116,10 @@ def test_bench_model(tiny: list[int], capsys: pytest.CaptureFixture[str], tmp_pa
     cells = [(row.batch, row.dtype, row.sparsity, row.threads) for row in rows]
     assert cells == [(batch, dtype, 0.9, 1) for batch in (1, 3) for dtype in ("f32", "bf16w", "bf16")]
     for row in rows:
-        # Rounded or not, next to what the pruned model gives; the layer that was ignored is not listed.
+        # Rounded or not, next to what the pruned model gives; the layer that was not pruned stays dense.
         assert row.max_diff < {"f32": 1e-6, "bf16w": 2**-8, "bf16": 2**-7}[row.dtype]
-        assert row.layers == 1
+        assert row.layers == 2
+        assert row.sparse_layers <= 1
         assert row.dense_nbytes == (64 * 96 + 96 + 96 * 8 + 8) * 4
         assert row.nbytes < row.dense_nbytes or not row.sparse_layers
         assert 0 < row.sparse_ms <= row.sparse_median_ms
@@ -203,7 +204,7 @@ def test_bad_values_are_one_line_on_stderr(
 def test_demo_fails_when_the_converted_model_differs(
     difference: float, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    row = demo.Row(800, 0.9, 0.2, difference, 200.0, 50.0, 4.0, 10, 100, 36, 36)
+    row = demo.Row(800, 0.9, 0.2, None, difference, 200.0, 50.0, 4.0, 10, 100, 36, 36)
     monkeypatch.setattr(demo, "run", lambda *args, **kwargs: [row])
     assert main(["demo"]) == status
     out = capsys.readouterr().out

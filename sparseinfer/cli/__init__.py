@@ -1,0 +1,35 @@
+"""The command line: sparseinfer {demo, prune, bench, doctor}; a module for each command."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from rich.markup import escape
+
+from sparseinfer.cli import bench, demo, doctor, prune
+from sparseinfer.cli._common import console
+
+_COMMANDS = (demo, prune, bench, doctor)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; its exit status: 0 done, 1 a result was wrong or could not be had, 2 bad usage."""
+    options = _parser().parse_args(argv)
+    try:
+        status: int = options.command(options)
+    except (OSError, ValueError, RuntimeError) as error:
+        text = f"[bold red]error:[/] {escape(str(error))}"
+        console(stderr=True).print(text, highlight=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("sparseinfer", description="Pruned PyTorch models that run faster.")
+    commands = parser.add_subparsers(required=True, metavar="{demo,prune,bench,doctor}")
+    for command in _COMMANDS:
+        command.add(commands)
+    return parser

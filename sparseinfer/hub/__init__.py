@@ -1,0 +1,1 @@
+"""Models in local Hugging Face folders: loaded, judged on text, pruned and saved. Nothing is fetched."""

@@ -1,0 +1,82 @@
+"""A Hugging Face model folder: config.json, weights and tokenizer, read and written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparseinfer.bench import packages
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a folder holds.
+
+    model      in eval mode and float32, whatever the weights are stored in
+    tokenizer  of transformers
+    dtype      that the weights are stored in
+    is_causal  the model predicts the next token; otherwise it is an encoder
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    dtype: torch.dtype
+    is_causal: bool
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens that the model takes at once."""
+        config: Any = self.model.config
+        limits = (getattr(config, "max_position_embeddings", None), self.tokenizer.model_max_length)
+        return min(limit for limit in limits if limit and limit > 0)
+
+    @property
+    def head(self) -> str | None:
+        """Name of the layer that makes scores of words out of hidden states."""
+        model: Any = self.model
+        head = model.get_output_embeddings()
+        return next((fqn for fqn, module in model.named_modules() if module is head), None)
+
+
+def load(folder: Path) -> Checkpoint:
+    """The model, of the class that its config names, and its tokenizer.
+
+    ValueError: not a folder, one that transformers cannot load a model and a tokenizer from, or one that
+    lacks weights. RuntimeError: transformers is missing.
+    """
+    transformers = packages.transformers("prune", "demo")
+    if not folder.is_dir():
+        raise ValueError(f"model: expected a folder, got {str(folder)!r} (there is none)")
+    if not (folder / "config.json").is_file():
+        hint = "it holds no config.json"
+        raise ValueError(f"model: expected a Hugging Face model folder, got {str(folder)!r} ({hint})")
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+        architecture = (config.architectures or [""])[0]
+        kind = getattr(transformers, architecture, transformers.AutoModel)
+        model, loading = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        got = f"{type(error).__name__}: {error}"
+        raise ValueError(f"model: expected a folder that transformers can load, got {got}") from error
+    if missing := sorted(loading["missing_keys"]):
+        raise ValueError(f"model: expected all weights of {kind.__name__}, got no {missing[0]!r}")
+    causal = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    return Checkpoint(model.eval(), tokenizer, config.dtype or torch.float32, architecture in causal)
+
+
+def check_out(folder: Path) -> None:
+    """ValueError unless the folder is new or empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"out: expected a new or an empty folder, got {str(folder)!r} (it is not empty)")
+
+
+def save(checkpoint: Checkpoint, folder: Path) -> None:
+    """Writes config, safetensors in the first folder's dtype, and tokenizer: to be loaded like that one."""
+    model: Any = checkpoint.model
+    model.to(checkpoint.dtype).save_pretrained(folder)
+    checkpoint.tokenizer.save_pretrained(folder)
