@@ -1,0 +1,43 @@
+"""The examples of the documents run, one after the other, and do what the text says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(path: Path) -> dict[str, Any]:
+    """The names that the Python examples of a document leave behind; errors tell the document's lines."""
+    found: dict[str, Any] = {"__name__": "examples"}
+    text = path.read_text(encoding="utf-8")
+    for match in re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        lines = "\n" * text[: match.start(1)].count("\n")
+        exec(compile(lines + match[1], str(path), "exec"), found)
+    return found
+
+
+def sparsity(model: torch.nn.Module) -> float:
+    weights = [parameter for parameter in model.parameters() if parameter.ndim == 2]
+    return sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
+
+
+def test_pruning(capsys: pytest.CaptureFixture[str]) -> None:
+    state = torch.get_rng_state()
+    try:
+        found = run(ROOT / "docs/pruning.md")
+    finally:
+        torch.set_rng_state(state)
+    assert "sparsity 0.5000" in capsys.readouterr().out
+    assert sparsity(found["dense"]) == 0
+    assert sparsity(found["model"]) == 0.5
+    # By an exact count over all layers.
+    assert found["pruner"].done
+    assert sparsity(found["student"]) == pytest.approx(0.9, abs=1e-4)
+    assert sparsity(found["recovered"]) == pytest.approx(0.8, abs=1e-4)
+    assert type(found["fast"]) is torch.nn.Sequential
