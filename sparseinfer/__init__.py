@@ -13,26 +13,72 @@ from importlib.metadata import version as _version
 
 from sparseinfer import formats
 from sparseinfer.bench.compare import Comparison, benchmark
-from sparseinfer.convert import Explanation, convert, convert_, densify_, explain
+from sparseinfer.convert import Explanation, convert, convert_, densify_, explain, latency_table
 from sparseinfer.modules import SparseConv1d, SparseConv2d, SparseLinear, SparseMultiheadAttention
-from sparseinfer.prune import Magnitude, prune_
+from sparseinfer.prune import (
+    ADMM,
+    ERK,
+    NM,
+    OWL,
+    RIA,
+    Block,
+    CalibrationStats,
+    Column,
+    DiagonalHessian,
+    Gradient,
+    LatencyBudget,
+    Magnitude,
+    Random,
+    Reconstruct,
+    Row,
+    Sensitivity,
+    SparseGPT,
+    Taylor,
+    Unstructured,
+    Wanda,
+    calibrate,
+    finalize_,
+    prune_,
+)
 
 __version__ = _version("sparseinfer")
 
 __all__ = [
+    "ADMM",
+    "ERK",
+    "NM",
+    "OWL",
+    "RIA",
+    "Block",
+    "CalibrationStats",
+    "Column",
     "Comparison",
+    "DiagonalHessian",
     "Explanation",
+    "Gradient",
+    "LatencyBudget",
     "Magnitude",
+    "Random",
+    "Reconstruct",
+    "Row",
+    "Sensitivity",
     "SparseConv1d",
     "SparseConv2d",
+    "SparseGPT",
     "SparseLinear",
     "SparseMultiheadAttention",
+    "Taylor",
+    "Unstructured",
+    "Wanda",
     "__version__",
     "benchmark",
+    "calibrate",
     "convert",
     "convert_",
     "densify_",
     "explain",
+    "finalize_",
     "formats",
+    "latency_table",
     "prune_",
 ]

@@ -21,16 +21,19 @@ CSRC = ROOT / "csrc"
 # A module may import from its own layer and from lower numbers.
 LAYERS = {
     "_core": 0,
+    "_cuda": 0,
     "_native": 1,
     "formats": 2,
     "ops": 3,
     "modules": 4,
     "_machine": 4,
+    "_progress": 4,
     "_select": 4,
     "_timing": 4,
     "prune": 5,
     "convert": 5,
     "bench": 6,
+    "hub": 6,
     "cli": 7,
     "__main__": 8,
     "__init__": 8,
@@ -62,7 +65,7 @@ def test_imports_only_point_down() -> None:
 
 
 def test_prune_knows_no_kernel() -> None:
-    for path in (PACKAGE / "prune").glob("*.py"):
+    for path in (PACKAGE / "prune").rglob("*.py"):
         assert not {layer_of(name) for name in imports(path)} & {
             "ops",
             "modules",
@@ -77,12 +80,13 @@ def includes(path: Path) -> list[str]:
 
 
 def test_native_layers_only_point_down() -> None:
-    """bindings -> core -> include; cpu -> include and itself."""
-    for path in (CSRC / "cpu").iterdir():
-        assert all(i.startswith(("cpu/", "sparseinfer/")) for i in includes(path)), path
+    """bindings -> core -> include; cpu and cuda -> include and themselves."""
+    for folder in ("cpu", "cuda"):
+        for path in (CSRC / folder).rglob("*.*"):
+            assert all(i.startswith((f"{folder}/", "sparseinfer/")) for i in includes(path)), path
     for path in (CSRC / "include").rglob("*.h"):
         assert all(i.startswith("sparseinfer/") for i in includes(path)), path
-    for folder in ("core", "cpu", "include"):
+    for folder in ("core", "cpu", "cuda", "include"):
         for path in (CSRC / folder).rglob("*.*"):
             assert "pybind11" not in path.read_text(), path
             assert not re.search(r"#include [<\"](torch|ATen|c10|omp)", path.read_text()), path
@@ -164,6 +168,6 @@ def test_needed_libraries_have_no_torch_and_no_openmp() -> None:
 
 
 def test_files_can_be_read_in_one_go() -> None:
-    for pattern in ("sparseinfer/**/*.py", "csrc/**/*.cpp", "csrc/**/*.h", "tests/*.py"):
+    for pattern in ("sparseinfer/**/*.py", "csrc/**/*.cpp", "csrc/**/*.h", "csrc/**/*.cu*", "tests/*.py"):
         for path in ROOT.glob(pattern):
             assert len(path.read_text().splitlines()) <= 400, path

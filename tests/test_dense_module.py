@@ -242,7 +242,7 @@ class TestBadInput:
                 TypeError,
                 "weight: expected a floating-point tensor, got torch.int",
             ),
-            ({"weight": torch.ones(3)}, ValueError, r"weight: expected \[n, k\] on cpu, got \(3,\)"),
+            ({"weight": torch.ones(3)}, ValueError, r"weight: expected \[n, k\] on cpu or cuda, got \(3,\)"),
             ({"weight": torch.ones(3, 3, device="meta")}, ValueError, "weight: expected .* got .* on meta"),
             ({"bias": torch.ones(3)}, ValueError, r"bias: expected shape \(2,\) on cpu, got \(3,\)"),
             ({"bias": torch.ones(2).double()}, TypeError, "bias: expected dtype torch.float32"),

@@ -106,16 +106,9 @@ BUILDERS = {f.__name__: f for f in (bert, llama, gpt2, vit, resnet, whisper)}
 
 
 def built(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
-    """Pruned to 0.8: the transposed Linears of GPT-2, which prune_ does not know, likewise."""
     torch.manual_seed(0)
     model, inputs = BUILDERS[name]()
-    model.eval()
-    if name != "gpt2":
-        prune_(model, Magnitude(0.8), ignore=IGNORE)
-    for module in model.modules():
-        if type(module).__name__ == "Conv1D":
-            threshold = module.weight.abs().flatten().kthvalue(int(0.8 * module.weight.numel())).values
-            module.weight.data[module.weight.abs() <= threshold] = 0
+    prune_(model.eval(), Magnitude(0.8), ignore=IGNORE, keep_masks=False)
     return model, inputs
 
 
@@ -153,7 +146,8 @@ def test_results(name: str, options: dict[str, Any]) -> None:
     fast = convert(dense, example_inputs=inputs, ignore=IGNORE, **options)
     rows = explain(fast).rows
     assert len(rows) >= 8
-    assert {row.decision for row in rows} == {"sparse"}
+    # How a pooling, which has no weights, is faster is a matter of time.
+    assert {row.decision for row in rows if row.shape} == {"sparse"}
     assert_close(fast, dense, inputs)
     if "fold_batch_norm" in options:
         assert not any(isinstance(module, nn.BatchNorm2d) for module in fast.modules())
