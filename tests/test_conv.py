@@ -329,13 +329,12 @@ def test_sizes_are_not_trusted() -> None:
     arguments: dict[str, object] = {
         "kernel": identity,
         "x": 0,
-        "x_dtype": 0,
+        "dtype": 0,
         "x_shape": [2, 4, 9, 11],
         "packed": [blob.data_ptr()],
         "bias": 0,
         "bias_dtype": 0,
         "y": 0,
-        "y_dtype": 0,
         "y_shape": [2, 12, 9, 11],
         "kernel_size": [3, 3],
         "stride": [1, 1],
@@ -360,8 +359,7 @@ def test_sizes_are_not_trusted() -> None:
         ("packed", []),
         ("packed", [blob.data_ptr()] * 3),
         ("activation", 99),
-        ("x_dtype", 7),
-        ("y_dtype", 1),
+        ("dtype", 7),
         ("bias_dtype", 2),
     ]:
         with pytest.raises(ValueError, match="expected"):
