@@ -28,6 +28,7 @@ LAYERS = {
     "modules": 4,
     "_machine": 4,
     "_progress": 4,
+    "_running": 4,
     "_select": 4,
     "_timing": 4,
     "prune": 5,

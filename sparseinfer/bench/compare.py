@@ -18,7 +18,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from sparseinfer._machine import describe_machine
-from sparseinfer.convert.recording import call, tensors_of
+from sparseinfer._running import call
+from sparseinfer.convert.recording import tensors_of
 from sparseinfer.ops import active_isa
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")

@@ -16,6 +16,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from sparseinfer._running import call, evaluating
+
 # Reading these of a tensor tells nothing of its values.
 _METHODS = frozenset({"size", "dim", "numel", "stride", "is_contiguous", "is_floating_point", "__len__"})
 _ATTRIBUTES = frozenset(
@@ -65,17 +67,8 @@ def record(model: nn.Module, modules: Iterable[nn.Module], example_inputs: Any) 
 
 def run(model: nn.Module, example_inputs: Any) -> Any:
     """The model's result, in eval mode and without gradients; its modes are put back."""
-    with _eval_mode(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         return call(model, example_inputs)
-
-
-def call(model: nn.Module, example_inputs: Any) -> Any:
-    """The model on a tuple or list of arguments, a mapping of keyword arguments, or the only argument."""
-    if isinstance(example_inputs, Mapping):
-        return model(**example_inputs)
-    if isinstance(example_inputs, (tuple, list)):
-        return model(*example_inputs)
-    return model(example_inputs)
 
 
 @dataclass
@@ -240,18 +233,6 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from _tensors(value.values())
         elif isinstance(value, (tuple, list)):
             yield from _tensors(value)
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode: a run then changes no batch-norm statistics and draws no dropout. Restored by module."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def spread(counts: Sequence[int], most: int = 4) -> tuple[int, ...]:

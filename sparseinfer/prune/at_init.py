@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparseinfer._running import call
 from sparseinfer._select import FilterFn, Patterns
 from sparseinfer.prune.apply import prune_
-from sparseinfer.prune.calibrate import Forward, LossFn, calibrate, call
+from sparseinfer.prune.calibrate import Forward, LossFn, calibrate
+from sparseinfer.prune.checks import check_fraction
 from sparseinfer.prune.criteria import Taylor
 from sparseinfer.prune.layers import Layer, prunable_layers
 from sparseinfer.prune.masks import finalize_
 from sparseinfer.prune.methods import Method, Pruned
 from sparseinfer.prune.report import PruneReport
-from sparseinfer.prune.sparsity import check_fraction
 from sparseinfer.prune.statistics import CalibrationStats
 from sparseinfer.prune.threshold import global_masks
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 
 from sparseinfer.prune import importance
+from sparseinfer.prune.checks import check_fraction
 from sparseinfer.prune.layers import Layer
-from sparseinfer.prune.sparsity import Budget, check_fraction
+from sparseinfer.prune.sparsity import Budget
 from sparseinfer.prune.statistics import CalibrationStats
 
 if TYPE_CHECKING:

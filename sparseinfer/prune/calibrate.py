@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseinfer._progress import Progress
+from sparseinfer._running import call, evaluating
 from sparseinfer._select import FilterFn, Patterns
 from sparseinfer.prune.collect import Collector
 from sparseinfer.prune.layers import Layer, prunable_layers
@@ -74,32 +74,20 @@ def statistics_of(
     forward = forward or call
     gradients = None if loss_fn is None else _Gradients(layers, loss_fn)
     total = len(batches) if isinstance(batches, Sized) else None
-    count = 0
     with (
         evaluating(model),
         Progress("calibrating", total, shown=progress) as bar,
         Collector(layers, gram=gram) as collector,
         gradients or torch.no_grad(),
     ):
-        for count, batch in enumerate(batches, 1):  # noqa: B007
+        for batch in every_batch(batches):
             output = forward(model, batch)
             collector.end_of_run()
             if gradients is not None:
                 gradients.add(output, batch)
             bar.advance()
-    if not count:
-        raise ValueError("batches: expected at least one, got none (was an iterator used before?)")
     stats = collector.stats()
     return stats if gradients is None else gradients.joined(stats)
-
-
-def call(model: nn.Module, batch: Any) -> Any:
-    """The model's output for a batch: a mapping holds keyword arguments, a tuple or list positional ones."""
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    if isinstance(batch, (tuple, list)):
-        return model(*batch)
-    return model(batch)
 
 
 def checked_batches(batches: Iterable[Any]) -> Iterable[Any]:
@@ -110,16 +98,14 @@ def checked_batches(batches: Iterable[Any]) -> Iterable[Any]:
     return batches
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode; afterwards every module is in its own mode again."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+def every_batch(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches; ValueError in the end if there was none."""
+    found = False
+    for batch in batches:
+        found = True
+        yield batch
+    if not found:
+        raise ValueError("batches: expected at least one, got none (was an iterator used before?)")
 
 
 class _Gradients:

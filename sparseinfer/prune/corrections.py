@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseinfer.prune.calibrate import Forward, call, checked_batches, evaluating
+from sparseinfer._running import call, evaluating
+from sparseinfer.prune.calibrate import Forward, checked_batches, every_batch
 from sparseinfer.prune.layers import prunable_layers
 from sparseinfer.prune.statistics import CalibrationStats, check_stats
 
@@ -32,17 +33,14 @@ def reestimate_batch_norm_(
         raise ValueError("model: expected batch norms with running statistics, got none")
     forward = forward or call
     before = [({name: t.clone() for name, t in norm.named_buffers()}, norm.momentum) for norm in norms]
-    batch = None
     try:
         with evaluating(model), torch.no_grad():
             for norm in norms:
                 norm.reset_running_stats()
                 norm.momentum = None  # the average of all batches
                 norm.train()
-            for batch in batches:
+            for batch in every_batch(batches):
                 forward(model, batch)
-            if batch is None:
-                raise ValueError("batches: expected at least one, got none (was an iterator used before?)")
     except BaseException:
         for norm, (buffers, _) in zip(norms, before, strict=True):
             for name, t in norm.named_buffers():

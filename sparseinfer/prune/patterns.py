@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from sparseinfer.prune.checks import check_int
 from sparseinfer.prune.layers import Layer
 
 
@@ -34,8 +35,8 @@ class Block(Pattern):
     c: int
 
     def __post_init__(self) -> None:
-        check_size("r", self.r, 1)
-        check_size("c", self.c, 1)
+        check_int("r", self.r, 1)
+        check_int("c", self.c, 1)
 
     def unit(self, layer: Layer) -> tuple[int, int]:
         _check_divides(layer, f"a multiple of {self.r} rows and {self.c} columns", self.r, self.c)
@@ -54,8 +55,8 @@ class NM(Pattern):
     m: int
 
     def __post_init__(self) -> None:
-        check_size("n", self.n, 1)
-        check_size("m", self.m, self.n)
+        check_int("n", self.n, 1)
+        check_int("m", self.m, self.n)
 
     @property
     def sparsity(self) -> float:
@@ -93,14 +94,6 @@ def expand(kept: Tensor, unit: tuple[int, int]) -> Tensor:
     """A mask of units [groups, n / r, k / c] as one of weights [groups, n, k]."""
     r, c = unit
     return kept.repeat_interleave(r, dim=1).repeat_interleave(c, dim=2) if unit != (1, 1) else kept
-
-
-def check_size(name: str, size: object, least: int) -> None:
-    """TypeError or ValueError unless it is an int of at least `least`."""
-    if isinstance(size, bool) or not isinstance(size, int):
-        raise TypeError(f"{name}: expected an int, got {type(size).__name__}")
-    if size < least:
-        raise ValueError(f"{name}: expected at least {least}, got {size}")
 
 
 def _check_divides(layer: Layer, expected: str, r: int, c: int) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from sparseinfer._progress import Progress
-from sparseinfer.prune.calibrate import Forward, call, checked_batches, evaluating
+from sparseinfer._running import call, evaluating
+from sparseinfer.prune.calibrate import Forward, checked_batches, every_batch
 
 # (output, target) -> scalar; target is the teacher's output, or without a teacher the batch
 RecoveryLoss = Callable[[Any, Any], Tensor]
@@ -172,8 +173,4 @@ class _Compared:
 
 def _endless(batches: Iterable[Any]) -> Iterator[Any]:
     while True:
-        batch = None
-        for batch in batches:
-            yield batch
-        if batch is None:
-            raise ValueError("batches: expected at least one, got none (was an iterator used before?)")
+        yield from every_batch(batches)

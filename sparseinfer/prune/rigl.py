@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from sparseinfer.prune.checks import check_int
 from sparseinfer.prune.masks import HeldMask, held_mask
 
 
@@ -42,10 +43,7 @@ class RigL:
             hint = "call prune_(model, Random(ERK(0.9))) first"
             raise ValueError(f"model: expected one that holds masks, got none ({hint})")
         for name, value in (("end", end), ("every", every)):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+            check_int(name, value, 1)
         if not 0 < drop_fraction <= 1:
             raise ValueError(f"drop_fraction: expected a number in (0, 1], got {drop_fraction}")
         self._end = end

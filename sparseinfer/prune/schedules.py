@@ -6,6 +6,8 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from sparseinfer.prune.checks import check_int
+
 
 class Schedule(ABC):
     """Says when to prune during training, and how much by then. Steps are counted from 1.
@@ -30,7 +32,7 @@ class OneShot(Schedule):
     at: int = 1
 
     def __post_init__(self) -> None:
-        _check_int("at", self.at, 1)
+        check_int("at", self.at, 1)
 
     @property
     def events(self) -> range:
@@ -52,9 +54,9 @@ class Gradual(Schedule):
     every: int
 
     def __post_init__(self) -> None:
-        _check_int("begin", self.begin, 1)
-        _check_int("every", self.every, 1)
-        _check_int("end", self.end, self.begin)
+        check_int("begin", self.begin, 1)
+        check_int("every", self.every, 1)
+        check_int("end", self.end, self.begin)
         if (self.end - self.begin) % self.every:
             got = f"{self.end} with begin={self.begin} and every={self.every}"
             raise ValueError(f"end: expected begin plus a multiple of every, got {got}")
@@ -97,10 +99,3 @@ class Geometric(Gradual):
         # Exactly `final` in the end.
         progress = self._progress(step)
         return final if progress == 1 else -math.expm1(progress * math.log1p(-final))
-
-
-def _check_int(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name}: expected at least {least}, got {value}")

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from sparseinfer._progress import Progress
-from sparseinfer.prune.calibrate import Forward, call, checked_batches, evaluating
+from sparseinfer._running import call, evaluating
+from sparseinfer.prune.calibrate import Forward, checked_batches, every_batch
 from sparseinfer.prune.collect import Collector
 from sparseinfer.prune.layers import Layer
 from sparseinfer.prune.statistics import CalibrationStats
@@ -65,9 +66,9 @@ def prune_blocks(
     ValueError: bad batches, as in `calibrate`, or a model that does not call its blocks like that.
     """
     with evaluating(model), torch.no_grad():
-        runs = [_record(model, blocks, batch, forward or call) for batch in checked_batches(batches)]
-        if not runs:
-            raise ValueError("batches: expected at least one, got none (was an iterator used before?)")
+        runs = [
+            _record(model, blocks, batch, forward or call) for batch in every_batch(checked_batches(batches))
+        ]
         hidden, calls_of = map(list, zip(*runs, strict=True))
         with Progress("pruning blocks", len(blocks), shown=progress) as bar:
             for i, block in enumerate(blocks):

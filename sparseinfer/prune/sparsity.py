@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from numbers import Real
 from typing import TYPE_CHECKING, TypeAlias
 
+from sparseinfer.prune.checks import check_fraction
 from sparseinfer.prune.layers import Layer
 from sparseinfer.prune.patterns import Pattern
 from sparseinfer.prune.statistics import CalibrationStats
@@ -31,15 +31,6 @@ class Budget(ABC):
         self, layers: Mapping[str, Layer], stats: CalibrationStats | None, method: SparseMethod
     ) -> Mapping[str, float | Option]:
         """A fraction for each layer, perhaps with a pattern in the place of the method's own."""
-
-
-def check_fraction(name: str, value: object) -> None:
-    """TypeError or ValueError unless it is a number in [0, 1)."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}: expected a float, got {type(value).__name__}")
-    if not 0 <= float(value) < 1:  # also refuses NaN
-        hint = "a fraction, not percent: 0.5 prunes half"
-        raise ValueError(f"{name}: expected a number in [0, 1), got {value} ({hint})")
 
 
 def check_sparsity(sparsity: object) -> None:

@@ -8,7 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
-from sparseinfer.prune.patterns import check_size
+from sparseinfer.prune.checks import check_int
 from sparseinfer.prune.solvers.reconstruct import reconstruct
 from sparseinfer.prune.solvers.solver import Solution, Solver
 
@@ -38,9 +38,9 @@ class ADMM(Solver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_size("iterations", self.iterations, 1)
-        check_size("gradual", self.gradual, 1)
-        check_size("refit", self.refit, 0)
+        check_int("iterations", self.iterations, 1)
+        check_int("gradual", self.gradual, 1)
+        check_int("refit", self.refit, 0)
         if self.gradual > self.iterations:
             raise ValueError(f"gradual: expected at most {self.iterations} (iterations), got {self.gradual}")
 

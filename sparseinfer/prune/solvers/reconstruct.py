@@ -8,9 +8,9 @@ from dataclasses import KW_ONLY, dataclass, replace
 import torch
 from torch import Tensor
 
+from sparseinfer.prune.checks import check_int
 from sparseinfer.prune.layers import Layer
 from sparseinfer.prune.methods import Method, Pruned
-from sparseinfer.prune.patterns import check_size
 from sparseinfer.prune.solvers.hessian import check_damping, damped, finite_gram, warn_of_few_tokens
 from sparseinfer.prune.statistics import CalibrationStats
 
@@ -40,7 +40,7 @@ class Reconstruct(Method):
         if not isinstance(self.mask, (Method, Mapping)):
             raise TypeError(f"mask: expected a method or masks by name, got {type(self.mask).__name__}")
         check_damping(self.damping)
-        check_size("iterations", self.iterations, 1)
+        check_int("iterations", self.iterations, 1)
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]

@@ -8,7 +8,8 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
-from sparseinfer.prune.patterns import NM, Column, Unstructured, check_size
+from sparseinfer.prune.checks import check_int
+from sparseinfer.prune.patterns import NM, Column, Unstructured
 from sparseinfer.prune.solvers.hessian import inverse_factor
 from sparseinfer.prune.solvers.solver import Solution, Solver
 
@@ -34,7 +35,7 @@ class SparseGPT(Solver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_size("block_size", self.block_size, 1)
+        check_int("block_size", self.block_size, 1)
         known = isinstance(self.pattern, (Unstructured, NM)) and self.scope == "layer"
         if self.reference_exact and not known:
             got = f"{self.pattern!r} and {self.scope!r}"

@@ -1,0 +1,22 @@
+"""Checks of numbers that users give."""
+
+from __future__ import annotations
+
+from numbers import Real
+
+
+def check_int(name: str, value: object, least: int) -> None:
+    """TypeError or ValueError unless it is an int of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least}, got {value}")
+
+
+def check_fraction(name: str, value: object) -> None:
+    """TypeError or ValueError unless it is a number in [0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected a float, got {type(value).__name__}")
+    if not 0 <= float(value) < 1:  # also refuses NaN
+        hint = "a fraction, not percent: 0.5 prunes half"
+        raise ValueError(f"{name}: expected a number in [0, 1), got {value} ({hint})")
