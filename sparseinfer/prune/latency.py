@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 
 import torch
@@ -11,8 +11,8 @@ import torch
 from sparseinfer.prune.layers import Layer
 from sparseinfer.prune.methods import SparseMethod
 from sparseinfer.prune.patterns import Pattern, Unstructured
-from sparseinfer.prune.sensitivity import checked_loss, pruning_costs
-from sparseinfer.prune.sparsity import Budget, Option
+from sparseinfer.prune.sensitivity import Scan
+from sparseinfer.prune.sparsity import Option
 from sparseinfer.prune.statistics import CalibrationStats
 
 DENSE: Option = (0.0, Unstructured())
@@ -60,16 +60,13 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class LatencyBudget(Budget):
+class LatencyBudget(Scan):
     """The sparsity and the pattern of each layer that together reach a latency with the least error.
 
     table      of `latency_table`, for the same model
     target_us  microseconds that the layers of the table may take together; or
     speedup    how many times faster than dense they have to be
-    method     what to try with; default: the method that prunes. Wanda ranks options for a solver in a
-               fraction of its time
-    evaluate   () -> float: the loss of the model as it is then, as in Sensitivity. It tells more than the
-               default, each layer's relative output error from the Gram matrix of a calibration
+    evaluate, method  see Scan; a loss of the model tells more than the errors of its layers
 
     The method tries every option of each layer. The sum of what they cost is the least of all choices that
     keep to the target: a multiple-choice knapsack, solved exactly but for rounding times up by less than 1 %
@@ -82,8 +79,6 @@ class LatencyBudget(Budget):
     _: KW_ONLY
     target_us: float | None = None
     speedup: float | None = None
-    method: SparseMethod | None = None
-    evaluate: Callable[[], float] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.table, LatencyTable):
@@ -95,11 +90,6 @@ class LatencyBudget(Budget):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name}: expected a positive number, got {value!r}")
-
-    @property
-    def needs(self) -> frozenset[str]:
-        own = frozenset({"gram"} if self.evaluate is None else ())
-        return own if self.method is None else own | self.method.needs
 
     def allocate(
         self, layers: Mapping[str, Layer], stats: CalibrationStats | None, method: SparseMethod
@@ -114,10 +104,8 @@ class LatencyBudget(Budget):
         target = self.target_us or self.table.dense_us / (self.speedup or 1)
         known = {fqn: layer for fqn, layer in layers.items() if fqn in self.table.us}
         others = sum(options[DENSE] for fqn, options in self.table.us.items() if fqn not in known)
-        base = 0.0 if self.evaluate is None else checked_loss(self.evaluate, "as it was")
-        choices = {
-            fqn: self._choices(layer, stats, self.method or method, base) for fqn, layer in known.items()
-        }
+        base = self.base_cost()
+        choices = {fqn: self._choices(layer, stats, method, base) for fqn, layer in known.items()}
         menus = [_menu([choices[fqn] for fqn in group]) for group in self._groups(known)]
         least = others + sum(min(item.us for item in menu) for menu in menus)
         if target < least * (1 - 1e-9):
@@ -134,7 +122,7 @@ class LatencyBudget(Budget):
     ) -> dict[Option, Choice]:
         options = self.table.us[layer.fqn]
         pruned = [option for option in options if option != DENSE]
-        costs = pruning_costs(layer, stats, method, pruned, self.evaluate)
+        costs = self.costs(layer, stats, method, pruned)
         errors = {DENSE: 0.0} | {option: cost - base for option, cost in zip(pruned, costs, strict=True)}
         return {option: Choice(*option, us, errors[option]) for option, us in options.items()}
 

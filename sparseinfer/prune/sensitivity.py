@@ -9,25 +9,57 @@ from dataclasses import KW_ONLY, dataclass
 
 from torch import Tensor
 
+from sparseinfer.prune.checks import check_fraction
 from sparseinfer.prune.layers import Layer
 from sparseinfer.prune.methods import SparseMethod
-from sparseinfer.prune.sparsity import Budget, Option, check_fraction
+from sparseinfer.prune.sparsity import Budget, Option
 from sparseinfer.prune.statistics import CalibrationStats
 
 CANDIDATES = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 
 @dataclass(frozen=True)
-class Sensitivity(Budget):
+class Scan(Budget):
+    """A budget that prunes each layer by itself to see what that costs.
+
+    evaluate  () -> float: the loss of the model as it is then, lower is better. It is called for the model
+              as it was and then with one layer pruned at a time. Default: the layer's relative output error
+              from the Gram matrix of a calibration, without running the model
+    method    what to try with; default: the method that prunes. Wanda ranks options for a solver in a
+              fraction of its time
+    """
+
+    _: KW_ONLY
+    evaluate: Callable[[], float] | None = None
+    method: SparseMethod | None = None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        own = frozenset({"gram"} if self.evaluate is None else ())
+        return own if self.method is None else own | self.method.needs
+
+    def base_cost(self) -> float:
+        """What `costs` are of nothing pruned."""
+        return 0.0 if self.evaluate is None else checked_loss(self.evaluate, "as it was")
+
+    def costs(
+        self,
+        layer: Layer,
+        stats: CalibrationStats | None,
+        method: SparseMethod,
+        options: Sequence[Option],
+    ) -> list[float]:
+        """What each of the options costs in this layer; `method` is the one that prunes."""
+        return pruning_costs(layer, stats, self.method or method, options, self.evaluate)
+
+
+@dataclass(frozen=True)
+class Sensitivity(Scan):
     """Every layer is pruned by itself to each candidate; layers that bear it well are pruned more.
 
     sparsity    of all layers together, in [0, 1)
     candidates  ascending fractions above 0 to try; the last one is the most that a layer is pruned
-    evaluate    () -> float: the loss of the model as it is then, lower is better. It is called for the model
-                as it was and then with one layer pruned at a time. Default: the layer's relative output error
-                from the Gram matrix of a calibration, without running the model
-    method      what to try with; default: the method that prunes. Wanda ranks layers for a solver in a
-                fraction of its time
+    evaluate, method  see Scan
 
     Costs between candidates are interpolated along their lower convex hull, and what costs least per weight
     is pruned first: that is the exact minimum of the sum of these costs. TypeError or ValueError if an
@@ -37,8 +69,6 @@ class Sensitivity(Budget):
     sparsity: float
     _: KW_ONLY
     candidates: Sequence[float] = CANDIDATES
-    evaluate: Callable[[], float] | None = None
-    method: SparseMethod | None = None
 
     def __post_init__(self) -> None:
         check_fraction("sparsity", self.sparsity)
@@ -50,22 +80,17 @@ class Sensitivity(Budget):
             least = f"at least the sparsity {self.sparsity:g} as the last"
             raise ValueError(f"candidates: expected {least}, got {self.candidates[-1]:g}")
 
-    @property
-    def needs(self) -> frozenset[str]:
-        own = frozenset({"gram"} if self.evaluate is None else ())
-        return own if self.method is None else own | self.method.needs
-
     def allocate(
         self, layers: Mapping[str, Layer], stats: CalibrationStats | None, method: SparseMethod
     ) -> dict[str, float]:
         options = [(candidate, method.pattern) for candidate in self.candidates]
-        base = 0.0 if self.evaluate is None else checked_loss(self.evaluate, "as it was")
+        base = self.base_cost()
         segments: list[tuple[float, str, int]] = []
         for fqn, layer in layers.items():
             numel = layer.weight.numel()
             # Rounded up: together the last ones reach every sparsity up to the last candidate.
             counts = [0, *(math.ceil(candidate * numel) for candidate in self.candidates)]
-            costs = pruning_costs(layer, stats, self.method or method, options, self.evaluate)
+            costs = self.costs(layer, stats, method, options)
             segments += [(slope, fqn, count) for slope, count in _hull(counts, [base, *costs])]
         # Stable: within a layer the slopes of a hull ascend already.
         segments.sort(key=lambda segment: segment[0])
