@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -86,25 +87,48 @@ class Case(Protocol):
 
 
 @dataclass(eq=False)
-class LinearCase:
-    """y = x · Wᵀ + bias.
+class _CpuCase(ABC):
+    """What a linear layer and a convolution have in common.
 
     dense_weights   as they are now; x and y have its dtype
     weights         what becomes sparse, perhaps in a shorter dtype
-    x_dtype         what the kernels round x to
     """
 
     dense_weights: Weights
     weights: Weights
-    x_dtype: torch.dtype
-    _packed: dict[Layout, tuple[Tensor, ...]] = field(default_factory=dict)
+    _packed: dict[Layout, tuple[Tensor, ...]] = field(default_factory=dict, init=False)
 
     @property
     def limits(self) -> tuple[int | None, ...]:
         return CPU_LIMITS
 
+    @property
+    @abstractmethod
+    def kind(self) -> str: ...
+
     def predict(self, name: str, tokens: int) -> float:
-        return _predicted(self, name, tokens)
+        """By the cost model, for this instruction set and number of threads."""
+        where = (ops.active_isa(), torch.get_num_threads())
+        return predict(self.kind, name, self.weights.weight.numel(), self.weights.sparsity, tokens, *where)
+
+    def packed(self, layout: Layout) -> tuple[Tensor, ...]:
+        if layout not in self._packed:
+            self._packed[layout] = self._pack(layout)
+        return self._packed[layout]
+
+    @abstractmethod
+    def _pack(self, layout: Layout) -> tuple[Tensor, ...]: ...
+
+    @cached_property
+    def _format(self) -> CSR:
+        return CSR.from_dense(self.weights.weight)
+
+
+@dataclass(eq=False)
+class LinearCase(_CpuCase):
+    """y = x · Wᵀ + bias. `x_dtype`: what the kernels round x to."""
+
+    x_dtype: torch.dtype
 
     @property
     def kind(self) -> str:
@@ -131,14 +155,8 @@ class LinearCase:
     def buckets(self, layout: Layout) -> tuple[ops.Bucket, ...]:
         return layout.buckets(0)
 
-    @cached_property
-    def _format(self) -> CSR:
-        return CSR.from_dense(self.weights.weight)
-
-    def packed(self, layout: Layout) -> tuple[Tensor, ...]:
-        if layout not in self._packed:
-            self._packed[layout] = (layout.pack(self._format),)
-        return self._packed[layout]
+    def _pack(self, layout: Layout) -> tuple[Tensor, ...]:
+        return (layout.pack(self._format),)
 
     def _x(self, tokens: int) -> Tensor:
         # Drawn from a generator of its own: convert leaves the caller's random numbers alone.
@@ -203,7 +221,7 @@ class LinearCase:
 
 
 @dataclass(eq=False)
-class ConvCase:
+class ConvCase(_CpuCase):
     """y = conv(x) + bias, by the kernels for many tokens; a token is a pixel of the output.
 
     `shapes` gives for each number of tokens the shape of x [b, c, ...] or [c, ...] that brings them. The
@@ -211,17 +229,7 @@ class ConvCase:
     """
 
     conv: nn.Conv1d | nn.Conv2d
-    dense_weights: Weights
-    weights: Weights
     shapes: Mapping[int, tuple[int, ...]]
-    _packed: dict[Layout, tuple[Tensor, ...]] = field(default_factory=dict)
-
-    @property
-    def limits(self) -> tuple[int | None, ...]:
-        return CPU_LIMITS
-
-    def predict(self, name: str, tokens: int) -> float:
-        return _predicted(self, name, tokens)
 
     @property
     def kind(self) -> str:
@@ -251,14 +259,8 @@ class ConvCase:
     def buckets(self, layout: Layout) -> tuple[ops.Bucket, ...]:
         return (ops.Bucket(None, 0, self.kernel(layout, 1)),)
 
-    def packed(self, layout: Layout) -> tuple[Tensor, ...]:
-        if layout not in self._packed:
-            self._packed[layout] = tuple(pack_groups(self._format, [layout], self.conv.groups))
-        return self._packed[layout]
-
-    @cached_property
-    def _format(self) -> CSR:
-        return CSR.from_dense(self.weights.weight)
+    def _pack(self, layout: Layout) -> tuple[Tensor, ...]:
+        return tuple(pack_groups(self._format, [layout], self.conv.groups))
 
     def _x(self, tokens: int) -> Tensor:
         generator = torch.Generator().manual_seed(0)
@@ -316,13 +318,6 @@ class ConvCase:
             class_of(self.conv), self.conv, weight, None if bias is None else bias.clone()
         )
         return dense
-
-
-def _predicted(case: Case, name: str, tokens: int) -> float:
-    """By the cost model, for this instruction set and number of threads."""
-    weight, sparsity = case.weights.weight, case.weights.sparsity
-    where = (ops.active_isa(), torch.get_num_threads())
-    return predict(case.kind, name, weight.numel(), sparsity, tokens, *where)
 
 
 def _kind(op: str, *dtypes: torch.dtype) -> str:

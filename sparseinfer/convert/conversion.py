@@ -240,7 +240,7 @@ def case_of(unit: Unit, recording: Recording, options: Options) -> tuple[Case | 
         if not shapes:
             return "no example input reached it: the size of its maps is not known", ()
         by_tokens = {part.tokens(shape): shape for shape in shapes}
-        return ConvCase(layer.module, dense, sparse, by_tokens), spread(sorted(by_tokens))
+        return ConvCase(dense, sparse, layer.module, by_tokens), spread(sorted(by_tokens))
     # More tokens than MAX_TOKENS take the same kernels in the same loops.
     seen = {part.tokens(shape) for shape in shapes} | set(options.tokens or ())
     counts = {min(count, MAX_TOKENS) for count in seen}

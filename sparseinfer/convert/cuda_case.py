@@ -74,13 +74,9 @@ class CudaLinearCase(LinearCase):
                 return (Layout("bsr", self._storage, block, "cuda"),)
         return ()
 
-    def packed(self, layout: Layout) -> tuple[Tensor, ...]:
-        if layout not in self._packed:
-            weight = self.weights.weight
-            blocks = layout.packing == "bsr"
-            packed = _packed_blocks(weight, layout.panel) if blocks else cuda_packing.pack_dense(weight)
-            self._packed[layout] = (packed,)
-        return self._packed[layout]
+    def _pack(self, layout: Layout) -> tuple[Tensor, ...]:
+        weight, blocks = self.weights.weight, layout.packing == "bsr"
+        return (_packed_blocks(weight, layout.panel) if blocks else cuda_packing.pack_dense(weight),)
 
     def _x(self, tokens: int) -> Tensor:
         return super()._x(tokens).to(self.weights.weight.device)
