@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from convert_helpers import Script
+
+from sparseinfer.convert import conversion
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -21,3 +24,11 @@ def no_verdicts_of_earlier_runs(
 ) -> None:
     """Conversions remember what they measured in a folder of this test's own."""
     monkeypatch.setenv("SPARSEINFER_CACHE_DIR", str(tmp_path_factory.mktemp("verdicts")))
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Script:
+    """`convert` takes times from a script instead of measuring."""
+    script = Script()
+    monkeypatch.setattr(conversion, "Timer", lambda **options: script)
+    return script

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,12 +18,7 @@ from torch.nn.utils import parametrizations, prune
 from sparseinfer import SparseLinear, convert, convert_, explain
 from sparseinfer.convert import conversion, measure, planner
 
-
-@pytest.fixture(autouse=True)
-def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
-    script = Script()
-    monkeypatch.setattr(conversion, "Timer", lambda **options: script)
-    return script
+pytestmark = pytest.mark.usefixtures("script")
 
 
 class TestConvert:

@@ -32,11 +32,7 @@ from sparseinfer.modules import PrepackedLinear, SparseGRU, SparseLSTM, SparseRN
 EPS = torch.finfo(torch.float32).eps
 
 
-@pytest.fixture(autouse=True)
-def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
-    script = Script()
-    monkeypatch.setattr(conversion, "Timer", lambda **options: script)
-    return script
+pytestmark = pytest.mark.usefixtures("script")
 
 
 @pytest.fixture(autouse=True)

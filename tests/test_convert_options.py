@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,17 +12,12 @@ from generators import tokens, values, weight
 from torch import nn
 
 from sparseinfer import SparseConv2d, SparseLinear, convert, densify_, explain
-from sparseinfer.convert import conversion
 from sparseinfer.modules import PrepackedLinear, SparseLSTM
 
 EPS = {dtype: torch.finfo(dtype).eps for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 
 
-@pytest.fixture(autouse=True)
-def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
-    script = Script()
-    monkeypatch.setattr(conversion, "Timer", lambda **options: script)
-    return script
+pytestmark = pytest.mark.usefixtures("script")
 
 
 def layer(sparsity: float = 0.8, n: int = 96, k: int = 200) -> nn.Sequential:

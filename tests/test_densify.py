@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
-from convert_helpers import Script, linear
+from convert_helpers import linear
 from generators import values, weight
 from torch import Tensor, nn
 
 from sparseinfer import SparseLinear, convert, convert_, densify_, explain
-from sparseinfer.convert import conversion
 from sparseinfer.modules import Fused, SharedInputLinear
 from sparseinfer.modules._packed import PackedLayer
 
-
-@pytest.fixture(autouse=True)
-def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
-    script = Script()
-    monkeypatch.setattr(conversion, "Timer", lambda **options: script)
-    return script
+pytestmark = pytest.mark.usefixtures("script")
 
 
 class Everything(nn.Module):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -21,11 +20,7 @@ from sparseinfer.modules import Fused, PrepackedLinear
 EPS = torch.finfo(torch.float32).eps
 
 
-@pytest.fixture(autouse=True)
-def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
-    script = Script()
-    monkeypatch.setattr(conversion, "Timer", lambda **options: script)
-    return script
+pytestmark = pytest.mark.usefixtures("script")
 
 
 class Mine(nn.Module):

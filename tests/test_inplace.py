@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
-from convert_helpers import K, Script, linear
+from convert_helpers import K, linear
 from torch import Tensor, nn
 
 from sparseinfer import convert, convert_, densify_
-from sparseinfer.convert import conversion
 
-
-@pytest.fixture(autouse=True)
-def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
-    script = Script()
-    monkeypatch.setattr(conversion, "Timer", lambda **options: script)
-    return script
+pytestmark = pytest.mark.usefixtures("script")
 
 
 class Residual(nn.Module):

@@ -18,7 +18,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import prune
 
 from sparseinfer import convert, convert_, densify_
-from sparseinfer.convert import conversion
 from sparseinfer.prune.masks import finalize_, hold_masks_, masks_of
 from sparseinfer.prune.rigl import RigL
 from sparseinfer.prune.torch_prune import from_torch_prune_, to_torch_prune_
@@ -178,14 +177,9 @@ def test_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not first["kept"]["grad"][~first["kept"]["0.weight_mask"]].any()
 
 
+@pytest.mark.usefixtures("script")
 class TestConvert:
     """A model with masks converts like the same model after finalize_."""
-
-    @pytest.fixture(autouse=True)
-    def script(self, monkeypatch: pytest.MonkeyPatch) -> Script:
-        script = Script()
-        monkeypatch.setattr(conversion, "Timer", lambda **options: script)
-        return script
 
     def held(self) -> nn.Module:
         net = nn.Sequential(

@@ -12,20 +12,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from convert_helpers import K, Script, linear
+from convert_helpers import K, linear
 from generators import tokens
 from torch import Tensor, nn
 
 from sparseinfer import SparseLinear, convert, convert_, densify_, explain
-from sparseinfer.convert import conversion
 from sparseinfer.modules import SharedInputLinear
 
-
-@pytest.fixture(autouse=True)
-def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
-    script = Script()
-    monkeypatch.setattr(conversion, "Timer", lambda **options: script)
-    return script
+pytestmark = pytest.mark.usefixtures("script")
 
 
 class QKV(nn.Module):

@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from convert_helpers import Script
 from torch import Tensor, nn
 
 from sparseinfer import Magnitude, SparseConv2d, SparseLinear, convert, densify_, explain, prune_
-from sparseinfer.convert import conversion
 from sparseinfer.modules import Fused, SharedInputLinear, SparseConv1d
 
 transformers = pytest.importorskip(
@@ -30,11 +28,7 @@ SIZES = {
 IDS = torch.arange(24).view(2, 12) * 7 % 99
 
 
-@pytest.fixture(autouse=True)
-def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
-    script = Script()
-    monkeypatch.setattr(conversion, "Timer", lambda **options: script)
-    return script
+pytestmark = pytest.mark.usefixtures("script")
 
 
 @pytest.fixture(autouse=True)
