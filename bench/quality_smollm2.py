@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from quality_task import Task
 from torch import Tensor
 
 from sparseinfer.bench import packages
 from sparseinfer.bench.models import MODELS
+from sparseinfer.hub.quality import perplexity
 
 TOKENS = 512
 CALIBRATION, TEST = 12, 12
@@ -29,7 +28,7 @@ def task() -> Task:
     return Task(
         model=MODELS["smollm2"].build(),
         calibration=lambda seed: sample(known, CALIBRATION, seed),
-        measure=lambda model: perplexity(model, test),
+        measure=lambda model: perplexity(model, [{"input_ids": ids} for ids in test]),
         metric="perplexity",
         calibration_text=f"{CALIBRATION} x {TOKENS} tokens of other books, drawn by the seed",
         test_text=f"{TEST} x {TOKENS} tokens of {', '.join(TEST_BOOKS)} (King James Bible)",
@@ -55,13 +54,6 @@ def sequences(tokenizer: Any, text: str) -> list[Tensor]:
 def sample(items: list[Tensor], count: int, seed: int) -> list[Tensor]:
     order = torch.randperm(len(items), generator=torch.Generator().manual_seed(seed))
     return [items[i] for i in order[:count]]
-
-
-@torch.no_grad()
-def perplexity(model: Any, texts: list[Tensor]) -> float:
-    """exp of the mean negative log-likelihood of every token but the first of each text."""
-    losses = [F.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:], reduction="none") for ids in texts]
-    return math.exp(float(torch.cat(losses).double().mean()))
 
 
 def _tokenizer() -> Any:

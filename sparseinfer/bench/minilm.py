@@ -26,6 +26,7 @@ LAYERS = "re:encoder"
 _BATCH = 32
 _CALIBRATION_BATCHES = 60
 _LR = 2e-3
+# Of the words of the training sentences.
 _REPLACED = 0.15
 # Of training, at most: a slow machine recovers less.
 _SECONDS = 420.0
