@@ -129,6 +129,15 @@ def test_a_module_that_is_called_twice_a_run():
     close(stats[""].gram[0], gram_of(a, net(a).detach()))
 
 
+def test_a_layer_without_inputs():
+    model = nn.Sequential(nn.Linear(0, 4), nn.ReLU(), nn.Linear(4, 3))
+    stats = calibrate(model, [torch.zeros(2, 5, 0)])
+    assert stats["0"].tokens == stats["2"].tokens == 10
+    assert stats["0"].sum_x.shape == (1, 0)
+    prune_(model, Wanda(0.5), stats=stats)
+    assert int((model[2].weight == 0).sum()) == 6
+
+
 def test_without_gram_matrices():
     stats = calibrate(QKV(), [values(5, 8)], gram=False)
     assert all(layer.gram is None for layer in stats.values())

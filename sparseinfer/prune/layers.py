@@ -89,7 +89,7 @@ class Layer:
         a linear layer; for a convolution a copy, kh·kw / stride² times as large as x.
         """
         if not self.is_conv:
-            return x.reshape(1, -1, x.shape[-1])
+            return x.reshape(1, x.shape[:-1].numel(), x.shape[-1])
         conv: Any = self.module
         spatial = len(conv.kernel_size)
         if x.dim() == spatial + 1:
