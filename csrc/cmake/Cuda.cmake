@@ -47,6 +47,15 @@ set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 set(CMAKE_CUDA_ARCHITECTURES OFF)  # each folder names its own
 enable_language(CUDA)
+if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.5)  # cudaGetDriverEntryPointByVersion
+  set(SPARSEINFER_WITH_CUDA OFF)
+  set(found "expected CUDA 12.5 or newer, got ${CMAKE_CUDA_COMPILER_VERSION} in ${nvcc}")
+  if(SPARSEINFER_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "SPARSEINFER_CUDA=ON: ${found}")
+  endif()
+  message(WARNING "sparseinfer is built without CUDA kernels: ${found}")
+  return()
+endif()
 set(CMAKE_CUDA_COMPILER_LAUNCHER sh ${CMAKE_CURRENT_LIST_DIR}/keep_output.sh)
 
 # Spills and local memory are errors: no kernel here is to have any. tests/test_cuda_build.py reads what -v says.

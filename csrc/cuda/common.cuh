@@ -65,6 +65,20 @@ __device__ __forceinline__ float activate(float v, Activation activation) {
   return v;
 }
 
+// y [m, n] = activation(sums + bias [n]). y has dtype T, bias is fp32 if `wide_bias` and of T if not, or null.
+struct Output {
+  void* y;
+  const void* bias;
+  int64_t ldy;
+  int m;
+  bool wide_bias;
+  Activation activation;
+
+  static Output of(const Args& a) {
+    return {a.y, a.bias, a.ldy, static_cast<int>(a.m), a.bias_dtype == DType::kF32, a.activation};
+  }
+};
+
 // Of output column `column`; 0 without a bias. T is the dtype of y.
 template <class T>
 __device__ __forceinline__ float bias_at(const void* bias, bool wide, int column) {

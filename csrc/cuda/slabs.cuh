@@ -26,25 +26,12 @@ struct Slabs {
   const uint32_t* starts;  // [block rows + 1]
   const int32_t* columns;  // [slabs]
   const char* values;      // [slabs][kSlabBytes]
-  int block_rows;
+  int block_rows, slabs;
 
   static Slabs of(const Args& a) {
-    return {section<int32_t>(a.blob, a.w.order), section<uint32_t>(a.blob, a.w.starts),
+    return {section<int32_t>(a.blob, a.w.order),   section<uint32_t>(a.blob, a.w.starts),
             section<int32_t>(a.blob, a.w.columns), section<char>(a.blob, a.w.values),
-            static_cast<int>(a.w.n / a.w.block)};
-  }
-};
-
-struct Output {
-  void* y;
-  const void* bias;
-  int64_t ldy;
-  int m;
-  bool wide_bias;
-  Activation activation;
-
-  static Output of(const Args& a) {
-    return {a.y, a.bias, a.ldy, static_cast<int>(a.m), a.bias_dtype == DType::kF32, a.activation};
+            static_cast<int>(a.w.n / a.w.block),   static_cast<int>(a.w.units)};
   }
 };
 
@@ -65,11 +52,9 @@ __device__ __forceinline__ void transpose_quad(uint32_t (&w)[4]) {
   }
 }
 
-// Writes 16 tokens x 8 * kTiles columns of y: sums as mma.m16n8 and wgmma leave them, sums[4 * tile + ...] being
-// (token lane / 4, column 2 * (lane % 4) + {0, 1}) and then the same for token lane / 4 + 8. Four threads exchange
-// theirs, so that each writes 16 bytes and two tiles fill a whole sector of 32.
-template <class T, int kTiles>
-__device__ __forceinline__ void store_sums(const Output& out, const float* sums, int token, int column) {
+// `store_sums` with an activation that the compiler knows.
+template <class T, int kTiles, Activation kActivation>
+__device__ __forceinline__ void store_activated(const Output& out, const float* sums, int token, int column) {
   static_assert(kTiles % 2 == 0, "tiles come in pairs");
   const int lane = threadIdx.x % 32, q = lane % 4;
   const int t = token + stored_token(lane);
@@ -77,18 +62,43 @@ __device__ __forceinline__ void store_sums(const Output& out, const float* sums,
   for (int tile = 0; tile < kTiles; tile += 2) {
     uint32_t words[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int half = i / 2, j = tile + i % 2;
-      const int c = column + 8 * j + 2 * q;
-      const float low = sums[4 * j + 2 * half] + bias_at<T>(out.bias, out.wide_bias, c);
-      const float high = sums[4 * j + 2 * half + 1] + bias_at<T>(out.bias, out.wide_bias, c + 1);
-      words[i] = narrow_pair(activate(low, out.activation), activate(high, out.activation), T{});
+    for (int j = 0; j < 2; ++j) {
+      const int c = column + 8 * (tile + j) + 2 * q;
+      const float low_bias = bias_at<T>(out.bias, out.wide_bias, c);
+      const float high_bias = bias_at<T>(out.bias, out.wide_bias, c + 1);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float* pair = sums + 4 * (tile + j) + 2 * half;
+        const float low = activate(pair[0] + low_bias, kActivation);
+        words[2 * half + j] = narrow_pair(low, activate(pair[1] + high_bias, kActivation), T{});
+      }
     }
     transpose_quad(words);
     if (t < out.m) {
       T* y = static_cast<T*>(out.y) + t * out.ldy + column + 8 * (tile + stored_tile(lane));
       *reinterpret_cast<uint4*>(y) = make_uint4(words[0], words[1], words[2], words[3]);
     }
+  }
+}
+
+// Writes 16 tokens x 8 * kTiles columns of y: sums as mma.m16n8 and wgmma leave them, sums[4 * tile + ...] being
+// (token lane / 4, column 2 * (lane % 4) + {0, 1}) and then the same for token lane / 4 + 8. Four threads exchange
+// theirs, so that each writes 16 bytes and two tiles fill a whole sector of 32.
+//
+// One choice for all sums: a choice for each would scatter the instructions that run over hundreds of kilobytes.
+template <class T, int kTiles>
+__device__ __forceinline__ void store_sums(const Output& out, const float* sums, int token, int column) {
+  switch (out.activation) {
+    case Activation::kNone:
+      return store_activated<T, kTiles, Activation::kNone>(out, sums, token, column);
+    case Activation::kRelu:
+      return store_activated<T, kTiles, Activation::kRelu>(out, sums, token, column);
+    case Activation::kGelu:
+      return store_activated<T, kTiles, Activation::kGelu>(out, sums, token, column);
+    case Activation::kGeluTanh:
+      return store_activated<T, kTiles, Activation::kGeluTanh>(out, sums, token, column);
+    case Activation::kSilu:
+      return store_activated<T, kTiles, Activation::kSilu>(out, sums, token, column);
   }
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -58,7 +59,7 @@ def refusal(index: int) -> str | None:
     except RuntimeError as error:
         return str(error)
     if found["capability"] < (8, 0):
-        return f"{found['name']} has compute capability {found['capability']}, the kernels need 8.0"
+        return f"{_described(found)}, the kernels need 8.0"
     return None
 
 
@@ -76,11 +77,14 @@ def cuda_kernel_id(base_name: str, index: int) -> int:
     for i in named:
         if module.runs_on(i, index):
             return i
-    found = module.device(index)
     raise RuntimeError(
-        f"kernel: expected one that runs on {found['name']} (compute capability {found['capability']}), "
-        f"got {base_name}"
+        f"kernel: expected one for this GPU, got {base_name} ({_described(module.device(index))})"
     )
+
+
+def _described(device: dict[str, Any]) -> str:
+    major, minor = device["capability"]
+    return f"{device['name']} has compute capability {major}.{minor}"
 
 
 DTYPE_NUMBERS = {name: number for number, name in enumerate(core.dtypes)}

@@ -19,12 +19,9 @@ constexpr int kRows = 2;  // of a warp, per load of x
 struct Few {
   Lists w;
   const void* x;
-  void* y;
-  const void* bias;
-  int64_t ldx, ldy;
-  int m, panels_at_once;
-  bool wide_bias;
-  Activation activation;
+  int64_t ldx;
+  Output out;
+  int panels_at_once;
 };
 
 template <int kTokens>
@@ -38,7 +35,7 @@ __device__ __forceinline__ void fill(const Few& a, float* tile, int first_panel,
     const T* x = static_cast<const T*>(a.x) + t * a.ldx + first;
     for (int c = threadIdx.x; c < columns; c += kThreads) {
       const int at = c / kPanelColumns * kPanelFloats<kTokens> + c % kPanelColumns * kTokens + t;
-      tile[at] = t < a.m ? static_cast<float>(x[c]) : 0.0f;
+      tile[at] = t < a.out.m ? static_cast<float>(x[c]) : 0.0f;
     }
     for (int p = threadIdx.x; p < panels; p += kThreads) tile[(p + 1) * kPanelFloats<kTokens> - kTokens + t] = 0.0f;
   }
@@ -115,10 +112,11 @@ __global__ void __launch_bounds__(kThreads, 2) spmm_csr_few(const __grid_constan
       }
       if (lane != 0) continue;
       const int row = a.w.row(position);
-      const float bias = bias_at<T>(a.bias, a.wide_bias, row);
+      const float bias = bias_at<T>(a.out.bias, a.out.wide_bias, row);
 #pragma unroll
       for (int t = 0; t < kTokens; ++t) {
-        if (t < a.m) narrow(activate(sums[r][t] + bias, a.activation), static_cast<T*>(a.y) + t * a.ldy + row);
+        if (t >= a.out.m) continue;
+        narrow(activate(sums[r][t] + bias, a.out.activation), static_cast<T*>(a.out.y) + t * a.out.ldy + row);
       }
     }
   }
@@ -128,16 +126,7 @@ template <class T, int kTokens>
 cudaError_t launch(const Args& args) {
   constexpr int kPanelBytes = kPanelFloats<kTokens> * 4;
   const int most = args.shared_bytes / kPanelBytes, panels = static_cast<int>(args.w.panels);
-  Few few{Lists::of(args),
-          args.x,
-          args.y,
-          args.bias,
-          args.ldx,
-          args.ldy,
-          static_cast<int>(args.m),
-          panels < most ? panels : most,
-          args.bias_dtype == DType::kF32,
-          args.activation};
+  Few few{Lists::of(args), args.x, args.ldx, Output::of(args), panels < most ? panels : most};
   if (few.panels_at_once < 1) few.panels_at_once = 1;  // a matrix without columns
   constexpr auto* kKernel = spmm_csr_few<T, kTokens>;
   if (const cudaError_t error = allow_shared<kKernel>(args, most * kPanelBytes)) return error;

@@ -25,12 +25,10 @@ constexpr int kTileBytes = (kPanelColumns + 1) * kTileRowBytes;
 struct Tile {
   Lists w;
   const void* x;
-  void* y;
-  const void* bias;
-  int64_t ldx, ldy;
-  int m, row_tiles;
-  bool wide_bias, aligned;  // aligned: every row of x begins at a multiple of 16 bytes
-  Activation activation;
+  int64_t ldx;
+  Output out;
+  int row_tiles;
+  bool aligned;  // every row of x begins at a multiple of 16 bytes
 };
 
 // 16 bytes of a row of x from `at` on, of which `count` elements belong to the panel; zeros behind them.
@@ -61,7 +59,7 @@ __device__ __forceinline__ void fill(const Tile& a, char* tile, int first, int w
 #pragma unroll
     for (int i = 0; i < kPair; ++i) {
       const T* row = static_cast<const T*>(a.x) + (t + i) * a.ldx + first + c;
-      v[i] = t + i < a.m ? load_row(row, width - c, a.aligned) : make_uint4(0, 0, 0, 0);
+      v[i] = t + i < a.out.m ? load_row(row, width - c, a.aligned) : make_uint4(0, 0, 0, 0);
     }
 #pragma unroll
     for (int i = 0; i < kVector; ++i) {
@@ -151,10 +149,10 @@ __global__ void __launch_bounds__(kThreads, 2) spmm_csr_tile(const __grid_consta
   __syncthreads();
   const int rows = min(kRows, a.w.n - first_row);
   for (int row = lane; row < rows; row += 32) {
-    const float bias = bias_at<T>(a.bias, a.wide_bias, first_row + row);
-    for (int t = warp; t < min(kTokens, a.m - token); t += kWarps) {
-      T* y = static_cast<T*>(a.y) + (token + t) * a.ldy + first_row + row;
-      narrow(activate(turned[t * kPitch + row] + bias, a.activation), y);
+    const float bias = bias_at<T>(a.out.bias, a.out.wide_bias, first_row + row);
+    for (int t = warp; t < min(kTokens, a.out.m - token); t += kWarps) {
+      T* y = static_cast<T*>(a.out.y) + (token + t) * a.out.ldy + first_row + row;
+      narrow(activate(turned[t * kPitch + row] + bias, a.out.activation), y);
     }
   }
 }
@@ -165,15 +163,10 @@ cudaError_t launch(const Args& args) {
   const int64_t row_tiles = (args.w.n + kRows - 1) / kRows, token_tiles = (args.m + kTokens - 1) / kTokens;
   const Tile tile{Lists::of(args),
                   args.x,
-                  args.y,
-                  args.bias,
                   args.ldx,
-                  args.ldy,
-                  static_cast<int>(args.m),
+                  Output::of(args),
                   static_cast<int>(row_tiles),
-                  args.bias_dtype == DType::kF32,
-                  reinterpret_cast<uintptr_t>(args.x) % 16 == 0 && args.ldx * sizeof(T) % 16 == 0,
-                  args.activation};
+                  reinterpret_cast<uintptr_t>(args.x) % 16 == 0 && args.ldx * sizeof(T) % 16 == 0};
   if (const cudaError_t error = allow_shared<spmm_csr_tile<T, kRows>>(args, kTileBytes)) return error;
   const auto blocks = static_cast<unsigned>(row_tiles * token_tiles);
   return start(spmm_csr_tile<T, kRows>, blocks, kThreads, kTileBytes, args.stream, tile);

@@ -36,6 +36,14 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
   }
 }
 
+// True for one lane of a warp, always the same; all of them call it. The compiler knows that it is one alone, which
+// spares it a loop around every copy.
+__device__ __forceinline__ bool elected() {
+  uint32_t is;
+  asm volatile("{ .reg .pred p; elect.sync _|p, 0xffffffff; selp.u32 %0, 1, 0, p; }" : "=r"(is));
+  return is != 0;
+}
+
 // Copies ----------------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ void copy_bulk(uint32_t to, const void* from, int bytes, uint32_t barrier) {
@@ -73,6 +81,14 @@ __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_grou
 template <int kPending>
 __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+
+// The compiler knows nothing of products under way: it may move what sets or reads sums past the instructions above,
+// but not past this.
+template <int kSums>
+__device__ __forceinline__ void wgmma_hold(float (&sums)[kSums]) {
+#pragma unroll
+  for (int i = 0; i < kSums; ++i) asm volatile("" : "+f"(sums[i])::"memory");
 }
 
 // sums [64 x N] += x [64 x 16] . w [N x 16]^T, both along k in shared memory. N / 2 sums per thread.

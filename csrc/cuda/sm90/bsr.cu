@@ -106,6 +106,8 @@ __device__ __forceinline__ void multiply_items(const Bsr& a, Ring<kBlock, kToken
     Item item;
     if (!next_item<kTokens>(a, round, item)) continue;
     float sums[kTokenTiles][kBlock / 2] = {};
+#pragma unroll
+    for (int i = 0; i < kTokenTiles; ++i) wgmma_hold(sums[i]);
     uint32_t previous = 0;  // barrier of the stage whose products may still run
     for (uint32_t slab = item.begin; slab < item.end; slab += G::kSlabs, ring.advance()) {
       barrier_wait(ring.full(), ring.parity);
@@ -127,6 +129,8 @@ __device__ __forceinline__ void multiply_items(const Bsr& a, Ring<kBlock, kToken
       previous = ring.empty();
     }
     wgmma_wait<0>();
+#pragma unroll
+    for (int i = 0; i < kTokenTiles; ++i) wgmma_hold(sums[i]);
     if (previous != 0 && speaks) barrier_arrive(previous);
     const int column = __ldg(a.w.order + item.position) * kBlock;
 #pragma unroll
@@ -152,7 +156,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int rounds = (a.items + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x);
   if (threadIdx.x / kGroupThreads == 0) {
     give_registers<40>();
-    if (threadIdx.x == 0) copy_items<kBlock, kTokens>(a, x_map, ring, rounds);
+    if (threadIdx.x == 0 && a.w.slabs > 0) copy_items<kBlock, kTokens>(a, x_map, ring, rounds);
   } else {
     take_registers<232>();
     multiply_items<T, kBlock, kTokens>(a, ring, rounds, static_cast<int>(threadIdx.x) / kGroupThreads - 1);
@@ -202,8 +206,10 @@ cudaError_t launch(const Args& args) {
   const int64_t token_tiles = (args.m + kTokens - 1) / kTokens;
   const Bsr bsr{Slabs::of(args), Output::of(args), static_cast<int>(args.w.n / kBlock * token_tiles),
                 static_cast<int>(token_tiles)};
-  CUtensorMap x_map;
-  if (const cudaError_t error = map_of_x<T, kBlock, kTokens>(args, &x_map)) return error;
+  CUtensorMap x_map{};  // without slabs nobody reads x, which may have no columns to map
+  if (bsr.w.slabs > 0) {
+    if (const cudaError_t error = map_of_x<T, kBlock, kTokens>(args, &x_map)) return error;
+  }
   if (const cudaError_t error = allow_shared<kKernel>(args, kBytes)) return error;
   const int blocks = bsr.items < args.multiprocessors ? bsr.items : args.multiprocessors;
   return start(kKernel, static_cast<unsigned>(blocks), kThreads, kBytes, args.stream, bsr, x_map);

@@ -1,0 +1,126 @@
+"""A stand-in for the native CUDA module, for tests of what calls it: it computes on CPU memory."""
+
+from __future__ import annotations
+
+import ctypes
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sparseinfer import ops
+from sparseinfer.convert.weights import Weights
+from sparseinfer.ops import cuda, cuda_conv, cuda_packing, cuda_registry
+from sparseinfer.ops.cuda_registry import CudaKernel
+from sparseinfer.ops.cuda_tiles import TILED
+from sparseinfer.ops.packing import DTYPES
+from sparseinfer.ops.reference import ACTIVATIONS
+
+STREAM = 77
+
+
+def at(address: int, shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Memory at an address, as the native module would see it."""
+    length = sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) + 1
+    raw = np.ctypeslib.as_array((ctypes.c_uint8 * (length * dtype.itemsize)).from_address(address))
+    return torch.from_numpy(raw).view(dtype).as_strided(shape, stride)
+
+
+class Native:
+    """Computes in float64 from the addresses of a call; holds the calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        names = [
+            ("spmm", d, t, most)
+            for d in DTYPES
+            for t, most in (("t4", 4), ("t32" if d == "f32" else "t64", 0))
+        ]
+        names += [("decompress", d, "p480", 0) for d in DTYPES]
+        tiles = [("spmm", f"t{t}", t % 64) for t in (8, 16, 32, 64)] + [("decompress", "p64", 0)]
+        kinds = [("csr", 1, *row) for row in names]
+        kinds += [(p, 64, op, d, t, most) for p in TILED for d in ("bf16", "f16") for op, t, most in tiles]
+        self.rows = [
+            {"name": f"{op}_{packing}_{d}_{tile}__simt", "op": op, "packing": packing, "dtype": d}
+            | {"tile": tile, "arch": "simt", "block": block, "max_tokens": most}
+            for packing, block, op, d, tile, most in kinds
+        ]
+
+    def kernels(self) -> list[dict[str, Any]]:
+        return self.rows
+
+    def runs_on(self, kernel: int, index: int) -> bool:
+        return True
+
+    def _weight(self, header: int, packed: int, nbytes: int) -> Tensor:
+        assert torch.equal(at(header, (128,), (1,), torch.uint8), at(packed, (128,), (1,), torch.uint8))
+        return cuda_packing.unpack(at(packed, (nbytes,), (1,), torch.uint8).clone()).to_dense()
+
+    def spmm(self, *args: int) -> None:
+        (
+            kernel,
+            _,
+            stream,
+            header,
+            packed,
+            nbytes,
+            x,
+            x_dtype,
+            m,
+            k,
+            ldx,
+            bias,
+            bias_dtype,
+            y,
+            n,
+            activation,
+        ) = args
+        assert stream == STREAM
+        self.calls.append(self.rows[kernel]["name"])
+        assert self.rows[kernel]["max_tokens"] in (0, *range(m, 65))
+        assert self.rows[kernel]["packing"] == "csr" or (x % 16, ldx * 2 % 16) == (0, 0)
+        w = self._weight(header, packed, nbytes)
+        dtypes = list(DTYPES.values())
+        rows = at(x, (m, k), (ldx, 1), dtypes[x_dtype]).double()
+        result = rows @ w.double().T
+        if bias:
+            result = result + at(bias, (n,), (1,), dtypes[bias_dtype]).double()
+        at(y, (m, n), (n, 1), w.dtype).copy_(list(ACTIVATIONS.values())[activation](result))
+
+    def decompress(self, *args: int) -> None:
+        kernel, _, stream, header, packed, nbytes, y, ldy = args
+        assert stream == STREAM
+        assert ldy % 8 == 0
+        self.calls.append(self.rows[kernel]["name"])
+        w = self._weight(header, packed, nbytes)
+        at(y, tuple(w.shape), (ldy, 1), w.dtype).copy_(w)
+
+
+def installed(monkeypatch: pytest.MonkeyPatch) -> Native:
+    """In the place of the native module. Operators are to be called by their `run`."""
+    module = Native()
+    rows = tuple(CudaKernel(**row) for row in module.rows)
+    for place in (cuda, cuda_registry):
+        monkeypatch.setattr(place, "cuda", lambda: module)
+        monkeypatch.setattr(place, "cuda_kernels", lambda: rows)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=STREAM))
+    cuda_registry.cuda_kernel_id.cache_clear()
+    cuda.choices.cache_clear()
+    return module
+
+
+def pretend_to_be_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Native:
+    """Besides, `convert` and the layers it makes take the CPU for a GPU."""
+    module = installed(monkeypatch)
+    monkeypatch.setattr(Weights, "on_gpu", True)
+    for name, own in (
+        ("linear", cuda.run),
+        ("conv", cuda_conv.run),
+        ("describe", cuda_packing.describe),
+        ("unpack", cuda_packing.unpack),
+    ):
+        monkeypatch.setattr(ops, name, own)
+    return module
