@@ -2,111 +2,20 @@
 
 from __future__ import annotations
 
-import ctypes
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from cuda_native import Native
 from generators import tokens, weight
-from torch import Tensor
 
 from sparseinfer.formats import CSR
-from sparseinfer.modules._packed import split_rows
-from sparseinfer.ops import cuda, cuda_conv, cuda_packing, cuda_registry
-from sparseinfer.ops.cuda_registry import CudaKernel
+from sparseinfer.ops import Layout, cuda, cuda_packing, cuda_registry, format_plan
+from sparseinfer.ops.cuda_tiles import TILED
 from sparseinfer.ops.packing import DTYPES
-from sparseinfer.ops.reference import ACTIVATIONS, reference_conv, reference_linear
+from sparseinfer.ops.reference import reference_linear
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
-STREAM = 77
-
-
-def at(address: int, shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Memory at an address, as the native module would see it."""
-    length = sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) + 1
-    raw = np.ctypeslib.as_array((ctypes.c_uint8 * (length * dtype.itemsize)).from_address(address))
-    return torch.from_numpy(raw).view(dtype).as_strided(shape, stride)
-
-
-class Native:
-    """Computes in float64 from the addresses of a call; holds the calls."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-        names = [
-            ("spmm", d, t, most)
-            for d in DTYPES
-            for t, most in (("t4", 4), ("t32" if d == "f32" else "t64", 0))
-        ]
-        names += [("decompress", d, "p480", 0) for d in DTYPES]
-        self.rows = [
-            {"name": f"{op}_csr_{d}_{tile}__simt", "op": op, "packing": "csr", "dtype": d, "tile": tile}
-            | {"arch": "simt", "block": 1, "max_tokens": most}
-            for op, d, tile, most in names
-        ]
-
-    def kernels(self) -> list[dict[str, Any]]:
-        return self.rows
-
-    def runs_on(self, kernel: int, index: int) -> bool:
-        return True
-
-    def _weight(self, header: int, packed: int, nbytes: int) -> Tensor:
-        assert torch.equal(at(header, (128,), (1,), torch.uint8), at(packed, (128,), (1,), torch.uint8))
-        return cuda_packing.unpack(at(packed, (nbytes,), (1,), torch.uint8).clone()).to_dense()
-
-    def spmm(self, *args: int) -> None:
-        (
-            kernel,
-            _,
-            stream,
-            header,
-            packed,
-            nbytes,
-            x,
-            x_dtype,
-            m,
-            k,
-            ldx,
-            bias,
-            bias_dtype,
-            y,
-            n,
-            activation,
-        ) = args
-        assert stream == STREAM
-        self.calls.append(self.rows[kernel]["name"])
-        w = self._weight(header, packed, nbytes)
-        dtypes = list(DTYPES.values())
-        rows = at(x, (m, k), (ldx, 1), dtypes[x_dtype]).double()
-        result = rows @ w.double().T
-        if bias:
-            result = result + at(bias, (n,), (1,), dtypes[bias_dtype]).double()
-        at(y, (m, n), (n, 1), w.dtype).copy_(list(ACTIVATIONS.values())[activation](result))
-
-    def decompress(self, *args: int) -> None:
-        kernel, _, stream, header, packed, nbytes, y, ldy = args
-        assert stream == STREAM
-        assert ldy % 8 == 0
-        self.calls.append(self.rows[kernel]["name"])
-        w = self._weight(header, packed, nbytes)
-        at(y, tuple(w.shape), (ldy, 1), w.dtype).copy_(w)
-
-
-@pytest.fixture
-def native(monkeypatch: pytest.MonkeyPatch) -> Native:
-    module = Native()
-    rows = tuple(CudaKernel(**row) for row in module.rows)
-    for place in (cuda, cuda_registry):
-        monkeypatch.setattr(place, "cuda", lambda: module)
-        monkeypatch.setattr(place, "cuda_kernels", lambda: rows)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=STREAM))
-    cuda_registry.cuda_kernel_id.cache_clear()
-    cuda.choices.cache_clear()
-    return module
-
 
 PLAN = "4:0:spmm_csr_{0}_t4,255:0:spmm_csr_{0}_{1},*:0:decompress_csr_{0}_p480"
 
@@ -134,6 +43,31 @@ def test_the_plan_chooses_by_tokens_and_results_are_the_product(native: Native, 
     assert not any(call.startswith(few) for call in native.calls[2:])
 
 
+@pytest.mark.parametrize("packing", TILED)
+def test_tiles_take_the_smallest_tile_of_tokens_that_holds_them(native: Native, packing: str) -> None:
+    w = weight("random", 70, 100, 0.7, integer=True, dtype=BF16)
+    layout = Layout(packing, "bf16", device="cuda")
+    packed = layout.pack(CSR.from_dense(w), device=torch.device("cpu"))
+    assert Layout.of(cuda_packing.describe(packed)) == layout
+    plan, wide = format_plan(layout.buckets(0)), tokens(300, 104, integer=True, dtype=BF16)
+    tiles = {1: "t8", 8: "t8", 9: "t16", 17: "t32", 32: "t32", 33: "t64", 255: "t64", 256: "p64"}
+    for m, tile in tiles.items():
+        # Rows that begin at multiples of 16 bytes, then three kinds that do not.
+        for x in (wide[:m, :100], wide[:m, :100].contiguous(), wide[:m, 1:101], wide[:m, :100].float()):
+            y = cuda.run(x, [packed], None, 70, plan, "none")
+            assert torch.equal(y, reference_linear(x.to(BF16), CSR.from_dense(w)).to(y.dtype))
+            assert native.calls.pop() == f"{'decompress' if m > 255 else 'spmm'}_{packing}_bf16_{tile}__simt"
+
+
+@pytest.mark.parametrize("packing", ["csr", *TILED])
+def test_a_packing_is_written_out_densely(native: Native, packing: str) -> None:
+    for n, k in ((70, 100), (3, 0)):
+        w = weight("random", n, k, 0.7, dtype=F16)
+        dense = cuda.decompress(cuda_packing.pack(CSR.from_dense(w), "cpu", packing))
+        assert torch.equal(dense, w)
+        assert dense.stride(0) % 8 == 0
+
+
 def test_any_strides_and_leading_dimensions(native: Native) -> None:
     fmt = CSR.from_dense(weight("random", 24, 40, 0.6, integer=True))
     packed = cuda_packing.pack(fmt, "cpu")
@@ -152,22 +86,6 @@ def test_any_strides_and_leading_dimensions(native: Native) -> None:
         y = cuda.run(x, [packed], None, 24, plan_for("f32"), "none")
         assert y.shape == (*x.shape[:-1], 24)
         assert torch.equal(y.double(), reference_linear(x, fmt))
-
-
-@pytest.mark.parametrize("groups", [1, 2])
-def test_convolutions_are_unfolded(native: Native, groups: int) -> None:
-    w = weight("random", 8, 4 // groups * 6, 0.5, integer=True)
-    fmt = CSR.from_dense(w)
-    packings = [cuda_packing.pack(part, "cpu") for part in split_rows(fmt, groups)]
-    x, bias = tokens(3, 4 * 7 * 9, integer=True).view(3, 4, 7, 9), torch.arange(8.0)
-    how = {"stride": [2, 1], "padding": [1, 2], "dilation": [1, 2], "groups": groups}
-    y = cuda_conv.run(x, packings, bias, 8, [2, 3], **how, plan=plan_for("f32"), activation="relu")
-    wanted = reference_conv(x, w.view(8, 4 // groups, 2, 3), bias, "relu", **how)
-    assert torch.equal(y.double(), wanted)
-    assert y.is_contiguous()
-    with pytest.raises(ValueError, match="packings: expected at least"):
-        cuda_conv.run(x, packings[1:], bias, 8, [2, 3], **how, plan=plan_for("f32"), activation="relu")
-    assert len(native.calls) == groups
 
 
 def test_float32_is_rounded_to_a_packing_of_16_bits_and_back(native: Native) -> None:

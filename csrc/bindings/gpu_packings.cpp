@@ -1,5 +1,5 @@
 // The packings of the CUDA kernels, for machines with and without a GPU: sizes, checks, the way back, and the tables
-// that ops/cuda_packing.py packs by.
+// that ops/cuda_packing.py and ops/cuda_tiles.py pack by.
 #include "sparseinfer/gpu_packings.h"
 
 #include <pybind11/numpy.h>
@@ -9,6 +9,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "sparseinfer/gpu_tiles.h"
+
 namespace py = pybind11;
 using namespace sparseinfer;
 
@@ -16,14 +18,20 @@ namespace {
 
 const void* at(uintptr_t address) { return reinterpret_cast<const void*>(address); }
 
+gpu::Kind kind_of(const std::string& name) {
+  std::string names;
+  for (int i = 0; i < gpu::kNumKinds; ++i) {
+    if (name == gpu::kKindNames[i]) return static_cast<gpu::Kind>(i);
+    names += std::string(i == 0 ? "" : ", ") + gpu::kKindNames[i];
+  }
+  throw std::invalid_argument("packing: expected one of " + names + ", got " + name);
+}
+
 // The header, and the bytes of the whole blob.
 py::tuple header(const std::string& kind, int64_t dtype, int64_t n, int64_t k, int64_t nnz, int64_t block,
                  int64_t units) {
-  const bool csr = kind == gpu::kKindNames[0];
-  if (!csr && kind != gpu::kKindNames[1]) throw std::invalid_argument("packing: expected one of csr, bsr, got " + kind);
   if (dtype < 0 || dtype >= kNumDTypes) throw std::invalid_argument("dtype: expected the number of a dtype");
-  const gpu::Header h =
-      gpu::layout(csr ? gpu::Kind::kCsr : gpu::Kind::kBsr, static_cast<DType>(dtype), n, k, nnz, block, units);
+  const gpu::Header h = gpu::layout(kind_of(kind), static_cast<DType>(dtype), n, k, nnz, block, units);
   py::array_t<uint8_t> bytes(gpu::kHeaderBytes);
   std::memset(bytes.mutable_data(), 0, static_cast<size_t>(gpu::kHeaderBytes));
   std::memcpy(bytes.mutable_data(), &h, sizeof h);
@@ -68,12 +76,54 @@ py::array_t<int32_t> swizzled_chunks(int64_t block) {
   return table;
 }
 
+// First tile of each piece of a row of tiles, then the number of tiles.
+py::array_t<int64_t> first_tiles(int64_t n, int64_t k) {
+  const int64_t pieces = gpu::piece_count(n), tiles = gpu::tile_columns(k);
+  py::array_t<int64_t> table(pieces + 1);
+  for (int64_t i = 0; i <= pieces; ++i) table.mutable_at(i) = gpu::first_tile(i, pieces, tiles);
+  return table;
+}
+
+// Position within its tile of the row of each rank by length.
+py::array_t<int32_t> dealt_positions() {
+  py::array_t<int32_t> table(gpu::kTileRows);
+  for (int rank = 0; rank < gpu::kTileRows; ++rank) table.mutable_at(rank) = gpu::dealt_position(rank);
+  return table;
+}
+
+// For each weight of a tile, [position, column], its number in the order of the packing: bits of [lane][strip], or
+// places.
+py::array_t<int32_t> tile_order(const std::string& packing) {
+  const bool bitmap = kind_of(packing) == gpu::Kind::kBitmap;
+  py::array_t<int32_t> table({gpu::kTileRows, gpu::kTileColumns});
+  for (int lane = 0; lane < gpu::kLanes; ++lane) {
+    for (int strip = 0; strip < gpu::kStrips; ++strip) {
+      for (int bit = 0; bit < 32; ++bit) {
+        table.mutable_at(gpu::weight_position(lane, strip, bit), gpu::weight_column(lane, bit)) =
+            bitmap ? (lane * gpu::kStrips + strip) * 32 + bit : gpu::place(lane, strip, bit);
+      }
+    }
+  }
+  return table;
+}
+
+py::array_t<int32_t> place_bytes() {
+  py::array_t<int32_t> table(gpu::kPlaces);
+  for (int i = 0; i < gpu::kPlaces; ++i) table.mutable_at(i) = static_cast<int32_t>(gpu::place_byte(i));
+  return table;
+}
+
 }  // namespace
 
 void bind_gpu_packings(py::module_& m) {
+  py::tuple names(gpu::kNumKinds);
+  for (int i = 0; i < gpu::kNumKinds; ++i) names[static_cast<size_t>(i)] = gpu::kKindNames[i];
+  m.attr("gpu_packings") = names;
   m.attr("gpu_header_bytes") = gpu::kHeaderBytes;
   m.attr("gpu_panel_columns") = gpu::kPanelColumns;
   m.attr("gpu_window_rows") = gpu::kWindowRows;
+  m.attr("gpu_tile") = gpu::kTileRows;
+  m.attr("gpu_most_behind") = gpu::kMostBehind;
   m.def("gpu_header", &header, py::arg("packing"), py::arg("dtype"), py::arg("n"), py::arg("k"), py::arg("nnz"),
         py::arg("block"), py::arg("units"));
   m.def("gpu_describe", &describe, py::arg("header"), py::arg("nbytes"));
@@ -90,4 +140,15 @@ void bind_gpu_packings(py::module_& m) {
       py::arg("data"), py::arg("nbytes"), py::arg("crow"), py::arg("col"), py::arg("values"));
   m.def("gpu_column_offsets", &column_offsets);
   m.def("gpu_swizzled_chunks", &swizzled_chunks, py::arg("block"));
+  m.def("gpu_first_tiles", &first_tiles, py::arg("n"), py::arg("k"));
+  m.def("gpu_dealt_positions", &dealt_positions);
+  m.def("gpu_tile_order", &tile_order, py::arg("packing"));
+  m.def("gpu_place_bytes", &place_bytes);
+  m.def(
+      "gpu_codes",
+      [](const std::string& packing) {
+        const gpu::Kind kind = kind_of(packing);
+        return py::make_tuple(gpu::code_bits(kind), gpu::max_distance(kind));
+      },
+      py::arg("packing"));
 }

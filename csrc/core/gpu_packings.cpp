@@ -6,10 +6,13 @@
 #include <string>
 #include <vector>
 
+#include "core/gpu_checks.h"
+#include "sparseinfer/gpu_tiles.h"
+
 namespace sparseinfer {
 namespace gpu {
 
-const char* const kKindNames[kNumKinds] = {"csr", "bsr"};
+const char* const kKindNames[kNumKinds] = {"csr", "bsr", "bitmap", "delta4", "delta8"};
 
 namespace {
 
@@ -17,9 +20,8 @@ namespace {
   throw std::invalid_argument("packed: expected " + expected + ", got " + std::to_string(got));
 }
 
-void require(bool holds, const char* what) {
-  if (!holds) throw std::invalid_argument(std::string("packed: expected ") + what);
-}
+// Exclusive: a stream, at most an eighth of a row of tiles, then has fewer than 2^32 bytes.
+constexpr int64_t kMaxTiledColumns = int64_t{1} << 27;
 
 int64_t rows_of(const Header& h) { return h.n / h.block; }
 
@@ -173,6 +175,17 @@ Header layout(Kind kind, DType dtype, int64_t n, int64_t k, int64_t nnz, int64_t
     h.starts = place((h.panels * n + 1) * 4);
     h.columns = place(units * per_vector * 2);
     h.values = place(units * kVectorBytes);
+  } else if (is_tiled(kind)) {
+    if (block != kTileRows) refuse("block 64 of tiles", block);
+    if (value_bytes != 2) throw std::invalid_argument("packed: expected bf16 or f16 tiles, got f32");
+    if (k >= kMaxTiledColumns) refuse("k in [0, 2^27) of tiles", k);
+    if (nnz > units * kUnitBytes / value_bytes) refuse("nnz that the streams hold", nnz);
+    h.panels = piece_count(n);
+    const int64_t tiles = tile_rows(n) * tile_columns(k);
+    h.order = place(n);
+    h.starts = place((tile_rows(n) * h.panels + 1) * 4);
+    h.columns = place(kind == Kind::kBitmap ? tiles * (kTileRows * kTileColumns / 8) : tiles);
+    h.values = place(units * kUnitBytes);
   } else {
     if (!block_is_valid(block)) refuse("blocks of 16, 32, 64 or 128", block);
     if (value_bytes != 2) throw std::invalid_argument("packed: expected bf16 or f16 blocks, got f32");
@@ -191,7 +204,7 @@ const Header* check_header(const void* header, int64_t bytes) {
   if (bytes < kHeaderBytes) refuse("at least " + std::to_string(kHeaderBytes) + " bytes", bytes);
   const auto* h = static_cast<const Header*>(header);
   require(h->magic == kMagic, "a packing of the CUDA kernels (its first bytes differ)");
-  require(h->kind == Kind::kCsr || h->kind == Kind::kBsr, "a known kind");
+  require(static_cast<uint32_t>(h->kind) < kNumKinds, "a known kind");
   require(static_cast<uint32_t>(h->dtype) < kNumDTypes, "a known dtype");
   const Header wanted = layout(h->kind, h->dtype, h->n, h->k, h->nnz, h->block, h->units);
   require(std::memcmp(&wanted, h, sizeof wanted) == 0, "sections where a packing has them");
@@ -201,12 +214,17 @@ const Header* check_header(const void* header, int64_t bytes) {
 
 const Header* check_blob(const void* data, int64_t bytes) {
   const Header* h = check_header(data, bytes);
-  h->kind == Kind::kCsr ? check_csr(*h) : check_bsr(*h);
+  if (is_tiled(h->kind)) {
+    check_tiles(*h);
+  } else {
+    h->kind == Kind::kCsr ? check_csr(*h) : check_bsr(*h);
+  }
   return h;
 }
 
 void unpack(const Header* blob, int64_t* crow, int32_t* col, void* values) {
   auto* to = static_cast<char*>(values);
+  if (is_tiled(blob->kind)) return unpack_tiles(*blob, crow, col, to);
   blob->kind == Kind::kCsr ? unpack_csr(*blob, crow, col, to) : unpack_bsr(*blob, crow, col, to);
 }
 

@@ -16,14 +16,15 @@ from torch.nn import functional as F
 
 from sparseinfer.formats._checks import DTYPE_NAMES
 from sparseinfer.ops.cpu import ACTIVATIONS
-from sparseinfer.ops.cuda_packing import Resident, resident
+from sparseinfer.ops.cuda_blob import Resident
+from sparseinfer.ops.cuda_packing import resident
 from sparseinfer.ops.cuda_registry import DTYPE_NUMBERS, cuda, cuda_kernel_id, cuda_kernels
 from sparseinfer.ops.packing import DTYPES
 from sparseinfer.ops.plan import parse_plan
 from sparseinfer.ops.reference import ACTIVATIONS as APPLIED
 from sparseinfer.ops.schema import library
 
-# Rows of a decompressed weight begin at multiples of so many elements: 16 bytes in every dtype.
+# Rows that are copied begin at multiples of so many elements: of 16 bytes in every dtype.
 _PITCH = 8
 
 
@@ -89,22 +90,34 @@ def run(x: Tensor, packings: list[Tensor], bias: Tensor | None, n: int, plan: st
 
 
 def decompress(packed: Tensor) -> Tensor:
-    """The dense weight [n, k] of a packing "csr" on a GPU, its rows a multiple of 16 bytes apart."""
+    """The dense weight [n, k] of any packing but "bsr" on a GPU, its rows a multiple of 16 bytes apart."""
     known = resident(packed)
-    name = f"decompress_csr_{known.info.dtype}_p{known.info.panel}"
+    name = f"decompress_{known.info.packing}_{known.info.dtype}_p{known.info.panel}"
     return _scratch(cuda_kernel_id(name, packed.device.index), packed, known)
 
 
 def _scratch(kernel: int, packed: Tensor, known: Resident) -> Tensor:
-    n, k = known.info.n, known.info.k
-    pitch = -(-k // _PITCH) * _PITCH
-    dense = torch.empty(n, pitch, dtype=DTYPES[known.info.dtype], device=packed.device)
+    dense = _aligned(known.info.n, known.info.k, DTYPES[known.info.dtype], packed.device)
     stream = torch.cuda.current_stream(packed.device).cuda_stream
     header, device = known.header.data_ptr(), packed.device.index
     cuda().decompress(
-        kernel, device, stream, header, packed.data_ptr(), known.info.nbytes, dense.data_ptr(), pitch
+        kernel,
+        device,
+        stream,
+        header,
+        packed.data_ptr(),
+        known.info.nbytes,
+        dense.data_ptr(),
+        dense.stride(0),
     )
-    return dense[:, :k]
+    return dense
+
+
+def _aligned(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory for a matrix whose rows are a multiple of 16 bytes apart, with zeros between them."""
+    pitch = -(-max(columns, 1) // _PITCH) * _PITCH
+    make = torch.empty if pitch == columns else torch.zeros
+    return make(rows, pitch, dtype=dtype, device=device)[:, :columns]
 
 
 def _decompressed(
@@ -125,11 +138,12 @@ def _rows(rows: Tensor, known: Resident) -> Tensor:
         raise TypeError(f"x: expected dtype {wanted} or torch.float32, got {rows.dtype}")
     rows = rows.to(wanted)
     stride, step = rows.stride()
-    if (step != 1 or stride < rows.shape[1]) and rows.numel():
-        rows = rows.clone(memory_format=torch.contiguous_format)
-    elif known.info.packing == "bsr" and (rows.data_ptr() % 16 or stride * rows.itemsize % 16):
-        rows = rows.clone(memory_format=torch.contiguous_format)  # its tiles are copied 16 bytes at a time
-    return rows
+    fits = step == 1 and stride >= rows.shape[1]
+    if known.info.packing != "csr":  # the others read x 16 bytes at a time, and nothing else may lie in them
+        fits = fits and rows.data_ptr() % 16 == 0 and stride % _PITCH == 0 and rows.shape[1] % _PITCH == 0
+    if fits or not rows.numel():
+        return rows
+    return _aligned(rows.shape[0], rows.shape[1], rows.dtype, rows.device).copy_(rows)
 
 
 def _bias(bias: Tensor | None, n: int, dtype: torch.dtype) -> Tensor | None:

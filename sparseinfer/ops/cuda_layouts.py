@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from sparseinfer.ops.cuda_tiles import TILED
 from sparseinfer.ops.plan import Bucket
 
 # Up to here `csr` reads x from shared memory weight by weight; see csrc/cuda/simt/csr_few.cu.
 CUDA_FEW_TOKENS = 4
+
+# Tokens that the kernels of tiled packings multiply at once where they are few; more go 64 at a time.
+_TILE_TOKENS = (8, 16, 32)
 
 # From here on a weight of 16 bits is written out densely and multiplied by cuBLAS: dense tensor cores then
 # do more than skipping zeros can save on the other cores. A bound on paper, bytes against operations of an
@@ -13,13 +17,18 @@ CUDA_FEW_TOKENS = 4
 DECOMPRESS_TOKENS = 256
 
 # Upper ends of token buckets between which these rules do not change.
-CUDA_LIMITS = (CUDA_FEW_TOKENS, DECOMPRESS_TOKENS - 1, None)
+CUDA_LIMITS = (CUDA_FEW_TOKENS, *_TILE_TOKENS, DECOMPRESS_TOKENS - 1, None)
 
 
 def kernel(packing: str, storage: str, block: int, tokens: int) -> str:
     """Base name of the kernel; `block` of a packing "bsr"."""
     if packing == "bsr":
         return f"spmm_bsr_{storage}_b{block}"
+    if packing in TILED:
+        if tokens >= DECOMPRESS_TOKENS:
+            return f"decompress_{packing}_{storage}_p64"
+        tile = next((most for most in _TILE_TOKENS if tokens <= most), 64)
+        return f"spmm_{packing}_{storage}_t{tile}"
     if tokens <= CUDA_FEW_TOKENS:
         return f"spmm_csr_{storage}_t4"
     if storage == "f32":

@@ -29,8 +29,8 @@ _PANELLED = ("rowgroup", "rowlist", "bsr")
 class Layout:
     """A packing, its storage and, if it is not the packing's own choice, its panel; see `ops.pack`.
 
-    On `device` "cuda" packings are other ones: "csr" or "bsr", whose block then is the panel, and the storage
-    is the weight's dtype.
+    On `device` "cuda" packings are other ones: "csr", "bitmap", "delta4", "delta8", or "bsr", whose block is
+    the panel, and the storage is the weight's dtype.
     """
 
     packing: str
@@ -47,7 +47,7 @@ class Layout:
 
     @classmethod
     def on_cuda(cls, fmt: CSR | BSR) -> Layout:
-        """The layout that CUDA kernels read a format in."""
+        """The layout that CUDA kernels read a format in, unless another one is asked for."""
         storage = DTYPE_NAMES[fmt.dtype]
         if isinstance(fmt, BSR):
             return cls("bsr", storage, fmt.block_size[0], "cuda")
@@ -56,7 +56,7 @@ class Layout:
     def pack(self, fmt: CSR | BSR, isa: str = "", device: torch.device | None = None) -> Tensor:
         """The packing, on `device`; by default on the CPU or on the current GPU."""
         if self.device == "cuda":
-            return cuda_packing.pack(fmt, device)
+            return cuda_packing.pack(fmt, device, self.packing)
         return pack(fmt, self.packing, storage=self.storage, isa=isa, panel=self.panel)
 
     def kernel(self, tokens: int = 1) -> str:

@@ -21,6 +21,8 @@
 //         starts   uint32 [n / block + 1]       first slab of each position
 //         columns  int32  [slabs]               first column / slab_columns, ascending within a block row
 //         values          [slabs][block * slab_columns], each swizzled as it lies in shared memory (see swizzle)
+//
+// bitmap, delta4, delta8   16-bit values wherever they are, for tensor cores: see gpu_tiles.h.
 #pragma once
 
 #include <stdint.h>
@@ -36,9 +38,10 @@
 namespace sparseinfer {
 namespace gpu {
 
-enum class Kind : uint32_t { kCsr = 0, kBsr = 1 };
-constexpr int kNumKinds = 2;
-extern const char* const kKindNames[kNumKinds];  // "csr", "bsr"
+enum class Kind : uint32_t { kCsr = 0, kBsr = 1, kBitmap = 2, kDelta4 = 3, kDelta8 = 4 };
+constexpr int kNumKinds = 5;
+extern const char* const kKindNames[kNumKinds];  // "csr", "bsr", "bitmap", "delta4", "delta8"
+SI_HD constexpr bool is_tiled(Kind kind) { return kind >= Kind::kBitmap; }
 
 constexpr uint64_t kMagic = 0x5550474f46495332ull;
 constexpr int64_t kAlign = 128;
@@ -51,9 +54,9 @@ struct Header {
   int64_t bytes;  // whole blob
   int64_t n, k;
   int64_t nnz;                             // stored values, without filling
-  int64_t block;                           // bsr: rows and columns of a block; csr: 1
-  int64_t panels;                          // csr
-  int64_t units;                           // csr: vectors; bsr: slabs; with filling
+  int64_t block;                           // bsr: rows and columns of a block; tiles: kTileRows; csr: 1
+  int64_t panels;                          // csr; tiles: pieces of a row of tiles
+  int64_t units;                           // csr: vectors; bsr: slabs; tiles: 16 bytes of streams; with filling
   int64_t order, starts, columns, values;  // byte offsets of the sections
 };
 constexpr int64_t kHeaderBytes = 128;

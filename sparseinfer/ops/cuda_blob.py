@@ -1,0 +1,89 @@
+"""What every packing of the CUDA kernels has: a header, sections, and what the host keeps of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparseinfer._native import core
+from sparseinfer.formats._checks import DTYPE_NAMES
+from sparseinfer.ops.packing import PackedInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """What the host knows of a packing on a device: its header [128], figures, and of which bytes."""
+
+    header: Tensor
+    info: PackedInfo
+    address: int
+    version: int
+
+
+_RESIDENT = "_sparseinfer_resident"
+
+
+def known(packed: Tensor) -> Resident | None:
+    """What `remember` noted, unless the packing was written to or moved since."""
+    found: Resident | None = getattr(packed, _RESIDENT, None)
+    same = found is not None and (found.address, found.version) == (packed.data_ptr(), _version(packed))
+    return found if same else None
+
+
+def remember(packed: Tensor, header: Tensor) -> Resident:
+    """Note the header of a packing at the tensor that holds it. ValueError: not a header."""
+    found = core.gpu_describe(header.data_ptr(), packed.numel())
+    packing = found["packing"]
+    block = found["block"] if packing == "bsr" else 1
+    info = PackedInfo(
+        packing=packing,
+        dtype=found["dtype"],
+        storage=found["dtype"],
+        n=found["n"],
+        k=found["k"],
+        nnz=found["nnz"],
+        nbytes=found["nbytes"],
+        panel={"csr": core.gpu_panel_columns, "bsr": 0}.get(packing, core.gpu_tile),
+        block_size=(block, block),
+        device="cuda",
+    )
+    noted = Resident(header, info, packed.data_ptr(), _version(packed))
+    setattr(packed, _RESIDENT, noted)
+    return noted
+
+
+def _version(packed: Tensor) -> int:
+    return -1 if packed.is_inference() else packed._version
+
+
+def offsets(counts: Tensor) -> Tensor:
+    """Exclusive sums, int64 [len + 1]."""
+    sums = torch.zeros(counts.numel() + 1, dtype=torch.int64, device=counts.device)
+    torch.cumsum(counts, 0, out=sums[1:])
+    return sums
+
+
+class Blob:
+    """A packing that is being filled, on the device of `values`, of zeros at first."""
+
+    def __init__(
+        self, packing: str, values: Tensor, shape: tuple[int, int], nnz: int, block: int, units: int
+    ) -> None:
+        dtype = core.dtypes.index(DTYPE_NAMES[values.dtype])
+        header, nbytes = core.gpu_header(packing, dtype, *shape, nnz, block, units)
+        self._header = torch.from_numpy(header)
+        self._where = core.gpu_describe(self._header.data_ptr(), nbytes)
+        self.units = units
+        with torch.inference_mode(False):  # an inference tensor could not be told apart from a changed one
+            self._data = torch.zeros(nbytes, dtype=torch.uint8, device=values.device)
+
+    def section(self, name: str, dtype: torch.dtype, count: int) -> Tensor:
+        begin = self._where[name]
+        return self._data[begin : begin + count * dtype.itemsize].view(dtype)
+
+    def finished(self) -> Tensor:
+        self._data[: self._header.numel()] = self._header.to(self._data.device)
+        remember(self._data, self._header)
+        return self._data
