@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+
+import cuda_emulator
 import pytest
 from convert_helpers import Script
+from cuda_native import Native, installed
 
 from sparseinfer.convert import conversion
 
@@ -32,3 +36,15 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
     script = Script()
     monkeypatch.setattr(conversion, "Timer", lambda **options: script)
     return script
+
+
+@pytest.fixture
+def native(monkeypatch: pytest.MonkeyPatch) -> Native:
+    """The CUDA operators call this instead of the native module."""
+    return installed(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The CUDA kernels, for `cuda_emulator.call`."""
+    return cuda_emulator.build(tmp_path_factory.mktemp("emulated"))

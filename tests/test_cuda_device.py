@@ -7,13 +7,14 @@ import copy
 import pytest
 import torch
 from cuda_helpers import needs_gpu
-from generators import block_weight, tokens, weight
+from generators import block_weight, tokens, values, weight
 from torch import Tensor, nn
 
-from sparseinfer import SparseLinear, convert, densify_, explain, ops
+from sparseinfer import SparseConv2d, SparseLinear, convert, densify_, explain, ops
 from sparseinfer.formats import BSR, CSR
 from sparseinfer.ops import cuda, cuda_packing
 from sparseinfer.ops.cuda_registry import cuda_kernel_id
+from sparseinfer.ops.cuda_tiles import TILED
 from sparseinfer.ops.packing import DTYPES
 from sparseinfer.ops.reference import ACTIVATIONS
 
@@ -36,7 +37,7 @@ def runs(name: str) -> bool:
 
 def formats(kernel: ops.CudaKernel, integer: bool) -> list[CSR | BSR]:
     dtype, block = DTYPES[kernel.dtype], kernel.block
-    if kernel.packing == "csr":
+    if kernel.packing != "bsr":
         shapes = ((1, 1), (65, 481), (300, 1000))
         return [CSR.from_dense(weight("random", n, k, 0.8, integer=integer, dtype=dtype)) for n, k in shapes]
     size = (block, block)
@@ -48,7 +49,8 @@ def formats(kernel: ops.CudaKernel, integer: bool) -> list[CSR | BSR]:
 def forced(
     name: str, fmt: CSR | BSR, x: Tensor, bias: Tensor | None = None, activation: str = "none"
 ) -> Tensor:
-    packed, plan = cuda_packing.pack(fmt), ops.format_plan((ops.Bucket(None, 0, name),))
+    packed = cuda_packing.pack(fmt, packing=name.split("_")[1])
+    plan = ops.format_plan((ops.Bucket(None, 0, name),))
     on_gpu = None if bias is None else bias.cuda()
     return cuda.run(x.cuda(), [packed], on_gpu, fmt.shape[0], plan, activation).cpu()
 
@@ -59,7 +61,9 @@ def test_integers_are_exact(kernel: ops.CudaKernel) -> None:
         pytest.skip(f"{kernel.arch} is not this device")
     for fmt in formats(kernel, integer=True):
         bias = torch.arange(fmt.shape[0]).float() % 7
-        for m in (1, 3, 4) if kernel.max_tokens else (1, 7, 64, 129, 300):
+        for m in (1, 3, 4, 7, 8, 16, 30, 64, 129, 300):
+            if kernel.max_tokens and m > kernel.max_tokens:
+                break
             x = tokens(m, fmt.shape[1], integer=True, dtype=fmt.dtype)
             wanted = ops.reference_linear(x, fmt, bias).to(fmt.dtype)
             assert torch.equal(forced(kernel.name, fmt, x, bias), wanted)
@@ -92,15 +96,26 @@ def test_nan_reaches_only_its_own_outputs() -> None:
         assert y.isfinite().sum() == y.numel() - (2 if len(rows) == 40 else 1)
 
 
-@pytest.mark.parametrize("dtype", list(DTYPES.values()))
-def test_decompression_is_exact(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("packing", ["csr", *TILED])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_decompression_is_exact(dtype: torch.dtype, packing: str) -> None:
     w = weight("random", 130, 971, 0.7, dtype=dtype)
+    assert torch.equal(cuda.decompress(cuda_packing.pack(CSR.from_dense(w), packing=packing)).cpu(), w)
+
+
+def test_decompression_of_float32_is_exact() -> None:
+    w = weight("random", 130, 971, 0.7)
     assert torch.equal(cuda.decompress(cuda_packing.pack(CSR.from_dense(w))).cpu(), w)
 
 
-def test_packing_on_the_gpu_gives_the_same_bytes() -> None:
-    fmt = CSR.from_dense(weight("random", 130, 971, 0.7))
-    assert torch.equal(cuda_packing.pack(fmt).cpu(), cuda_packing.pack(fmt, "cpu"))
+@pytest.mark.parametrize("packing", ["csr", *TILED])
+def test_packing_on_the_gpu_gives_the_same_bytes(packing: str) -> None:
+    fmt = CSR.from_dense(weight("random", 130, 971, 0.7, dtype=torch.bfloat16))
+    packed = cuda_packing.pack(fmt, packing=packing)
+    assert torch.equal(packed.cpu(), cuda_packing.pack(fmt, "cpu", packing))
+
+
+def test_packing_blocks_on_the_gpu_gives_the_same_bytes() -> None:
     blocks = BSR.from_dense(block_weight(96, 160, (32, 32), 0.5, dtype=torch.bfloat16), (32, 32))
     assert torch.equal(cuda_packing.pack(blocks).cpu(), cuda_packing.pack(blocks, "cpu"))
 
@@ -162,7 +177,77 @@ def test_convert_on_the_gpu() -> None:
     assert next(densify_(fast).parameters()).is_cuda
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_convert_convolutions_on_the_gpu(last: bool) -> None:
+    layers = [nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 128, 1), nn.MaxPool2d(2)]
+    for conv in (layers[0], layers[2]):
+        n, k = len(conv.weight), conv.weight[0].numel()
+        conv.weight.data = weight("random", n, k, 0.95).view(conv.weight.shape)
+    model = nn.Sequential(*layers).eval().cuda()
+    x = values(2, 64, 14, 14).cuda()
+    x = x.to(memory_format=torch.channels_last) if last else x
+    fast = convert(model, example_inputs=(x,), memory="compact")
+    sparse = SparseConv2d.from_conv(model[0].cpu()).cuda()
+    model[0].cuda()
+    with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
+        wanted = model(x)
+        assert torch.allclose(fast(x), wanted, atol=1e-3)
+        assert torch.allclose(sparse(x), model[0](x), atol=1e-3)
+        assert sparse(x).stride() == model[0](x).stride()
+    assert [row.shape for row in explain(fast).rows] == [(64, 576), (128, 64)]
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_convert_recurrent_layers_on_the_gpu(kind: type[nn.RNNBase]) -> None:
+    model = nn.Sequential(kind(256, 256, batch_first=True)).eval().cuda()
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            parameter.data *= (weight("random", *parameter.shape, 0.95) != 0).cuda()
+    x = tokens(24, 256).view(4, 6, 256).cuda()
+    fast = convert(model, example_inputs=(x,), memory="compact")
+    with torch.no_grad():
+        assert torch.allclose(fast(x)[0], model(x)[0], atol=1e-3)
+
+
+def test_convert_attention_on_the_gpu() -> None:
+    model = nn.TransformerEncoderLayer(256, 4, batch_first=True).eval().cuda()
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            parameter.data *= (weight("random", *parameter.shape, 0.95) != 0).cuda()
+    x = tokens(24, 256).view(2, 12, 256).cuda()
+    fast = convert(model, example_inputs=(x,), memory="compact")
+    with torch.no_grad():
+        assert torch.allclose(fast(x), model(x), atol=1e-3)
+
+
 def test_wrong_devices_are_named() -> None:
     layer = SparseLinear.from_linear(linear())
     with pytest.raises(ValueError, match="packings: expected a tensor on cuda:0, where x is, got one on cpu"):
         cuda.run(tokens(2, 200).cuda(), layer._packings(), None, 96, "*:0:spmm_csr_f32_t32", "none")
+
+
+def test_out_of_memory_is_an_exception_and_the_gpu_goes_on() -> None:
+    n, m = 1 << 20, 1 << 18  # y would have 1 TB
+    fmt = CSR.from_dense(torch.eye(n, 8))
+    packed, plan = cuda_packing.pack(fmt), "4:0:spmm_csr_f32_t4,*:0:spmm_csr_f32_t32"
+    x = torch.ones(m, 8, device="cuda")
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        cuda.run(x, [packed], None, n, plan, "none")
+    y = cuda.run(x[:5], [packed], None, n, plan, "none")
+    torch.cuda.synchronize()
+    assert torch.equal(y.cpu().double(), ops.reference_linear(x[:5].cpu(), fmt))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="torch finds fewer than two GPUs")
+def test_a_layer_on_another_gpu() -> None:
+    fmt = CSR.from_dense(weight("random", 96, 200, 0.9, integer=True))
+    packed, x = cuda_packing.pack(fmt, "cuda:1"), tokens(9, 200, integer=True)
+    y = cuda.run(x.to("cuda:1"), [packed], None, 96, "*:0:spmm_csr_f32_t32", "none")
+    assert torch.equal(y.cpu().double(), ops.reference_linear(x, fmt))
+    assert torch.cuda.current_device() == 0
+    for device in ("cuda:0", "cuda:1"):  # torch's own launches still go where they should
+        assert float(torch.ones(3, device=device).sum()) == 3
+    with pytest.raises(
+        ValueError, match="packings: expected a tensor on cuda:0, where x is, got one on cuda:1"
+    ):
+        cuda.run(x.to("cuda:0"), [packed], None, 96, "*:0:spmm_csr_f32_t32", "none")

@@ -7,15 +7,13 @@ what a GPU's memory model allows and the emulator does not do; bench/gpu_report.
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from cuda_emulator import call, needs_compiler
 from generators import block_weight, tokens, weight
-from torch import Tensor
 
 from sparseinfer import ops
 from sparseinfer.formats import BSR, CSR
@@ -23,76 +21,10 @@ from sparseinfer.ops import cuda_packing
 from sparseinfer.ops.packing import DTYPES
 from sparseinfer.ops.reference import ACTIVATIONS
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler on this machine"),
-]
+pytestmark = [pytest.mark.slow, needs_compiler]
 
-ROOT = Path(__file__).parents[1]
-GUARD = 64
-MULTIPROCESSORS = 132
+KERNELS = Path(__file__).parents[1] / "csrc/cuda/kernels.inc"
 TILES = {"f32": "t32", "bf16": "t64", "f16": "t64"}
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    folder = tmp_path_factory.mktemp("emulated")
-    sources = [*sorted((ROOT / "csrc/cuda").rglob("*.cu")), ROOT / "csrc/cuda/registry.cpp"]
-    sources.append(ROOT / "tests/cuda/emulated.cpp")
-    search = [f"-I{ROOT / path}" for path in ("tests/cuda/stubs", "csrc", "csrc/include")]
-    options = ["-std=c++17", "-O1", "-fPIC", "-fno-strict-aliasing", "-Wall", "-Wno-unknown-pragmas"]
-
-    def compiled(number: int) -> str:
-        target = str(folder / f"{number}.o")
-        subprocess.run(
-            ["c++", "-x", "c++", *options, *search, "-c", str(sources[number]), "-o", target], check=True
-        )
-        return target
-
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compiled, range(len(sources))))
-    shared = folder / "libemulated.so"
-    subprocess.run(["c++", "-shared", *objects, "-o", str(shared)], check=True)
-    return ctypes.CDLL(str(shared))
-
-
-def call(
-    library: ctypes.CDLL,
-    name: str,
-    fmt: CSR | BSR,
-    x: Tensor,
-    bias: Tensor | None = None,
-    activation: str = "none",
-    multiprocessors: int = MULTIPROCESSORS,
-    shape: tuple[int, int] | None = None,
-) -> Tensor:
-    """y [m, n], or of another shape; poisoned before, as what lies behind it is."""
-    packed = cuda_packing.pack(fmt, "cpu")
-    rows, columns = (x.shape[0], fmt.shape[0]) if shape is None else shape
-    y = torch.full((rows * columns + GUARD,), float("nan"), dtype=fmt.dtype)
-    message = ctypes.create_string_buffer(200)
-
-    def address(t: Tensor | None) -> ctypes.c_void_p:
-        return ctypes.c_void_p(0 if t is None else t.data_ptr())
-
-    failed = library.emulated(
-        name.encode(),
-        address(cuda_packing.resident(packed).header),
-        address(packed),
-        address(x),
-        ctypes.c_int64(x.shape[0]),
-        ctypes.c_int64(x.stride(0)),
-        address(bias),
-        0 if bias is None or bias.dtype == torch.float32 else list(DTYPES.values()).index(bias.dtype),
-        address(y),
-        ctypes.c_int64(columns),
-        list(ACTIVATIONS).index(activation),
-        multiprocessors,
-        message,
-    )
-    assert not failed, message.value.decode()
-    assert y[rows * columns :].isnan().all()
-    return y[: rows * columns].view(rows, columns)
 
 
 @pytest.mark.parametrize("dtype", list(DTYPES))
@@ -181,3 +113,37 @@ def test_bsr_filling_keeps_nan_out(library: ctypes.CDLL, arch: str) -> None:
     assert (y[:, 0] == 1).all()
     assert (y[:, 1:16] == 0).all()
     assert not y[:, 16:].isfinite().any()
+
+
+def spmm_names() -> list[str]:
+    names = re.findall(
+        r"^SI_CUDA_KERNEL\(spmm, (\w+), (\w+), (\w+), (\w+),", KERNELS.read_text(), re.MULTILINE
+    )
+    return ["spmm_{}_{}_{}__{}".format(*name) for name in names]
+
+
+@pytest.mark.parametrize("name", spmm_names())
+def test_no_columns_no_weights_and_one_row(library: ctypes.CDLL, name: str) -> None:
+    _, packing, storage, tile = name.partition("__")[0].split("_")
+    dtype, blocks = DTYPES[storage], packing == "bsr"
+    n_unit, k_unit = (int(tile[1:]),) * 2 if blocks else (1, 8)
+    for n, k in ((n_unit, 0), (3 * n_unit, 0), (3 * n_unit, 2 * k_unit), (n_unit, 2 * k_unit)):
+        w = torch.zeros(n, k, dtype=dtype)
+        if n == n_unit and k:
+            w[0, 0] = 2
+        fmt = BSR.from_dense(w, (n_unit, n_unit)) if blocks else CSR.from_dense(w)
+        bias = torch.arange(n) - 1.0
+        for m in (1, 3):
+            x = tokens(m, k, integer=True, dtype=dtype)
+            y = call(library, name, fmt, x, bias, "relu", packing=None if blocks else packing)
+            assert torch.equal(y, ops.reference_linear(x, fmt, bias, "relu").to(dtype)), (n, k, m)
+
+
+@pytest.mark.parametrize("dtype", list(DTYPES))
+def test_decompression_of_no_weights_and_one_row(library: ctypes.CDLL, dtype: str) -> None:
+    for n, k in ((1, 1), (3, 8)):
+        w = torch.zeros(n, k, dtype=DTYPES[dtype])
+        w[:, :1] = torch.eye(n, 1) * (n == 1)
+        name = f"decompress_csr_{dtype}_p480__simt"
+        dense = call(library, name, CSR.from_dense(w), torch.empty(0, k), shape=(n, 8))
+        assert torch.equal(dense[:, :k], w)

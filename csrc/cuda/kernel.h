@@ -12,7 +12,7 @@ namespace gpu {
 // spmm        y[m, n] = activation(x[m, k] . W[n, k]^T + bias[n]); x, W and y have one dtype, all sums are fp32
 // decompress  y[n, k] = W[n, k], zeros included; m and bias say nothing
 struct Args {
-  const void* x;     // [m, k], row stride ldx elements, device memory
+  const void* x;     // [m, k], row stride ldx elements, device memory; for tiled packings zero from k to the next 8
   void* y;           // [m, n] or [n, k], row stride ldy elements, base and rows 16-byte aligned for decompress
   const void* bias;  // [n], bias_dtype, nullable
   const char* blob;  // the packing, device memory

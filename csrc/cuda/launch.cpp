@@ -89,8 +89,9 @@ void check(const Kernel& kernel, const Args& a, DType x_dtype) {
   }
   require(x_dtype == a.w.dtype, "x: expected " + std::string(kernel.dtype) + " for " + name + ", got " +
                                     kDTypeNames[static_cast<int>(x_dtype)]);
-  // Kernels count tokens and tiles in 32 bits.
-  constexpr int64_t kMost = (int64_t{1} << 31) - 4096;
+  // Kernels count rows, tokens and tiles in 32 bits, up to the end of their last tile.
+  constexpr int64_t kMost = (int64_t{1} << 31) - (1 << 16);
+  require(a.w.n < kMost, name + ": expected fewer rows, got " + std::to_string(a.w.n));
   require(a.m >= 0 && a.m < kMost && (a.m + 31) / 32 * (a.w.n / 16 + 1) < kMost,
           "x: expected fewer tokens, got " + std::to_string(a.m));
   require(kernel.max_tokens == 0 || a.m <= kernel.max_tokens, "x: expected at most " +
@@ -99,6 +100,10 @@ void check(const Kernel& kernel, const Args& a, DType x_dtype) {
   require(a.ldx >= a.w.k, "x: expected rows of at least " + std::to_string(a.w.k) + " elements");
   if (a.w.kind == Kind::kBsr) {
     require(aligned(a.x, a.ldx, bytes) && aligned(a.y, a.ldy, bytes),
+            "x: expected rows that begin at multiples of 16 bytes for " + name);
+  }
+  if (is_tiled(a.w.kind)) {
+    require(aligned(a.x, a.ldx, bytes) && a.ldx >= (a.w.k + 7) / 8 * 8,
             "x: expected rows that begin at multiples of 16 bytes for " + name);
   }
 }

@@ -22,6 +22,12 @@ template <class T, int kBlock>
 cudaError_t bsr_mma(const Args& args);  // sm80/bsr.cu
 template <class T, int kBlock>
 cudaError_t bsr_wgmma(const Args& args);  // sm90/bsr.cu
+template <class T, Kind kKind, int kTokens>
+cudaError_t tiled_mma(const Args& args);  // sm80/tiles.cu
+template <class T, Kind kKind, int kTokens>
+cudaError_t tiled_bulk(const Args& args);  // sm90/tiles.cu
+template <class T, Kind kKind>
+cudaError_t tiled_decompress(const Args& args);  // sm80/tiles.cu
 
 }  // namespace gpu
 }  // namespace sparseinfer

@@ -1,4 +1,5 @@
-// CUDA on a CPU, as far as the kernels here use it: every thread of a block is a fiber, and one block runs at a time.
+// CUDA on a CPU, as far as the kernels here use it: every thread of a block is a fiber, and one block, or the blocks of
+// one cluster, run at a time.
 //
 // What is asynchronous happens as late as it may: copies when they are waited for, products of warpgroups too, so that
 // a kernel that reads too early reads poison. What a GPU may do in any order happens in one order here: races between
@@ -60,15 +61,6 @@ enum cudaError_t {
 
 namespace emulator {
 
-// The shared memory of the block that runs; addresses of it begin at 1024, as on a GPU.
-constexpr uint32_t kSharedBase = 1024;
-alignas(1024) inline char g_shared[256 * 1024];
-inline char* shared(uint32_t address) {
-  if (address < kSharedBase || address >= kSharedBase + sizeof g_shared)
-    throw std::runtime_error("shared memory: outside");
-  return g_shared + (address - kSharedBase);
-}
-
 struct Fiber {
   ucontext_t context;
   std::unique_ptr<char[]> stack;
@@ -96,23 +88,46 @@ struct Barrier {
   }
 };
 
-inline std::map<uint32_t, Barrier> g_barriers;
+// A block of threads; addresses of its shared memory begin at 1024, as on a GPU.
+constexpr uint32_t kSharedBase = 1024;
+struct Block {
+  alignas(1024) char shared[256 * 1024];
+  std::map<uint32_t, Barrier> barriers;
+  Meeting meeting;
+  int live = 0;
+};
+
+inline std::vector<std::unique_ptr<Block>> g_cluster;  // the blocks that run
+inline Block* g_own = nullptr;                         // the block of the thread that runs
+inline char* shared(uint32_t address) {
+  if (address < kSharedBase || address >= kSharedBase + sizeof g_own->shared)
+    throw std::runtime_error("shared memory: outside");
+  return g_own->shared + (address - kSharedBase);
+}
 inline Barrier& barrier(uint32_t address) {
-  const auto found = g_barriers.find(address);
-  if (found == g_barriers.end()) throw std::runtime_error("mbarrier: not initialised");
+  const auto found = g_own->barriers.find(address);
+  if (found == g_own->barriers.end()) throw std::runtime_error("mbarrier: not initialised");
   return found->second;
 }
 
 inline std::vector<Fiber> g_fibers;
-inline int g_current = 0, g_live = 0;
+inline int g_current = 0, g_threads = 0;
 inline ucontext_t g_scheduler;
 inline std::function<void()> g_body;
-inline Meeting g_block;
+inline Meeting g_all;  // threads of the cluster
 inline std::vector<Meeting> g_warps;
 inline std::vector<std::array<uint32_t, 32>> g_exchange;
 inline std::deque<std::function<void()>> g_engine;  // bulk copies under way
 inline dim3 g_thread, g_block_index, g_grid;
 inline std::string g_error;
+
+// Queues a bulk copy of the block that runs.
+inline void copy_later(std::function<void()> copy) {
+  g_engine.push_back([own = g_own, copy = std::move(copy)] {
+    g_own = own;
+    copy();
+  });
+}
 
 inline void yield() {
   Fiber& own = g_fibers[static_cast<size_t>(g_current)];
@@ -139,22 +154,28 @@ inline void trampoline() {
   } catch (const std::exception& error) {
     g_error = error.what();
   }
-  g_fibers[static_cast<size_t>(g_current)].done = true;
-  --g_live;
-  swapcontext(&g_fibers[static_cast<size_t>(g_current)].context, &g_scheduler);
+  fiber().done = true;
+  --g_own->live;
+  swapcontext(&fiber().context, &g_scheduler);
 }
 
-inline void run_block(int threads) {
+// Runs blocks [first, first + blocks), which see each other's shared memory.
+inline void run_cluster(unsigned first, int blocks, int threads) {
   constexpr size_t kStack = 128 * 1024;
+  const int all = blocks * threads;
   g_fibers.clear();
-  g_fibers.resize(static_cast<size_t>(threads));
-  g_warps.assign(static_cast<size_t>(threads / 32), {});
-  g_exchange.assign(static_cast<size_t>(threads / 32), {});
-  g_block = {};
+  g_fibers.resize(static_cast<size_t>(all));
+  g_warps.assign(static_cast<size_t>(all / 32), {});
+  g_exchange.assign(static_cast<size_t>(all / 32), {});
+  g_all = {};
   g_engine.clear();
-  g_barriers.clear();
-  g_live = threads;
-  std::memset(g_shared, 0xff, sizeof g_shared);
+  g_threads = threads;
+  g_cluster.clear();
+  for (int i = 0; i < blocks; ++i) {
+    g_cluster.push_back(std::make_unique<Block>());
+    g_cluster.back()->live = threads;
+    std::memset(g_cluster.back()->shared, 0xff, sizeof g_cluster.back()->shared);
+  }
   for (Fiber& f : g_fibers) {
     f.stack.reset(new char[kStack]);
     getcontext(&f.context);
@@ -162,12 +183,18 @@ inline void run_block(int threads) {
     f.context.uc_link = nullptr;
     makecontext(&f.context, trampoline, 0);
   }
-  for (int64_t round = 0; g_live > 0 && g_error.empty(); ++round) {
+  const auto live = [] {
+    return std::any_of(g_cluster.begin(), g_cluster.end(), [](const auto& block) { return block->live > 0; });
+  };
+  for (int64_t round = 0; live() && g_error.empty(); ++round) {
     if (round > 2'000'000) throw std::runtime_error("threads wait for each other forever");
-    for (g_current = 0; g_current < threads; ++g_current) {
-      if (g_fibers[static_cast<size_t>(g_current)].done) continue;
-      g_thread.x = static_cast<unsigned>(g_current);
-      swapcontext(&g_scheduler, &g_fibers[static_cast<size_t>(g_current)].context);
+    for (g_current = 0; g_current < all; ++g_current) {
+      if (fiber().done) continue;
+      const int block = g_current / threads;
+      g_own = g_cluster[static_cast<size_t>(block)].get();
+      g_thread.x = static_cast<unsigned>(g_current % threads);
+      g_block_index.x = first + static_cast<unsigned>(block);
+      swapcontext(&g_scheduler, &fiber().context);
     }
     // Copies come one by one and in any order.
     if (!g_engine.empty()) {
@@ -204,7 +231,7 @@ inline void wait(std::deque<std::function<void()>>& queue, std::deque<size_t>& g
 
 // Functions of CUDA C++ --------------------------------------------------------------------------------------------
 
-inline void __syncthreads() { emulator::meet(emulator::g_block, emulator::g_live); }
+inline void __syncthreads() { emulator::meet(emulator::g_own->meeting, emulator::g_own->live); }
 inline void __syncwarp() { emulator::meet(emulator::warp(), 32); }
 
 template <class T>
@@ -217,6 +244,15 @@ T __shfl_xor_sync(unsigned, T value, int mask) {
   __syncwarp();
   return got;
 }
+inline int __reduce_max_sync(unsigned, int value) {
+  emulator::exchange()[static_cast<size_t>(emulator::lane())] = static_cast<uint32_t>(value);
+  __syncwarp();
+  int most = value;
+  for (const uint32_t other : emulator::exchange()) most = std::max(most, static_cast<int>(other));
+  __syncwarp();
+  return most;
+}
+inline int __popc(uint32_t v) { return __builtin_popcount(v); }
 template <class T>
 T __ldg(const T* at) {
   if (reinterpret_cast<uintptr_t>(at) % alignof(T) != 0) throw std::runtime_error("a load that is not aligned");
@@ -231,7 +267,7 @@ inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
 inline float __uint_as_float(uint32_t bits) { return sparseinfer::from_bits(bits); }
 inline float normcdff(float v) { return 0.5f * std::erfc(-v * 0.70710678f); }
 inline uint32_t __cvta_generic_to_shared(const void* at) {
-  return emulator::kSharedBase + static_cast<uint32_t>(static_cast<const char*>(at) - emulator::g_shared);
+  return emulator::kSharedBase + static_cast<uint32_t>(static_cast<const char*>(at) - emulator::g_own->shared);
 }
 using std::max;
 using std::min;
@@ -279,17 +315,22 @@ inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int byte
 
 namespace emulator {
 
+// As sparseinfer::gpu::start_clusters; clusters of more than 8 blocks are not portable.
 template <class... Parameters>
-cudaError_t start(void (*kernel)(Parameters...), unsigned blocks, int threads, size_t shared_bytes, cudaStream_t,
-                  Parameters... parameters) {
-  if (shared_bytes > 227 * 1024 || threads % 32 != 0) return cudaErrorInvalidValue;
+cudaError_t start_clusters(void (*kernel)(Parameters...), unsigned blocks, unsigned size, int threads,
+                           size_t shared_bytes, cudaStream_t, Parameters... parameters) {
+  if (shared_bytes > 227 * 1024 || threads % 32 != 0 || size == 0 || size > 8 || blocks % size != 0) {
+    return cudaErrorInvalidValue;
+  }
   g_grid = dim3(blocks);
   g_body = [&] { kernel(parameters...); };
-  for (unsigned block = 0; block < blocks; ++block) {
-    g_block_index.x = block;
-    run_block(threads);
-  }
+  for (unsigned block = 0; block < blocks; block += size) run_cluster(block, static_cast<int>(size), threads);
   return cudaSuccess;
+}
+template <class... Parameters>
+cudaError_t start(void (*kernel)(Parameters...), unsigned blocks, int threads, size_t shared_bytes, cudaStream_t stream,
+                  Parameters... parameters) {
+  return start_clusters(kernel, blocks, 1, threads, shared_bytes, stream, parameters...);
 }
 
 }  // namespace emulator

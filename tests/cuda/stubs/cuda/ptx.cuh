@@ -7,7 +7,37 @@
 namespace sparseinfer {
 namespace gpu {
 
-inline char* dynamic_shared() { return emulator::g_shared; }
+inline char* dynamic_shared() { return emulator::g_own->shared; }
+
+inline uint4 load_now(const void* at) { return __ldg(static_cast<const uint4*>(at)); }
+
+inline uint32_t uniform(uint32_t v) {
+  const auto most = static_cast<uint32_t>(__reduce_max_sync(~0u, static_cast<int>(v)));
+  if (most != v) throw std::runtime_error("a value that is not the same for all lanes");
+  return v;
+}
+
+template <class V>
+V loaded(uint32_t at) {
+  if (at % sizeof(V) != 0) throw std::runtime_error("ld.shared: not aligned");
+  V v;
+  std::memcpy(&v, emulator::shared(at), sizeof v);
+  return v;
+}
+inline uint32_t load_shared_u8(uint32_t at) { return loaded<uint8_t>(at); }
+inline uint32_t load_shared_u16(uint32_t at) { return loaded<uint16_t>(at); }
+inline uint32_t load_shared(uint32_t at) { return loaded<uint32_t>(at); }
+inline void load_shared(uint32_t at, uint32_t (&v)[4]) {
+  const uint4 words = loaded<uint4>(at);
+  v[0] = words.x, v[1] = words.y, v[2] = words.z, v[3] = words.w;
+}
+template <class V>
+void stored(uint32_t at, V v) {
+  if (at % sizeof(V) != 0) throw std::runtime_error("st.shared: not aligned");
+  std::memcpy(emulator::shared(at), &v, sizeof v);
+}
+inline void store_shared_u16(uint32_t at, uint32_t low) { stored(at, static_cast<uint16_t>(low)); }
+inline void store_shared(uint32_t at, const uint4& v) { stored(at, v); }
 
 inline void copy_async(uint32_t to, const void* from, bool exists) {
   if (to % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0) throw std::runtime_error("cp.async: not aligned");

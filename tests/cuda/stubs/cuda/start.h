@@ -8,6 +8,7 @@ namespace sparseinfer {
 namespace gpu {
 
 using emulator::start;
+using emulator::start_clusters;
 
 template <auto* kKernel>
 cudaError_t allow_shared(const Args&, int bytes) {

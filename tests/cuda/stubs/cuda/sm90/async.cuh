@@ -11,7 +11,7 @@ namespace gpu {
 inline void barrier_init(uint32_t barrier, int arrivals) {
   if (barrier % 8 != 0) throw std::runtime_error("mbarrier: not aligned");
   emulator::shared(barrier);
-  emulator::g_barriers[barrier] = {arrivals, arrivals, 0, 0};
+  emulator::g_own->barriers[barrier] = {arrivals, arrivals, 0, 0};
 }
 inline void barrier_init_fence() {}
 inline void barrier_arrive(uint32_t barrier) {
@@ -30,11 +30,13 @@ inline void complete(uint32_t barrier, int bytes) {
   emulator::barrier(barrier).end_phase();
 }
 
+inline bool elected() { return emulator::lane() == 0; }
+
 inline void copy_bulk(uint32_t to, const void* from, int bytes, uint32_t barrier) {
   if (to % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0 || bytes % 16 != 0) {
     throw std::runtime_error("cp.async.bulk: not aligned");
   }
-  emulator::g_engine.push_back([=] {
+  emulator::copy_later([=] {
     std::memcpy(emulator::shared(to), from, static_cast<size_t>(bytes));
     complete(barrier, bytes);
   });
@@ -48,7 +50,7 @@ inline uint32_t swizzled(uint32_t address, int span) {
 inline void copy_box(uint32_t to, const CUtensorMap& map, int column, int row, uint32_t barrier) {
   if (to % 128 != 0) throw std::runtime_error("cp.async.bulk.tensor: not aligned");
   const CUtensorMap held = map;
-  emulator::g_engine.push_back([=] {
+  emulator::copy_later([=] {
     for (int r = 0; r < held.box_rows; ++r) {
       for (int c = 0; c < held.box_columns; ++c) {
         uint16_t value = 0;
@@ -75,6 +77,9 @@ template <int kPending>
 void wgmma_wait() {
   emulator::wait(emulator::fiber().products, emulator::fiber().product_groups, kPending);
 }
+
+template <int kSums>
+void wgmma_hold(float (&)[kSums]) {}
 
 // Element k of a row of an operand that lies along k; see "Matrix Descriptor Format".
 template <class T>
