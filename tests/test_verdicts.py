@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -130,6 +131,18 @@ class TestRemembered:
 
 
 class TestMeasuredAnew:
+    def test_with_other_cuda_kernels(
+        self, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert sources() == {"measured"}
+        built = tmp_path / "_cuda.so"
+        built.write_bytes(b"new")
+        monkeypatch.setattr(verdicts, "cuda_module", lambda: SimpleNamespace(__file__=str(built)))
+        verdicts._machine.cache_clear()
+        assert sources() == {"measured"}
+        assert sources() == {"remembered"}
+        verdicts._machine.cache_clear()
+
     def test_what_was_disturbed(self, clock: Clock, folder: Path) -> None:
         clock.spread = 2.0
         assert sources() == sources() == {"measured"}

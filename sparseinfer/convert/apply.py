@@ -68,7 +68,7 @@ def convert(
     last two are resolved and do not come along, nor do masks that prune_ left. A layer that is faster dense
     stays dense, in the layout that is fastest. `explain` says which and why; `densify_` goes back. Weights
     are float32, bfloat16 or float16, and inputs of the same dtype; other layers stay as they are. A model on
-    a GPU is planned for its kernels there, and of it nn.Linear layers only.
+    a GPU is planned for its kernels there.
 
     The model itself is unchanged, and weights that became sparse are not copied. TypeError or ValueError: an
     argument of the wrong kind, example inputs that the model does not accept, a parameter without data

@@ -24,6 +24,9 @@ from sparseinfer.ops.dense import PLAIN, dense_candidates, dense_names
 if TYPE_CHECKING:
     from sparseinfer.convert.planner import Plan
 
+# Below this sparsity no layout has beaten the best dense at any token count, so none is tried.
+MIN_SPARSITY = 0.3
+
 # Other tiles begin there.
 CPU_LIMITS = (4, ops.FEW_TOKENS, 47, None)
 
@@ -68,6 +71,10 @@ class Case(Protocol):
     def limits(self) -> tuple[int | None, ...]:
         """Upper ends of the token buckets a layer may have, ascending; None = no limit."""
 
+    @property
+    def min_sparsity(self) -> float:
+        """Below it no layout is tried."""
+
     def predict(self, name: str, tokens: int) -> float:
         """Microseconds of a dense way or a layout, without running it; infinity if nothing is known of it."""
 
@@ -101,6 +108,10 @@ class _CpuCase(ABC):
     @property
     def limits(self) -> tuple[int | None, ...]:
         return CPU_LIMITS
+
+    @property
+    def min_sparsity(self) -> float:
+        return MIN_SPARSITY
 
     @property
     @abstractmethod

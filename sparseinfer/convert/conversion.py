@@ -15,11 +15,13 @@ from sparseinfer._machine import last_level_cache_bytes
 from sparseinfer._progress import Progress
 from sparseinfer.convert.cases import Case, ConvCase, LinearCase
 from sparseinfer.convert.cuda_case import CudaLinearCase
+from sparseinfer.convert.cuda_conv_case import CudaConvCase
+from sparseinfer.convert.cudnn import slower_than_cudnn
 from sparseinfer.convert.fusion import UNFUSED, Chain, chain, folded
 from sparseinfer.convert.inplace import in_place
 from sparseinfer.convert.kinds import Kind, Part, kind_of
 from sparseinfer.convert.measure import MAX_TOKENS, SOURCES, Timer
-from sparseinfer.convert.options import DEFAULT_TOKENS, Options
+from sparseinfer.convert.options import COMPACT, DEFAULT_TOKENS, Options
 from sparseinfer.convert.planner import Plan, plan
 from sparseinfer.convert.pooling import faster_pool
 from sparseinfer.convert.recording import Recording, record, spread
@@ -112,12 +114,16 @@ def prepare(
             progress.advance()
     for layer in survey.layers:
         if replacement := _assembled(layer, found):
-            found.replacements[layer.module] = replacement
+            if reason := _cudnn_wins(layer, replacement, survey.recording, options):
+                found.rows[layer.fqn] = [row.left_dense(reason) for row in found.rows[layer.fqn]]
+            else:
+                found.replacements[layer.module] = replacement
     _leave_fast_paths(model, found)
     if options.fuse:
         _work_in_place(model, survey.recording, found)
+    on_gpu = any(t.is_cuda for t in survey.recording.result)
     for fqn, pool in pools.items():
-        if options.measure and (faster := faster_pool(fqn, pool, survey.recording)):
+        if options.measure and not on_gpu and (faster := faster_pool(fqn, pool, survey.recording)):
             found.replacements[pool], row = faster
             found.rows[fqn].append(row)
     for fqn, reason in survey.refused.items():
@@ -233,20 +239,20 @@ def case_of(unit: Unit, recording: Recording, options: Options) -> tuple[Case | 
     sparse = dense if options.weights is None else dense.rounded(options.weights)
     if isinstance(sparse, str):
         return sparse, ()
-    on_cuda = dense.weight.is_cuda
-    if on_cuda and not isinstance(layer.module, nn.Linear):
-        return "on a GPU only Linear layers become sparse", ()
     if isinstance(layer.module, (nn.Conv1d, nn.Conv2d)):
         if not shapes:
             return "no example input reached it: the size of its maps is not known", ()
         by_tokens = {part.tokens(shape): shape for shape in shapes}
-        return ConvCase(dense, sparse, layer.module, by_tokens), spread(sorted(by_tokens))
+        counts = spread(sorted(by_tokens))
+        if not dense.on_gpu:
+            return ConvCase(dense, sparse, layer.module, by_tokens), counts
+        channels_last = layer.module in recording.channels_last
+        return CudaConvCase(dense, sparse, layer.module, by_tokens, channels_last), counts
     # More tokens than MAX_TOKENS take the same kernels in the same loops.
     seen = {part.tokens(shape) for shape in shapes} | set(options.tokens or ())
-    counts = {min(count, MAX_TOKENS) for count in seen}
+    counts = spread(sorted({min(count, MAX_TOKENS) for count in seen})) or DEFAULT_TOKENS
     x_dtype = options.activations or dense.weight.dtype
-    case = (CudaLinearCase if on_cuda else LinearCase)(dense, sparse, x_dtype)
-    return case, spread(sorted(counts)) or DEFAULT_TOKENS
+    return (CudaLinearCase if dense.on_gpu else LinearCase)(dense, sparse, x_dtype), counts
 
 
 def _assembled(layer: Layer, found: _Found) -> nn.Module | None:
@@ -256,6 +262,16 @@ def _assembled(layer: Layer, found: _Found) -> nn.Module | None:
         return None
     whole = {name: part or _dense_copy(layer.parts[name].weights) for name, part in parts.items()}
     return layer.kind.assemble(layer.module, whole).train(layer.module.training)
+
+
+def _cudnn_wins(layer: Layer, replacement: nn.Module, recording: Recording, options: Options) -> str | None:
+    """Why a recurrent layer on a GPU stays torch's own: its parts were compared with Linears one by one."""
+    on_gpu = any(part.weights.on_gpu for part in layer.parts.values())
+    if not on_gpu or not isinstance(layer.module, nn.RNNBase) or options.memory == COMPACT:
+        return None
+    if not options.measure:
+        return "cuDNN's layer is compared by measuring only"
+    return slower_than_cudnn(layer.module, replacement, recording)
 
 
 def _dense_copy(weights: Weights) -> nn.Linear:

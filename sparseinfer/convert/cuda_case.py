@@ -10,33 +10,42 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparseinfer.convert.cases import Call, LinearCase, Maker
+from sparseinfer.convert.cases import MIN_SPARSITY, Call, LinearCase, Maker
+from sparseinfer.convert.cuda_model import (
+    LAUNCH_US,
+    bsr_terms,
+    csr_terms,
+    decompress_us,
+    dense_terms,
+    gpu_of,
+    longest,
+    tiled_terms,
+)
+from sparseinfer.convert.weights import Weights
 from sparseinfer.formats._checks import DTYPE_NAMES
 from sparseinfer.ops import Layout, cuda_packing
-from sparseinfer.ops.cuda_layouts import CUDA_FEW_TOKENS, CUDA_LIMITS, DECOMPRESS_TOKENS
+from sparseinfer.ops.cuda_layouts import CUDA_LIMITS
+from sparseinfer.ops.cuda_tiles import TILED
 from sparseinfer.ops.dense import PLAIN, SEMI_STRUCTURED, semi_structured_available
 
 # Blocks are tried where they hold at most so many times the weights that are not zero.
 _BLOCK_FILLING = 1.25
 
-# Of an H100, on paper: bytes and operations per microsecond, and microseconds to launch. Multiply-adds of csr
-# are those that shared memory feeds, 32 or 64 per clock and multiprocessor; see csrc/cuda/simt/csr_tile.cu.
-_BYTES = 3.0e6
-_DENSE = {"f32": 25e6, "bf16": 350e6, "f16": 350e6}
-_CSR = {"f32": 5.5e6, "bf16": 8e6, "f16": 8e6}
-_CSR_TOKENS = {"f32": 32, "bf16": 64, "f16": 64}
-_BSR_OF_DENSE = 0.6
+# Sparsities at which a packing of scattered zeros in 16 bits may be fastest: by bytes and instructions.
+HALF_BOUNDS = {"bitmap": (0.2, 0.85), "delta4": (0.6, 0.9), "delta8": (0.8, 1.0), "csr": (0.95, 1.0)}
+
+# Of torch's 2:4 products, in time.
 _SEMI_STRUCTURED_GAIN = 1.6
-_LAUNCH_US = 5.0
 
 
 @dataclass(eq=False)
 class CudaLinearCase(LinearCase):
     """y = x · Wᵀ + bias on the GPU that the weights are on.
 
-    Candidates are `csr`, which from 256 tokens on is written out densely and multiplied by cuBLAS, `bsr`
-    where zeros lie in blocks, and the dense layer, in torch's 2:4 form too where the zeros allow it. Times
-    hold a launch and the wait for its end.
+    Candidates are, by sparsity, `bitmap`, `delta4`, `delta8` and `csr`, which for many tokens are written out
+    densely and multiplied by cuBLAS, `bsr` where zeros lie in blocks, and the dense layer, in torch's 2:4
+    form too where the zeros allow it. A weight in float32 is offered `csr` alone. Times hold a launch and the
+    wait for its end.
     """
 
     @property
@@ -49,11 +58,25 @@ class CudaLinearCase(LinearCase):
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         return f"{super().kind} on {name}"
 
+    @property
+    def min_sparsity(self) -> float:
+        bounds = [(MIN_SPARSITY, 1.0)] if self._is_f32 else HALF_BOUNDS.values()
+        return min(low for low, _ in bounds)
+
     def compact_layout(self) -> Layout:
-        return Layout("csr", self._storage, device="cuda")
+        """Of those for scattered zeros; they have kernels for any number of tokens."""
+        return min(self._scattered, key=lambda layout: self.packed(layout)[0].nbytes)
 
     def layouts(self, tokens: int) -> tuple[Layout, ...]:
-        return (self.compact_layout(), *self._blocks)
+        return (*self._scattered, *self._blocks)
+
+    @cached_property
+    def _scattered(self) -> tuple[Layout, ...]:
+        return scattered_layouts(self.weights)
+
+    @property
+    def _is_f32(self) -> bool:
+        return self.weights.weight.dtype == torch.float32
 
     @property
     def _storage(self) -> str:
@@ -63,7 +86,7 @@ class CudaLinearCase(LinearCase):
     def _blocks(self) -> tuple[Layout, ...]:
         """The largest block that the zeros fit."""
         weight = self.weights.weight
-        if weight.dtype == torch.float32:
+        if self._is_f32:
             return ()
         stored = int(weight.count_nonzero())
         for block in reversed(cuda_packing.BLOCKS):
@@ -75,8 +98,10 @@ class CudaLinearCase(LinearCase):
         return ()
 
     def _pack(self, layout: Layout) -> tuple[Tensor, ...]:
-        weight, blocks = self.weights.weight, layout.packing == "bsr"
-        return (_packed_blocks(weight, layout.panel) if blocks else cuda_packing.pack_dense(weight),)
+        weight = self.weights.weight
+        if layout.packing == "bsr":
+            return (_packed_blocks(weight, layout.panel),)
+        return (cuda_packing.pack_dense(weight, layout.packing),)
 
     def _x(self, tokens: int) -> Tensor:
         return super()._x(tokens).to(self.weights.weight.device)
@@ -91,7 +116,7 @@ class CudaLinearCase(LinearCase):
         def maker(held: Callable[[Tensor], Tensor]) -> Maker:
             def make() -> Call:
                 copy = held(weight)
-                return _waited_for(lambda: F.linear(x, copy, bias), weight.device)
+                return waited_for(lambda: F.linear(x, copy, bias), weight.device)
 
             return make
 
@@ -101,28 +126,38 @@ class CudaLinearCase(LinearCase):
 
     def sparse(self, layout: Layout, tokens: int) -> Maker:
         make = super().sparse(layout, tokens)
-        return lambda: _waited_for(make(), self.weights.weight.device)
+        return lambda: waited_for(make(), self.weights.weight.device)
 
     def predict(self, name: str, tokens: int) -> float:
-        """Microseconds on paper: the larger of bytes and operations, and a launch."""
-        (n, k), nnz = self.weights.weight.shape, int(self.weights.weight.count_nonzero())
-        storage, dense_storage = self._storage, DTYPE_NAMES[self.dense_weights.weight.dtype]
-        moved = tokens * (n + k) * self.dense_weights.weight.itemsize
-        dense_bytes = self.dense_weights.weight.nbytes
-        dense = max((dense_bytes + moved) / _BYTES, tokens * n * k / _DENSE[dense_storage])
+        """Microseconds on paper, by cuda_model.py."""
+        gpu, (n, k) = gpu_of(self.weights.weight.device), self.weights.weight.shape
         if name in (PLAIN, SEMI_STRUCTURED):
-            return _LAUNCH_US + dense / (1 if name == PLAIN else _SEMI_STRUCTURED_GAIN)
-        (layout,) = (layout for layout in self.layouts(tokens) if str(layout) == name)
+            gain = 1.0 if name == PLAIN else _SEMI_STRUCTURED_GAIN
+            dense = dense_terms(gpu, self.dense_weights.weight.dtype, n, k, tokens)
+            return LAUNCH_US + longest(dense) / gain
+        scattered = (Layout(packing, self._storage, device="cuda") for packing in ("csr", *TILED))
+        layout = next(layout for layout in (*scattered, *self._blocks) if str(layout) == name)
         (packed,) = self.packed(layout)
-        sparse_bytes = packed.nbytes + moved
+        kernel, nbytes = layout.kernel(tokens), packed.nbytes
+        if kernel.startswith("decompress"):
+            return 2 * LAUNCH_US + decompress_us(gpu, n, k, tokens, nbytes)
+        stored = cuda_packing.describe(packed).nnz
         if layout.packing == "bsr":
-            rate = _BSR_OF_DENSE * _DENSE[storage]
-            return _LAUNCH_US + max(sparse_bytes / _BYTES, cuda_packing.describe(packed).nnz * tokens / rate)
-        if storage != "f32" and tokens >= DECOMPRESS_TOKENS:
-            return 2 * _LAUNCH_US + (sparse_bytes + dense_bytes) / _BYTES + dense
-        at_once = 1 if tokens <= CUDA_FEW_TOKENS else _CSR_TOKENS[storage]
-        padded = -(-tokens // at_once) * at_once
-        return _LAUNCH_US + max(sparse_bytes / _BYTES, nnz * padded / _CSR[storage])
+            terms = bsr_terms(gpu, n, k, tokens, stored, nbytes)
+        elif layout.packing == "csr":
+            terms = csr_terms(gpu, self.weights.weight.dtype, n, k, tokens, stored, nbytes)
+        else:
+            tile = int(kernel.rsplit("_t", 1)[1])
+            terms = tiled_terms(gpu, layout.packing, tile, n, k, tokens, nbytes)
+        return LAUNCH_US + longest(terms)
+
+
+def scattered_layouts(weights: Weights) -> tuple[Layout, ...]:
+    """Those for zeros anywhere that may win at the sparsity of these weights; at least one."""
+    storage = DTYPE_NAMES[weights.weight.dtype]
+    fit = [name for name, (low, high) in HALF_BOUNDS.items() if low <= weights.sparsity <= high]
+    packings = ["csr"] if storage == "f32" else fit or ["bitmap"]
+    return tuple(Layout(packing, storage, device="cuda") for packing in packings)
 
 
 def _blocked(weight: Tensor, block: int) -> Tensor:
@@ -144,7 +179,9 @@ def _packed_blocks(weight: Tensor, block: int) -> Tensor:
     return cuda_packing.pack_bsr(_blocked(weight, block)[kept], crow, kept.nonzero()[:, 1], shape)
 
 
-def _waited_for(call: Call, device: torch.device) -> Call:
+def waited_for(call: Call, device: torch.device) -> Call:
+    """The call and the wait for its end."""
+
     def run() -> None:
         call()
         torch.cuda.synchronize(device)

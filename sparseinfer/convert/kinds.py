@@ -130,7 +130,7 @@ def _transposed(linear: nn.Linear, origin: type[nn.Module]) -> nn.Module:
     layer.nf, layer.nx = linear.out_features, linear.in_features
     layer.weight = nn.Parameter(linear.weight.detach().t().contiguous())
     bias = linear.bias
-    layer.bias = nn.Parameter(torch.zeros(linear.out_features) if bias is None else bias.detach())
+    layer.bias = nn.Parameter(linear.weight.new_zeros(linear.out_features) if bias is None else bias.detach())
     transposed: nn.Module = layer.train(linear.training)
     return transposed
 

@@ -13,10 +13,7 @@ from sparseinfer.convert.cases import Case
 from sparseinfer.convert.measure import Timer, Times
 from sparseinfer.convert.options import COMPACT, SPEED
 from sparseinfer.ops import Layout
-from sparseinfer.ops.dense import PLAIN
-
-# Below this sparsity no layout has beaten the best dense at any token count, so none is tried.
-MIN_SPARSITY = 0.3
+from sparseinfer.ops.dense import PLAIN, PREPACKED, SEMI_STRUCTURED
 
 # The prepacked dense layer replaces the plain one only for a gain that is more than noise.
 _PREPACK_GAIN = 0.97
@@ -58,8 +55,8 @@ def plan(case: Case, tokens: Sequence[int], timer: Timer, memory: float) -> Plan
     if memory == COMPACT:
         return _compact_plan(case, counts, timer)
     sparsity = case.weights.sparsity
-    if sparsity < MIN_SPARSITY:
-        reason = f"too dense to win: sparsity {sparsity:.2f}, tried from {MIN_SPARSITY}"
+    if sparsity < case.min_sparsity:
+        reason = f"too dense to win: sparsity {sparsity:.2f}, tried from {case.min_sparsity}"
         return _dense(reason, tuple(timer(case, (), m) for m in counts))
 
     tried = {m: case.layouts(m) for m in counts}
@@ -88,7 +85,8 @@ def plan(case: Case, tokens: Sequence[int], timer: Timer, memory: float) -> Plan
 
 
 def _dense(reason: str, times: tuple[Times, ...], chosen: tuple[Layout, ...] = ()) -> Plan:
-    prepacked = [us / time.dense[PLAIN] for time in times for name, us in time.dense.items() if name != PLAIN]
+    ways = (PREPACKED, SEMI_STRUCTURED)
+    prepacked = [us / time.dense[PLAIN] for time in times for name, us in time.dense.items() if name in ways]
     prepack = bool(prepacked) and sum(prepacked) < _PREPACK_GAIN * len(prepacked)
     return Plan(reason, times, chosen, prepack=prepack)
 

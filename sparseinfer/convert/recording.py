@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from sparseinfer._running import call, evaluating
+from sparseinfer.ops.schema import in_channels_last
+
+T = TypeVar("T")
 
 # Reading these of a tensor tells nothing of its values.
 _METHODS = frozenset({"size", "dim", "numel", "stride", "is_contiguous", "is_floating_point", "__len__"})
@@ -32,6 +35,7 @@ class Recording:
     shapes  module -> shapes of its first input, in order of the calls, each listed once
     shared  module -> marks of its inputs; two modules with equal marks were given the same tensors
     reader  module -> the module that alone read its results, at every call; and read nothing else
+    channels_last   modules whose images [b, c, h, w] came in channels_last at every call
     last    modules that were the last to read the memory of their input, at every call: it was free after
     result  what the model returned: its floating-point tensors
     """
@@ -39,6 +43,7 @@ class Recording:
     shapes: Mapping[nn.Module, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     shared: Mapping[nn.Module, tuple[object, ...]] = field(default_factory=dict)
     reader: Mapping[nn.Module, nn.Module] = field(default_factory=dict)
+    channels_last: frozenset[nn.Module] = frozenset()
     last: frozenset[nn.Module] = frozenset()
     result: Sequence[Tensor] = ()
 
@@ -104,6 +109,7 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self._modules = tuple(modules)
         self._shapes: defaultdict[nn.Module, dict[tuple[int, ...], None]] = defaultdict(dict)
+        self._channels_last: dict[nn.Module, bool] = {}
         self._marks: defaultdict[nn.Module, list[object]] = defaultdict(list)
         self._sources: defaultdict[nn.Module, list[_Result | None]] = defaultdict(list)
         self._results: list[_Result] = []
@@ -139,6 +145,7 @@ class _Recorder(TorchFunctionMode):
             {module: tuple(found) for module, found in self._shapes.items()},
             {module: tuple(marks) for module, marks in self._marks.items()},
             reader,
+            frozenset(module for module, found in self._channels_last.items() if found),
             frozenset(reading.module for reading in self._readings)
             - frozenset(reading.module for reading in self._readings if not reading.was_last()),
         )
@@ -155,6 +162,8 @@ class _Recorder(TorchFunctionMode):
             return
         if x.numel():
             self._shapes[module][tuple(x.shape)] = None
+            last = x.dim() == 4 and in_channels_last(x)
+            self._channels_last[module] = self._channels_last.get(module, True) and last
         self._marks[module].append(self._mark(x))
         source = self._found(x)
         if source is not None:
@@ -235,9 +244,9 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def spread(counts: Sequence[int], most: int = 4) -> tuple[int, ...]:
-    """At most so many of the counts, evenly."""
-    if len(counts) <= most:
-        return tuple(counts)
-    last = len(counts) - 1
-    return tuple(counts[round(i * last / (most - 1))] for i in range(most))
+def spread(items: Sequence[T], most: int = 4) -> tuple[T, ...]:
+    """At most so many of the items, evenly."""
+    if len(items) <= most:
+        return tuple(items)
+    last = len(items) - 1
+    return tuple(items[round(i * last / (most - 1))] for i in range(most))

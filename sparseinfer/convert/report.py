@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from torch import nn
@@ -53,6 +53,10 @@ class LayerReport:
     source: str = ""
     dense_nbytes: int = 0
     nbytes: int = 0
+
+    def left_dense(self, reason: str) -> LayerReport:
+        """The same where the module stays as it is after all."""
+        return replace(self, decision="dense", reason=reason, kernels=(), nbytes=self.dense_nbytes)
 
 
 @dataclass(frozen=True)

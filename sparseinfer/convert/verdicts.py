@@ -20,7 +20,7 @@ import torch
 
 from sparseinfer import ops
 from sparseinfer._machine import cpu_model
-from sparseinfer._native import core
+from sparseinfer._native import core, cuda_module
 
 # Set to a directory to keep the file there instead of the user's cache folder.
 DIRECTORY = "SPARSEINFER_CACHE_DIR"
@@ -69,14 +69,15 @@ def directory() -> Path:
 
 @cache
 def _machine(threads: int, isa: str) -> dict[str, object]:
-    binary = Path(core.__file__).stat()
+    files = [module.__file__ for module in (core, cuda_module()) if module is not None]
+    binaries = [Path(file).stat() for file in files if file is not None]
     return {
         "cpu": cpu_model(),
         "isa": isa,
         "threads": threads,
         "torch": torch.__version__,
         "sparseinfer": core.__version__,
-        "build": [binary.st_size, binary.st_mtime_ns],
+        "build": [[binary.st_size, binary.st_mtime_ns] for binary in binaries],
     }
 
 

@@ -25,6 +25,10 @@ class Weights:
     weight: Tensor
     bias: Tensor | None
 
+    @property
+    def on_gpu(self) -> bool:
+        return self.weight.is_cuda
+
     @cached_property
     def sparsity(self) -> float:
         """Fraction of the weight's elements that are zero."""

@@ -151,6 +151,8 @@ class _SparseConv(PackedLayer):
         return (ops.Bucket(None, 0, layout.kernel(ops.FEW_TOKENS + 1)),)
 
     def _check_kernels(self) -> None:
+        if self._info.device == "cuda":
+            return  # there images are unfolded, for any kernel
         known = [kernel for kernel in ops.kernels() if kernel.conv]
         names = {kernel.base_name for kernel in known} | {kernel.name for kernel in known}
         for bucket in ops.parse_plan(self.plan):
@@ -185,8 +187,9 @@ class SparseConv2d(_SparseConv):
 
     The weight lives only in its packings, as a matrix [n, c / groups * kh * kw]; `state_dict()` holds that
     matrix as `values`, `crow_indices` and `col_indices`, and `bias`. `plan` says which packing and kernel
-    serve how many pixels of the output. x in channels_last is copied first; y is always contiguous. float32,
-    bfloat16 or float16 on the CPU, never trainable. One instance may serve several threads at once.
+    serve how many pixels of the output. On the CPU x in channels_last is copied first and y is contiguous, on
+    a GPU y lies as x does. float32, bfloat16 or float16, never trainable. One instance may serve several
+    threads at once.
     """
 
     _dims = 2

@@ -1,14 +1,15 @@
-"""Convolution on CUDA: images unfolded by torch, then the product of each group."""
+"""Convolution on CUDA: windows of the images, one row each, then the product of each group."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sparseinfer.ops import cuda
 from sparseinfer.ops.conv_shapes import checked_size
 from sparseinfer.ops.plan import Bucket, format_plan, parse_plan
-from sparseinfer.ops.schema import library
+from sparseinfer.ops.schema import in_channels_last, library
 
 
 def run(
@@ -24,25 +25,40 @@ def run(
     plan: str,
     activation: str,
 ) -> Tensor:
-    """As `cpu_conv.run`. Unfolding writes x once for each weight of the kernel; y is turned at the end."""
+    """As `cpu_conv.run`, but y is in channels_last where x is.
+
+    x is written once for each weight of the kernel, and y once more where x is not in channels_last. In
+    channels_last a kernel of one weight, without padding and of stride 1, copies neither.
+    """
     out_h, out_w = checked_size(x, n, kernel_size, stride, padding, dilation, groups)
     tokens = x.shape[0] * out_h * out_w
     bucket = next(b for b in parse_plan(plan) if b.max_tokens is None or tokens <= b.max_tokens)
-    if (bucket.packing + 1) * groups > len(packings):
-        wanted = (bucket.packing + 1) * groups
-        raise ValueError(f"packings: expected at least {wanted} for plan {plan}, got {len(packings)}")
+    first = bucket.packing * groups
+    if first + groups > len(packings):
+        raise ValueError(f"packings: expected at least {first + groups} for plan {plan}, got {len(packings)}")
     own = format_plan((Bucket(None, 0, bucket.kernel),))
-    sizes = [tuple(pair) for pair in (kernel_size, dilation, padding, stride)]
+    windows = _windows(x, kernel_size, stride, padding, dilation)
     channels, rows = x.shape[1] // groups, n // groups
-    y = x.new_empty(x.shape[0], n, out_h, out_w)
+    parts = []
     for group in range(groups):
-        images = x[:, group * channels : (group + 1) * channels]
-        columns = F.unfold(images, *sizes).transpose(1, 2)
-        packed = packings[bucket.packing * groups + group]
-        own_rows = slice(group * rows, (group + 1) * rows)
-        product = cuda.run(columns, [packed], None if bias is None else bias[own_rows], rows, own, activation)
-        y[:, own_rows] = product.transpose(1, 2).unflatten(2, (out_h, out_w))
-    return y
+        columns = windows[:, :, :, group * channels : (group + 1) * channels].flatten(3)
+        own_bias = None if bias is None else bias[group * rows : (group + 1) * rows]
+        product = cuda.run(columns, [packings[first + group]], own_bias, rows, own, activation)
+        parts.append(product.permute(0, 3, 1, 2))
+    y = parts[0] if groups == 1 else torch.cat(parts, 1)
+    return y.contiguous(memory_format=torch.channels_last if in_channels_last(x) else torch.contiguous_format)
+
+
+def _windows(
+    x: Tensor, kernel_size: list[int], stride: list[int], padding: list[int], dilation: list[int]
+) -> Tensor:
+    """What each pixel of y sees of x [b, c, h, w]: [b, h', w', c, kh, kw], a view of x padded."""
+    if any(padding):
+        x = F.pad(x, [padding[1], padding[1], padding[0], padding[0]])
+    for dim in (0, 1):
+        reach = dilation[dim] * (kernel_size[dim] - 1) + 1
+        x = x.unfold(2 + dim, reach, stride[dim])[..., :: dilation[dim]]
+    return x.permute(0, 2, 3, 1, 4, 5)
 
 
 def register() -> None:

@@ -26,6 +26,11 @@ def conv_size(size: int, kernel: int, stride: int, padding: int, dilation: int) 
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
+def in_channels_last(x: Tensor) -> bool:
+    """Whether images [b, c, h, w] lie with their channels next to each other, and not as usual besides."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
 def conv_fake(
     x: Tensor,
     packings: list[Tensor],
@@ -39,9 +44,10 @@ def conv_fake(
     plan: str,
     activation: str,
 ) -> Tensor:
-    """y [b, n, h', w'] like x [b, c, h, w]."""
+    """y [b, n, h', w'] like x [b, c, h, w]; on a GPU in channels_last if x is."""
     b, _, *size = x.shape
-    return x.new_empty((b, n, *map(conv_size, size, kernel_size, stride, padding, dilation)))
+    y = x.new_empty((b, n, *map(conv_size, size, kernel_size, stride, padding, dilation)))
+    return y.to(memory_format=torch.channels_last) if x.is_cuda and in_channels_last(x) else y
 
 
 def define() -> None:
