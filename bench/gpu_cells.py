@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from gpu_timing import Call, Maker
@@ -12,13 +13,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparseinfer import ops
+from sparseinfer.convert.cuda_case import HALF_BOUNDS
 from sparseinfer.formats import BSR, CSR
-from sparseinfer.ops import cuda, cuda_packing
+from sparseinfer.ops import cuda, cuda_layouts, cuda_packing
 from sparseinfer.ops.cuda_registry import DTYPE_NUMBERS, CudaKernel, cuda_kernels
+from sparseinfer.ops.cuda_tiles import TILED
 from sparseinfer.ops.packing import DTYPES
 
 POISON = 0xFF  # a NaN in every dtype
 _GUARD = 4096
+# Rows of x begin at multiples of so many elements, of 16 bytes in every dtype.
+_PITCH = 8
 
 
 @dataclass(frozen=True)
@@ -35,32 +40,32 @@ class Check:
 def checks() -> Iterator[Check]:
     """Every kernel of this build with sizes around its tiles."""
     for kernel in cuda_kernels():
+        b = kernel.block
         if kernel.packing == "bsr":
-            b = kernel.block
-            shapes = [(b, b), (3 * b, 5 * b), (9 * b, 7 * b)]
+            shapes, counts = [(b, b), (3 * b, 5 * b), (9 * b, 7 * b)], (1, 31, 64, 129, 300)
+        elif kernel.packing in TILED:
+            shapes, counts = [(1, 1), (64, 64), (65, 130), (200, 1000)], (1, 7, 8, 16, 33, 64, 130)
         else:
-            shapes = [(1, 1), (64, 480), (65, 481), (300, 1000)]
-        counts = (
-            (1,)
-            if kernel.op == "decompress"
-            else (1, 2, 3, 4)
-            if kernel.max_tokens
-            else (1, 31, 64, 129, 300)
-        )
-        for (n, k), m, integer in ((s, m, i) for s in shapes for m in counts for i in (True, False)):
-            yield Check(kernel, n, k, m, integer)
+            shapes, counts = [(1, 1), (64, 480), (65, 481), (300, 1000)], (1, 2, 3, 4, 31, 64, 129, 300)
+        if kernel.op == "decompress":
+            counts = (1,)
+        for n, k in shapes:
+            for m in counts:
+                if not kernel.max_tokens or m <= kernel.max_tokens:
+                    yield from (Check(kernel, n, k, m, integer) for integer in (True, False))
 
 
 def failure(check: Check, generator: torch.Generator) -> str | None:
-    """What is wrong with the result, or None. y is poisoned before, and so is what lies behind it."""
+    """What is wrong with the result, or None. y is poisoned before, and so is what lies behind it and x."""
     kernel, dtype = check.kernel, DTYPES[check.kernel.dtype]
     w = _random(check.n, check.k, generator, dtype, check.integer)
-    block = kernel.block
+    block = kernel.block if kernel.packing == "bsr" else 1
     kept = torch.rand(check.n // block, check.k // block, generator=generator) >= 0.7
     w = w * kept.repeat_interleave(block, 0).repeat_interleave(block, 1)
-    packed = cuda_packing.pack(
-        BSR.from_dense(w, (block, block)) if kernel.packing == "bsr" else CSR.from_dense(w)
-    )
+    if kernel.packing == "bsr":
+        packed = cuda_packing.pack(BSR.from_dense(w, (block, block)))
+    else:
+        packed = cuda_packing.pack(CSR.from_dense(w), packing=kernel.packing)
     if kernel.op == "decompress":
         return None if torch.equal(cuda.decompress(packed).cpu(), w) else "another matrix"
     x = _random(check.m, check.k, generator, dtype, check.integer)
@@ -68,7 +73,7 @@ def failure(check: Check, generator: torch.Generator) -> str | None:
     room = torch.full(
         (check.m * check.n * dtype.itemsize + _GUARD,), POISON, dtype=torch.uint8, device="cuda"
     )
-    _launch(kernel, packed, x.cuda(), bias.cuda(), room)
+    _launch(kernel, packed, _between_poison(x).cuda()[:, : check.k], bias.cuda(), room)
     host = room.cpu()
     if not (host[-_GUARD:] == POISON).all():
         return "wrote behind y"
@@ -79,6 +84,15 @@ def failure(check: Check, generator: torch.Generator) -> str | None:
     error = float((y.double() - wanted).norm() / wanted.norm())
     limit = 1e-6 if dtype == torch.float32 else torch.finfo(dtype).eps
     return None if error <= limit else f"relative error {error:.2g}"  # NaN is not <=
+
+
+def _between_poison(x: Tensor) -> Tensor:
+    """[m, more than k], x first, then zeros up to a multiple of 16 bytes, as kernels may read, then NaN."""
+    pitch = -(-x.shape[1] // _PITCH) * _PITCH
+    rows = x.new_full((x.shape[0], pitch + _PITCH), float("nan"))
+    rows[:, :pitch] = 0
+    rows[:, : x.shape[1]] = x
+    return rows
 
 
 def _launch(kernel: CudaKernel, packed: Tensor, x: Tensor, bias: Tensor, room: Tensor) -> None:
@@ -94,7 +108,7 @@ def _launch(kernel: CudaKernel, packed: Tensor, x: Tensor, bias: Tensor, room: T
         DTYPE_NUMBERS[kernel.dtype],
         m,
         k,
-        k,
+        x.stride(0),
         bias.data_ptr(),
         DTYPE_NUMBERS["f32"],
         room.data_ptr(),
@@ -137,30 +151,37 @@ class Cell:
 
 
 def cells() -> list[Cell]:
-    found = [
-        Cell(n, 4096, m, dtype, sparsity, 1)
-        for n in (4096, 11008)
-        for dtype in ("f32", "bf16")
-        for sparsity in (0.7, 0.9)
-        for m in (1, 4, 16, 128, 1024)
+    """The most important first: time may run out. Those of one weight follow each other."""
+    decode = [
+        Cell(n, k, m, "bf16", sparsity, 1)
+        for n, k in ((11008, 4096), (28672, 8192))
+        for sparsity in (0.5, 0.8, 0.7, 0.9, 0.25)
+        for m in (1, 16, 64, 8)
     ]
-    found += [
+    blocks = [
         Cell(4096, 4096, m, "bf16", sparsity, block)
         for block in (128, 64, 32, 16)
         for sparsity in (0.5, 0.8, 0.9)
         for m in (1024, 4096)
     ]
-    return found + [Cell(4096, 4096, m, "bf16", 0.5, 0) for m in (16, 1024)]
+    prompts = [Cell(11008, 4096, m, "bf16", sparsity, 1) for sparsity in (0.7, 0.9) for m in (128, 1024)]
+    f32 = [Cell(4096, 4096, m, "f32", sparsity, 1) for sparsity in (0.7, 0.9) for m in (1, 4, 16, 128, 1024)]
+    return [*decode, *blocks, *prompts, *f32, *(Cell(4096, 4096, m, "bf16", 0.5, 0) for m in (16, 1024))]
 
 
-def weight_of(cell: Cell) -> Tensor:
-    generator = torch.Generator("cuda").manual_seed(cell.n + cell.k + cell.block)
-    drawn = torch.randn(cell.n, cell.k, device="cuda", generator=generator).to(DTYPES[cell.dtype])
-    if cell.block == 0:
-        return drawn * torch.tensor([1, 0, 0, 1], device="cuda").repeat(cell.k // 4)
-    b = cell.block
-    kept = torch.rand(cell.n // b, cell.k // b, device="cuda", generator=generator) >= cell.sparsity
-    return drawn * kept.repeat_interleave(b, 0).repeat_interleave(b, 1)
+@lru_cache(maxsize=1)
+def _weight(n: int, k: int, dtype: str, sparsity: float, block: int) -> Tensor:
+    generator = torch.Generator("cuda").manual_seed(n + k + block)
+    drawn = torch.randn(n, k, device="cuda", generator=generator).to(DTYPES[dtype])
+    if block == 0:
+        return drawn * torch.tensor([1, 0, 0, 1], device="cuda").repeat(k // 4)
+    kept = torch.rand(n // block, k // block, device="cuda", generator=generator) >= sparsity
+    return drawn * kept.repeat_interleave(block, 0).repeat_interleave(block, 1)
+
+
+@lru_cache(maxsize=4)
+def _packed(packing: str, n: int, k: int, dtype: str, sparsity: float, block: int) -> Tensor:
+    return cuda_packing.pack_dense(_weight(n, k, dtype, sparsity, block), packing)
 
 
 DENSE, OTHER, SPARSE = "dense", "other", "sparse"
@@ -168,7 +189,7 @@ DENSE, OTHER, SPARSE = "dense", "other", "sparse"
 
 def candidates(cell: Cell) -> dict[str, tuple[str, Maker, int]]:
     """Name -> kind, maker of calls, bytes of one copy of the weight."""
-    w = weight_of(cell)
+    w = _weight(cell.n, cell.k, cell.dtype, cell.sparsity, cell.block)
     x = torch.randn(cell.m, cell.k, device="cuda").to(w.dtype)
     found: dict[str, tuple[str, Maker, int]] = {}
 
@@ -210,18 +231,26 @@ def candidates(cell: Cell) -> dict[str, tuple[str, Maker, int]]:
 
 
 def _packings(cell: Cell, w: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Kernels for this product by name, each with its packing; of tiled ones those that plans name."""
     device = w.device.index or 0
-    csr = cuda_packing.pack_dense(w)
     for kernel in cuda_kernels():
+        packing = kernel.packing
         if kernel.dtype != cell.dtype or (kernel.max_tokens and cell.m > kernel.max_tokens):
             continue
         if not cuda.cuda().runs_on(cuda_kernels().index(kernel), device):
             continue
-        if kernel.packing == "csr":
-            yield kernel.name, csr
-        elif kernel.block == cell.block:
-            size = (cell.block, cell.block)
-            yield kernel.name, cuda_packing.pack(BSR.from_dense(w.cpu(), size), w.device)
+        if packing == "bsr":
+            if kernel.block == cell.block:
+                size = (cell.block, cell.block)
+                yield kernel.name, cuda_packing.pack(BSR.from_dense(w.cpu(), size), w.device)
+        elif packing == "csr" or _is_planned(kernel, cell):
+            yield kernel.name, _packed(packing, cell.n, cell.k, cell.dtype, cell.sparsity, cell.block)
+
+
+def _is_planned(kernel: CudaKernel, cell: Cell) -> bool:
+    low, high = HALF_BOUNDS[kernel.packing]
+    named = cuda_layouts.kernel(kernel.packing, kernel.dtype, 0, cell.m)
+    return low <= cell.sparsity <= high and kernel.base_name == named
 
 
 def _ours(name: str, packed: Tensor, x: Tensor, n: int) -> Maker:

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -160,8 +161,9 @@ def time_cells(deadline: float) -> list[dict[str, Any]]:
 
     rows: list[dict[str, Any]] = []
     for cell in cells():
+        about = {"cell": str(cell), **asdict(cell)}
         if time.perf_counter() > deadline:
-            rows.append({"cell": str(cell), "left_out": True})
+            rows.append({**about, "left_out": True})
             continue
         found = candidates(cell)
         times = time_all({name: (make, nbytes) for name, (_, make, nbytes) in found.items()}, ROUNDS)
@@ -169,12 +171,12 @@ def time_cells(deadline: float) -> list[dict[str, Any]]:
         best = min(good[name].min_us for name, (kind, *_) in found.items() if kind == DENSE and name in good)
         for name, (kind, _, nbytes) in found.items():
             if name not in good:
-                rows.append({"cell": str(cell), "candidate": name, "kind": kind, "error": times[name]})
+                rows.append({**about, "candidate": name, "kind": kind, "error": times[name]})
                 continue
             us = good[name].min_us
             rows.append(
                 {
-                    "cell": str(cell),
+                    **about,
                     "candidate": name,
                     "kind": kind,
                     "us": us,
