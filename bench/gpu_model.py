@@ -38,8 +38,8 @@ from sparseinfer.convert.cuda_model import (
     tile_count,
     tiled_terms,
 )
-from sparseinfer.ops import cuda_packing
-from sparseinfer.ops.cuda_tiles import TILED
+from sparseinfer.ops import Layout, cuda_packing
+from sparseinfer.ops.cuda_tiles import TILED, piece_count
 
 SASS = Path(__file__).parent / "results/gpu_sass.json"
 SHAPES = ((4096, 4096), (11008, 4096), (28672, 8192))
@@ -105,10 +105,10 @@ def predict_dense(n: int, k: int, m: int, gpu: Gpu = H100) -> float:
 
 
 def _predict(packing: str, n: int, k: int, m: int, sparsity: float, counted: Counted, gpu: Gpu) -> Prediction:
-    pieces = 16 if n <= 131 * 64 else 8
-    tile = sample(packing, sparsity, max(1, round(k / 64 / pieces)))
-    tokens = next((most for most in (8, 16, 32) if m <= most), 64)
-    kernel = f"spmm_{packing}_bf16_t{tokens}__{'sm90' if gpu.clusters else 'sm80'}"
+    tile = sample(packing, sparsity, max(1, round(k / 64 / piece_count(n))))
+    base_name = Layout(packing, "bf16", device="cuda").kernel(m)
+    tokens = int(base_name.rsplit("_t", 1)[1])
+    kernel = f"{base_name}__{'sm90' if gpu.clusters else 'sm80'}"
     own = None
     if kernel in counted:
         own = instructions(Counts.loaded(counted[kernel]["counts"]).at(tile.pairs, tile.nbytes))

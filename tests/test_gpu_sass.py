@@ -157,7 +157,7 @@ def test_what_a_delta_takes_per_tile(pairs: float, cleared: str) -> None:
 def test_constants_are_those_of_the_kernels() -> None:
     for path, name, value in (
         ("csrc/cuda/ring.h", "kChunkBytes", sass_counts.CHUNK_BYTES),
-        ("csrc/cuda/ring.h", "kChunkBytes", cuda_model._CHUNK_BYTES),
+        ("csrc/cuda/ring.h", "kChunkBytes", cuda_model.CHUNK_BYTES),
         ("csrc/cuda/tiles.cuh", "kFewPairs", cuda_model.FEW_PAIRS),
     ):
         (found,) = re.findall(rf"constexpr int {name} = (\d+);", (ROOT / path).read_text())

@@ -24,6 +24,7 @@ from sparseinfer.convert.cuda_model import (
 from sparseinfer.convert.weights import Weights
 from sparseinfer.formats._checks import DTYPE_NAMES
 from sparseinfer.ops import Layout, cuda_packing
+from sparseinfer.ops.cuda_blob import offsets
 from sparseinfer.ops.cuda_layouts import CUDA_LIMITS
 from sparseinfer.ops.cuda_tiles import TILED
 from sparseinfer.ops.dense import PLAIN, SEMI_STRUCTURED, semi_structured_available
@@ -173,10 +174,10 @@ def _kept_blocks(weight: Tensor, block: int) -> Tensor:
 
 def _packed_blocks(weight: Tensor, block: int) -> Tensor:
     kept = _kept_blocks(weight, block)
-    crow = torch.zeros(kept.shape[0] + 1, dtype=torch.int64, device=weight.device)
-    torch.cumsum(kept.sum(1), 0, out=crow[1:])
     shape = (weight.shape[0], weight.shape[1])
-    return cuda_packing.pack_bsr(_blocked(weight, block)[kept], crow, kept.nonzero()[:, 1], shape)
+    return cuda_packing.pack_bsr(
+        _blocked(weight, block)[kept], offsets(kept.sum(1)), kept.nonzero()[:, 1], shape
+    )
 
 
 def waited_for(call: Call, device: torch.device) -> Call:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from sparseinfer.ops.cuda_layouts import CUDA_FEW_TOKENS
+from sparseinfer.ops.cuda_tiles import piece_count
 
 # Microseconds per call by name of what takes them.
 Terms = Mapping[str, float]
@@ -88,7 +89,7 @@ class Instructions:
 
 
 # In which streams come (csrc/cuda/ring.h).
-_CHUNK_BYTES = 2048
+CHUNK_BYTES = 2048
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class _Decoder:
             (self.tile, 1.0),
             (self.tokens, tokens / 8),
             (self.pair, pairs),
-            (self.chunk, stream_bytes / _CHUNK_BYTES),
+            (self.chunk, stream_bytes / CHUNK_BYTES),
         )
         issued, alu = (sum(part[i] * times for part, times in parts) for i in range(2))
         return Instructions(issued, alu)
@@ -181,7 +182,7 @@ def tiled_terms(
     else:
         accesses += pairs * (2 + 2 * _STORE_PASSES) + _TILE_ACCESSES
         accesses += pairs * (1 + 2 * _STORE_PASSES) if pairs <= FEW_PAIRS else _TILE_ACCESSES
-    rows_at_once, blocks = _blocks(gpu, rows)
+    rows_at_once, blocks = _blocks(gpu, n)
     # On the busiest multiprocessor over the average one.
     imbalance = _round_up(passes * blocks, gpu.multiprocessors) / (passes * blocks)
     clocks = passes * tiles / (gpu.multiprocessors * gpu.clock) * imbalance
@@ -203,12 +204,12 @@ def _instructions(packing: str, tile: int, pairs: float, stream_bytes: float) ->
     return found
 
 
-def _blocks(gpu: Gpu, rows: int) -> tuple[int, int]:
+def _blocks(gpu: Gpu, n: int) -> tuple[int, int]:
     """Rows of tiles that the warps of a block share, and blocks of threads (csrc/cuda/sm90/tiles.cu)."""
+    rows = -(-n // _TILE)
     if not gpu.clusters:
         return 1, rows
-    pieces = 16 if rows < 132 else 8
-    rows_at_once = _CTA_WARPS * _CLUSTER // pieces
+    rows_at_once = _CTA_WARPS * _CLUSTER // piece_count(n)
     return rows_at_once, -(-rows // rows_at_once) * _CLUSTER
 
 

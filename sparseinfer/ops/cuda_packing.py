@@ -56,9 +56,8 @@ def pack_dense(weight: Tensor, packing: str = "csr") -> Tensor:
     if packing not in ("csr", *TILED):
         raise ValueError(f"packing: expected one of csr, {', '.join(TILED)}, got {packing!r}")
     kept = weight != 0
-    crow = torch.zeros(weight.shape[0] + 1, dtype=torch.int64, device=weight.device)
-    torch.cumsum(kept.sum(1), 0, out=crow[1:])
-    return _pack(packing, weight[kept], crow, kept.nonzero()[:, 1], (weight.shape[0], weight.shape[1]))
+    shape = (weight.shape[0], weight.shape[1])
+    return _pack(packing, weight[kept], offsets(kept.sum(1)), kept.nonzero()[:, 1], shape)
 
 
 def _pack(packing: str, values: Tensor, crow: Tensor, col: Tensor, shape: tuple[int, int]) -> Tensor:

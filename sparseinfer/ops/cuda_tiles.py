@@ -52,6 +52,11 @@ def pack_delta(packing: str, values: Tensor, crow: Tensor, col: Tensor, shape: t
     return _joined(packing, values, values.shape[0], shape, position, parts)
 
 
+def piece_count(n: int) -> int:
+    """Pieces, each of one warp, of a row of tiles of a weight [n, k]."""
+    return core.gpu_first_tiles(n, 0).size - 1
+
+
 def _positions(crow: Tensor) -> Tensor:
     """int64 [n]: of each row within its tile."""
     n, size = crow.shape[0] - 1, core.gpu_tile
