@@ -67,6 +67,8 @@ def _run(options: argparse.Namespace) -> int:
         on_step=lambda step: steps.print(step, highlight=False, soft_wrap=True, markup=False),
     )
     out.print(job.table(result))
+    if result.report.unlooked:
+        out.print(result.report.unlooked_text, highlight=False, soft_wrap=True, markup=False)
     if result.before is not None and result.after is not None:
         out.print(f"{result.quality}: {result.before:.3f} before, {result.after:.3f} after", highlight=False)
     return 0

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparseinfer.bench import packages
 
@@ -19,13 +19,37 @@ class Checkpoint:
     model      in eval mode and float32, whatever the weights are stored in
     tokenizer  of transformers
     dtype      that the weights are stored in
-    is_causal  the model predicts the next token; otherwise it is an encoder
+    is_causal  the model predicts the next token
+    is_seq2seq it predicts one text from another, by an encoder and a decoder. A model that is neither makes
+               hidden states
     """
 
     model: nn.Module
     tokenizer: Any
     dtype: torch.dtype
     is_causal: bool
+    is_seq2seq: bool = False
+
+    @property
+    def has_decoder(self) -> bool:
+        """Beside an encoder, with or without a head."""
+        model: Any = self.model
+        return bool(getattr(model.config, "is_encoder_decoder", False))
+
+    @property
+    def predicts(self) -> bool:
+        """Whether it has a loss: that of the words of a text."""
+        return self.is_causal or self.is_seq2seq
+
+    def start_of_labels(self, labels: Tensor) -> int | None:
+        """The token that the decoder is to begin with; None if the model knows that, for such labels."""
+        model: Any = self.model
+        try:
+            model.prepare_decoder_input_ids_from_labels(labels=labels)
+            return None
+        except (AttributeError, ValueError):  # a T5 whose config does not say it
+            known = (self.tokenizer.pad_token_id, self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+            return next((token for token in known if token is not None), 0)
 
     @property
     def max_length(self) -> int:
@@ -65,8 +89,13 @@ def load(folder: Path) -> Checkpoint:
         raise ValueError(f"model: expected a folder that transformers can load, got {got}") from error
     if missing := sorted(loading["missing_keys"]):
         raise ValueError(f"model: expected all weights of {kind.__name__}, got no {missing[0]!r}")
-    causal = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-    return Checkpoint(model.eval(), tokenizer, config.dtype or torch.float32, architecture in causal)
+    known = transformers.models.auto.modeling_auto
+    causal = architecture in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    # The other list holds models that read sound as well.
+    seq2seq = config.is_encoder_decoder and (
+        architecture in known.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()
+    )
+    return Checkpoint(model.eval(), tokenizer, config.dtype or torch.float32, causal, seq2seq)
 
 
 def check_out(folder: Path) -> None:

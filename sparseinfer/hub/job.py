@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparseinfer.hub import text
 from sparseinfer.hub.folder import Checkpoint, check_out, load, save
-from sparseinfer.hub.quality import Quality, next_token_loss
+from sparseinfer.hub.quality import Quality, token_loss
 from sparseinfer.prune import (
     ADMM,
     ERK,
@@ -70,7 +70,7 @@ class Job:
     calibration  file of text, for methods and budgets that look at a model's inputs, and for layer errors
     evaluation   file of other text, for the quality; None: the last fifth of the calibration text
     samples      most sequences to calibrate and to evaluate with, drawn by `seed`
-    length       most tokens in each; of a causal model exactly so many
+    length       most tokens in each; of a model that predicts words exactly so many
     sequential   calibrate each block by what the pruned ones before it make of the text
     ignore       layers that stay dense, as in `prune_`; None: the output embeddings
     """
@@ -196,7 +196,7 @@ def _prune(
     if needs and not batches:
         name = job.method if method.needs else job.budget
         raise ValueError(f"calibration: expected a text for {name}, got none")
-    if "gradients" in needs and not checkpoint.is_causal:
+    if "gradients" in needs and not checkpoint.predicts:
         raise ValueError(f"method: expected one without gradients for an encoder, got {job.method!r}")
     ignore = job.ignore if job.ignore is not None else [checkpoint.head] if checkpoint.head else None
     stats: CalibrationStats | None = None
@@ -217,4 +217,4 @@ def _prune(
 
 
 def _loss(output: Any, sample: text.Sample) -> Tensor:
-    return next_token_loss(output.logits, sample["input_ids"])
+    return token_loss(output.logits, sample)

@@ -1,4 +1,4 @@
-"""How good a model is on a text: perplexity of a causal one, likeness to its dense self of an encoder."""
+"""How good a model is on a text: perplexity where it predicts words, else likeness to its dense self."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Quality:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, samples: Sequence[Sample]) -> Quality:
-        """Of a causal model its perplexity. Of an encoder the mean cosine to the embeddings it has now."""
+        """Of a model that predicts words its perplexity, else the mean cosine to its embeddings as of now."""
         model: Any = checkpoint.model
-        if checkpoint.is_causal:
+        if checkpoint.predicts:
             return cls("perplexity", lambda: perplexity(model, samples))
         dense = embeddings(model, samples)
         return cls(
@@ -34,19 +34,22 @@ class Quality:
         )
 
 
-def next_token_loss(logits: Tensor, ids: Tensor) -> Tensor:
-    """Mean cross entropy, in nats, of each id but the first: logits [1, tokens, words], ids [1, tokens]."""
-    return F.cross_entropy(logits[0, :-1].float(), ids[0, 1:])
+def token_loss(logits: Tensor, sample: Sample) -> Tensor:
+    """Mean cross entropy, in nats, of what the model is to predict: the labels, where the sample has some, or
+    each of its ids but the first; logits [1, tokens, words].
+    """
+    if "labels" in sample:
+        return F.cross_entropy(logits[0].float(), sample["labels"][0])
+    return F.cross_entropy(logits[0, :-1].float(), sample["input_ids"][0, 1:])
 
 
 @torch.inference_mode()
 def perplexity(model: Any, samples: Sequence[Sample]) -> float:
-    """exp of the mean cross entropy of all tokens that have one before them in their sample."""
+    """exp of the mean cross entropy of all labels, or all tokens that have one before them in a sample."""
     nats, tokens = 0.0, 0
     for sample in samples:
-        ids = sample["input_ids"]
-        count = ids.shape[1] - 1
-        nats += count * float(next_token_loss(model(**sample, use_cache=False).logits, ids))
+        count = sample["labels"].shape[1] if "labels" in sample else sample["input_ids"].shape[1] - 1
+        nats += count * float(token_loss(model(**sample, use_cache=False).logits, sample))
         tokens += count
     # Of a tensor: infinity, where math.exp raises.
     return float(torch.tensor(nats / tokens, dtype=torch.float64).exp())
@@ -54,5 +57,11 @@ def perplexity(model: Any, samples: Sequence[Sample]) -> float:
 
 @torch.inference_mode()
 def embeddings(model: Any, samples: Sequence[Sample]) -> Tensor:
-    """[samples, hidden]: the last hidden states of the model without its head, averaged over the tokens."""
-    return torch.cat([model.base_model(**sample).last_hidden_state.mean(1) for sample in samples])
+    """[samples, hidden]: the last hidden states without a head, of a decoder if there is one; token means."""
+    found = []
+    for sample in samples:
+        output = model.base_model(**sample, output_hidden_states=True)
+        # A model with a head may be its own base, as T5ForQuestionAnswering is.
+        last = output.get("last_hidden_state")
+        found.append((output.decoder_hidden_states[-1] if last is None else last).mean(1))
+    return torch.cat(found)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sparseinfer.hub.folder import Checkpoint
 
-# Keyword arguments of the model: input_ids [1, tokens] int64, and what else its tokenizer makes.
+# Keyword arguments of the model: input_ids [1, tokens] int64, and what else its tokenizer makes; those of a
+# decoder, or labels [1, tokens], which it is to predict.
 Sample: TypeAlias = "dict[str, Tensor]"
 
 
@@ -27,21 +28,45 @@ def read(name: str, path: Path) -> str:
 
 
 def samples_of(name: str, checkpoint: Checkpoint, text: str, length: int) -> list[Sample]:
-    """All of the text: for a causal model windows of `length` tokens, for an encoder its lines.
+    """All of the text: for a model that predicts words windows of `length` tokens, else its lines.
 
-    Both are cut to what the model takes. The last window is dropped if it is shorter than the others.
-    ValueError, with the argument's name, if a causal model finds no token to predict.
+    A causal model predicts each token of a window from those before it. An encoder reads the first half of
+    a window, and its decoder predicts the other one, the labels. A decoder without a head is given the line
+    that its encoder reads. All are cut to what the model takes. The last window is dropped if it is shorter
+    than the others. ValueError, with the argument's name, if there is no token to predict.
     """
     length = min(length, checkpoint.max_length)
-    if not checkpoint.is_causal:
+    if not checkpoint.predicts:
         lines = [line for line in text.splitlines() if line.strip()]
         encode = checkpoint.tokenizer
-        return [dict(encode(line, truncation=True, max_length=length, return_tensors="pt")) for line in lines]
-    ids = torch.tensor(checkpoint.tokenizer(text)["input_ids"])
+        samples = [
+            dict(encode(line, truncation=True, max_length=length, return_tensors="pt")) for line in lines
+        ]
+        return [_decoded(sample) for sample in samples] if checkpoint.has_decoder else samples
+    # What ends a text of its own would stand in the middle of one here.
+    special = {"add_special_tokens": False} if checkpoint.is_seq2seq else {}
+    ids = torch.tensor(checkpoint.tokenizer(text, **special)["input_ids"])
     if len(ids) < 2:
         raise ValueError(f"{name}: expected a text of at least 2 tokens, got {len(ids)}")
-    windows = ids.split(length)
-    return [{"input_ids": window[None]} for window in windows if len(window) == len(windows[0])]
+    windows = [window for window in ids.split(length) if len(window) == min(length, len(ids))]
+    if checkpoint.is_causal:
+        return [{"input_ids": window[None]} for window in windows]
+    half = min(length, len(ids)) // 2
+    if not half:
+        raise ValueError("length: expected at least 2 tokens, one to read and one to predict, got 1")
+    samples = [{"input_ids": window[None, :half], "labels": window[None, half:]} for window in windows]
+    start = checkpoint.start_of_labels(samples[0]["labels"])
+    return samples if start is None else [_started(sample, start) for sample in samples]
+
+
+def _started(sample: Sample, start: int) -> Sample:
+    shifted = sample["labels"].roll(1, dims=1)
+    shifted[:, 0] = start
+    return {**sample, "decoder_input_ids": shifted}
+
+
+def _decoded(sample: Sample) -> Sample:
+    return {**sample, "decoder_input_ids": sample["input_ids"]}
 
 
 def held_out(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:

@@ -15,7 +15,7 @@ from sparseinfer.prune.methods import Criterion, Method, Pruned, SparseMethod
 from sparseinfer.prune.patterns import NM, Block, Column, Pattern, Row, Unstructured
 from sparseinfer.prune.pruner import Pruner
 from sparseinfer.prune.recovery import History, cosine_loss, distillation_loss, recover_
-from sparseinfer.prune.report import PrunedLayer, PruneReport
+from sparseinfer.prune.report import PrunedLayer, PruneReport, UnlookedWeight
 from sparseinfer.prune.rigl import RigL
 from sparseinfer.prune.schedules import Cubic, Geometric, Linear, OneShot, Schedule
 from sparseinfer.prune.sensitivity import Sensitivity
@@ -62,6 +62,7 @@ __all__ = [
     "SparseGPT",
     "SparseMethod",
     "Taylor",
+    "UnlookedWeight",
     "Unstructured",
     "Wanda",
     "calibrate",

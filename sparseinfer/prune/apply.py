@@ -11,12 +11,20 @@ from torch import Tensor, nn
 from sparseinfer._select import FilterFn, Patterns
 from sparseinfer.prune.calibrate import Forward, statistics_of
 from sparseinfer.prune.layers import Layer, prunable_layers
-from sparseinfer.prune.masks import held_mask, hold_masks_
+from sparseinfer.prune.masks import held_masks, hold_masks_
 from sparseinfer.prune.methods import Method, Pruned, SparseMethod
-from sparseinfer.prune.report import PrunedLayer, PruneReport
+from sparseinfer.prune.report import PrunedLayer, PruneReport, UnlookedWeight
 from sparseinfer.prune.sequential import find_blocks, prune_blocks
 from sparseinfer.prune.sparsity import Budget
 from sparseinfer.prune.statistics import CalibrationStats, check_stats
+from sparseinfer.prune.unlooked import (
+    UNKNOWN,
+    UNSEEN,
+    all_weights,
+    count_nonzero,
+    split_by_inputs,
+    unknown_weights,
+)
 
 
 def prune_(
@@ -35,7 +43,10 @@ def prune_(
 ) -> PruneReport:
     """Write zeros into the weights of the model's layers, in place; report what is left.
 
-    Layers are nn.Linear, nn.Conv1d, nn.Conv2d and transformers' Conv1D.
+    Layers are nn.Linear, nn.Conv1d, nn.Conv2d and transformers' Conv1D, the projections of
+    nn.MultiheadAttention, the weights of nn.LSTM, nn.GRU and nn.RNN, and experts of transformers: see
+    sparseinfer.prune.layers.Layer. What else looks like a weight is named by the report, `unlooked`; so are
+    layers whose inputs the method needs, but no calibration sees.
 
     method                      what to prune, such as Magnitude(0.5)
     stats                       of `calibrate`, for methods that read inputs or gradients
@@ -57,6 +68,7 @@ def prune_(
     if not isinstance(method, Method):
         raise TypeError(f"method: expected a pruning method such as Magnitude(0.5), got {method!r}")
     layers = prunable_layers(model, filter_fn, targets, ignore)
+    unlooked = unknown_weights(model, ignore)
     if sequential:
         return _prune_sequentially(
             model,
@@ -65,6 +77,7 @@ def prune_(
             stats,
             batches,
             sequential,
+            unlooked=unlooked,
             forward=forward,
             keep_masks=keep_masks,
             progress=progress,
@@ -72,13 +85,28 @@ def prune_(
     if batches is not None:
         if stats is not None:
             raise ValueError("batches: expected None beside stats, got both")
-        stats = statistics_of(model, layers, batches, forward=forward, progress=progress)
+        seen, _ = split_by_inputs(layers, _needs(method))
+        stats = statistics_of(model, seen, batches, forward=forward, progress=progress)
+    return prune_layers(model, layers, method, stats=stats, unlooked=unlooked, keep_masks=keep_masks)
+
+
+def prune_layers(
+    model: nn.Module,
+    layers: Mapping[str, Layer],
+    method: Method,
+    *,
+    stats: CalibrationStats | None = None,
+    unlooked: Mapping[str, nn.Parameter],
+    keep_masks: bool = True,
+) -> PruneReport:
+    """`prune_` for layers that are selected already. `unlooked`: weights of no kind that is pruned."""
+    layers, unseen = split_by_inputs(layers, _needs(method))
     changes = _Changes(model, undoable=False)
     with torch.no_grad():
         for part, own in _parts(method, layers, stats):
             changes.compute(own, part, stats)
         changes.write()
-        return changes.finish(layers, keep_masks)
+        return changes.finish(layers, unseen, unlooked, keep_masks)
 
 
 def _prune_sequentially(
@@ -89,6 +117,7 @@ def _prune_sequentially(
     batches: Iterable[Any] | None,
     sequential: bool | str,
     *,
+    unlooked: Mapping[str, nn.Parameter],
     forward: Forward | None,
     keep_masks: bool,
     progress: bool,
@@ -99,6 +128,7 @@ def _prune_sequentially(
         raise ValueError(f"sequential: expected a method without gradients, got {type(method).__name__}")
     if isinstance(method, SparseMethod) and method.scope == "global":
         raise ValueError("scope: expected 'layer' or 'row' with sequential, got 'global'")
+    layers, unseen = split_by_inputs(layers, _needs(method))
     blocks = find_blocks(model, layers, sequential)
     changes = _Changes(model, undoable=True)
     with torch.no_grad():
@@ -114,7 +144,13 @@ def _prune_sequentially(
         except BaseException:
             changes.undo()
             raise
-        return changes.finish(layers, keep_masks)
+        return changes.finish(layers, unseen, unlooked, keep_masks)
+
+
+def _needs(method: Method) -> frozenset[str]:
+    """What the method reads of statistics, and its budget."""
+    budget = method.sparsity if isinstance(method, SparseMethod) else None
+    return method.needs | (budget.needs if isinstance(budget, Budget) else frozenset())
 
 
 def _parts(
@@ -143,8 +179,7 @@ class _Changes:
         self._model = model
         self._undoable = undoable
         self._before: list[tuple[Tensor, Tensor]] = []
-        held = [held_mask(module) for module in model.modules()]
-        self._held = {id(one.weight): one for one in held if one is not None}
+        self._held = {id(held.weight): held for module in model.modules() for held in held_masks(module)}
         self._computed: list[tuple[Layer, Pruned]] = []
         self._masks: dict[str, Tensor] = {}
         self._errors: dict[str, float] = {}
@@ -157,8 +192,9 @@ class _Changes:
             if pruned.weight is not None and not weight.isfinite().all():
                 name = type(method).__name__
                 raise ValueError(f"{layer.name}: expected finite weights of {name}, got NaN or infinite ones")
-            if stats is not None and stats[fqn].gram is not None:
-                self._errors[fqn] = stats[fqn].relative_error(layer.matrix(), layer.matrix(weight))
+            found = None if stats is None else stats.get(fqn)
+            if found is not None and found.gram is not None:
+                self._errors[fqn] = found.relative_error(layer.matrix(), layer.matrix(weight))
             self._computed.append((layer, pruned))
 
     def write(self) -> None:
@@ -174,20 +210,33 @@ class _Changes:
         for tensor, content in self._before:
             tensor.copy_(content)
 
-    def finish(self, layers: Mapping[str, Layer], keep_masks: bool) -> PruneReport:
+    def finish(
+        self,
+        layers: Mapping[str, Layer],
+        unseen: Mapping[str, Layer],
+        unlooked: Mapping[str, nn.Parameter],
+        keep_masks: bool,
+    ) -> PruneReport:
         if keep_masks:
             hold_masks_(self._model, self._masks)
         else:
             for layer in layers.values():
                 if held := self._held.get(id(layer.weight)):
                     held.remove()
+        weights = all_weights(self._model)
+        why = dict.fromkeys(unlooked, UNKNOWN) | {layer.name: UNSEEN for layer in unseen.values()}
         return PruneReport(
             tuple(
                 PrunedLayer(
                     fqn, tuple(layer.weight.shape), int(layer.weight.count_nonzero()), self._errors.get(fqn)
                 )
                 for fqn, layer in layers.items()
-            )
+            ),
+            tuple(
+                UnlookedWeight(name, tuple(weights[name].shape), why[name]) for name in weights if name in why
+            ),
+            sum(weight.numel() for weight in weights.values()),
+            sum(count_nonzero(weight) for weight in weights.values()),
         )
 
     def _set(self, tensor: Tensor, content: Tensor) -> None:

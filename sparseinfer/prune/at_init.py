@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sparseinfer._running import call
 from sparseinfer._select import FilterFn, Patterns
-from sparseinfer.prune.apply import prune_
+from sparseinfer.prune.apply import prune_, prune_layers
 from sparseinfer.prune.calibrate import Forward, LossFn, calibrate
 from sparseinfer.prune.checks import check_fraction
 from sparseinfer.prune.criteria import Taylor
@@ -22,6 +22,7 @@ from sparseinfer.prune.methods import Method, Pruned
 from sparseinfer.prune.report import PruneReport
 from sparseinfer.prune.statistics import CalibrationStats
 from sparseinfer.prune.threshold import global_masks
+from sparseinfer.prune.unlooked import unknown_weights
 
 
 def snip_(
@@ -86,7 +87,7 @@ def synflow_(
         for tensor in twin.state_dict().values():
             if isinstance(tensor, Tensor) and tensor.is_floating_point():
                 tensor.abs_()
-    weights = {fqn: twin.get_submodule(fqn).get_parameter("weight") for fqn in layers}
+    weights = {fqn: twin.get_parameter(layer.name) for fqn, layer in layers.items()}
     inputs = _ones(example_inputs)
     masks: dict[str, Tensor] = {}
     for i in range(1, iterations + 1):
@@ -103,7 +104,7 @@ def synflow_(
             masks = global_masks(scores, dict.fromkeys(scores, 1), reached)
             for fqn, weight in weights.items():
                 weight.masked_fill_(~masks[fqn], 0)
-    return prune_(model, _Given(masks), filter_fn=lambda _, fqn: fqn in layers)
+    return prune_layers(model, layers, _Given(masks), unlooked=unknown_weights(model, ignore))
 
 
 @dataclass(frozen=True, eq=False)

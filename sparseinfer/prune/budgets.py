@@ -8,6 +8,7 @@ with a scope of rows, or units of several weights, each layer's count is rounded
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,8 +51,7 @@ class ERK(Budget):
     def allocate(
         self, layers: Mapping[str, Layer], stats: CalibrationStats | None, method: SparseMethod
     ) -> dict[str, float]:
-        shapes = [layer.weight.shape for layer in layers.values()]
-        raw = [sum(shape) / max(shape.numel(), 1) for shape in shapes]
+        raw = [sum(layer.sizes) / max(math.prod(layer.sizes), 1) for layer in layers.values()]
         return _spread(
             layers,
             self.sparsity,

@@ -14,7 +14,7 @@ from sparseinfer._running import call, evaluating
 from sparseinfer._select import FilterFn, Patterns
 from sparseinfer.prune.collect import Collector
 from sparseinfer.prune.layers import Layer, prunable_layers
-from sparseinfer.prune.statistics import CalibrationStats
+from sparseinfer.prune.statistics import CalibrationStats, LayerStats
 
 Forward = Callable[[nn.Module, Any], Any]
 LossFn = Callable[[Any, Any], Tensor]
@@ -51,7 +51,8 @@ def calibrate(
     an error too.
 
     TypeError or ValueError: an argument of the wrong kind; no batch; a NaN or infinite input or loss; a
-    selected layer that is never called. The message names it.
+    selected layer that is never called. The message names it. Layers whose inputs no call shows, such as a
+    recurrent product of nn.LSTM (`Layer.is_seen`), have gradients alone, where there is a loss_fn.
     """
     layers = prunable_layers(model, filter_fn, targets, ignore)
     return statistics_of(
@@ -113,6 +114,7 @@ class _Gradients:
 
     def __init__(self, layers: Mapping[str, Layer], loss_fn: LossFn) -> None:
         self._loss_fn = loss_fn
+        self._layers = layers
         self._weights = {fqn: layer.weight for fqn, layer in layers.items()}
         self._sums = {
             fqn: torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32)).detach()
@@ -147,4 +149,13 @@ class _Gradients:
                     raise ValueError(f"{fqn}: expected finite gradients, got NaN or infinite ones")
 
     def joined(self, stats: CalibrationStats) -> CalibrationStats:
-        return CalibrationStats({fqn: replace(stats[fqn], grad=self._sums[fqn]) for fqn in stats})
+        return CalibrationStats(
+            {fqn: replace(stats.get(fqn, self._nothing(fqn)), grad=grad) for fqn, grad in self._sums.items()}
+        )
+
+    def _nothing(self, fqn: str) -> LayerStats:
+        """Of a layer whose inputs are not seen: none were counted."""
+        layer = self._layers[fqn]
+        groups, _, k = layer.shape
+        zeros = torch.zeros(groups, k, dtype=torch.float64, device=layer.weight.device)
+        return LayerStats(0, zeros, zeros)

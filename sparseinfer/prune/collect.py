@@ -34,7 +34,8 @@ class Collector:
 
     def __enter__(self) -> Collector:
         for layer in self._layers.values():
-            self._handles.append(layer.module.register_forward_hook(self._hook(layer), with_kwargs=True))
+            if layer.is_seen:
+                self._handles.append(layer.called.register_forward_hook(self._hook(layer), with_kwargs=True))
         return self
 
     def __exit__(
@@ -50,19 +51,20 @@ class Collector:
         self._latest = None
 
     def stats(self) -> CalibrationStats:
-        """ValueError that names layers which were never called."""
-        if missing := [fqn for fqn in self._layers if fqn not in self._streams]:
+        """Of the layers whose inputs can be seen. ValueError that names those which were never called."""
+        seen = [fqn for fqn, layer in self._layers.items() if layer.is_seen]
+        if missing := [fqn for fqn in seen if fqn not in self._streams]:
             names = ", ".join(map(repr, missing[:3])) + (
                 f" and {len(missing) - 3} more" if missing[3:] else ""
             )
             hint = "name them in ignore= to leave them dense"
             raise ValueError(f"batches: expected to reach every layer, got no input of {names} ({hint})")
-        return CalibrationStats({fqn: self._streams[fqn].sums.stats() for fqn in self._layers})
+        return CalibrationStats({fqn: self._streams[fqn].sums.stats() for fqn in seen})
 
     def _hook(self, layer: Layer) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             with torch.no_grad():
-                self._read(layer, (args or tuple(kwargs.values()))[0])
+                self._read(layer, layer.inputs(args, kwargs))
 
         return hook
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparseinfer._running import call, evaluating
 from sparseinfer.prune.calibrate import Forward, checked_batches, every_batch
-from sparseinfer.prune.layers import prunable_layers
+from sparseinfer.prune.layers import layers_named
 from sparseinfer.prune.statistics import CalibrationStats, check_stats
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -66,15 +66,15 @@ def correct_bias_(model: nn.Module, dense: nn.Module, stats: CalibrationStats) -
     """
     if not isinstance(stats, CalibrationStats):
         raise TypeError(f"stats: expected CalibrationStats, got {type(stats).__name__}")
-    layers = prunable_layers(model, lambda _, fqn: fqn in stats)
-    originals = prunable_layers(dense, lambda _, fqn: fqn in stats)
+    layers, originals = layers_named(model, stats), layers_named(dense, stats)
     check_stats(stats, layers, frozenset(), "correct_bias_")
     shifts: list[tuple[Tensor, Tensor]] = []
     for fqn, layer in layers.items():
         if fqn not in originals or originals[fqn].shape != layer.shape:
             raise ValueError(f"dense: expected a layer {fqn!r} of shape {layer.shape}, got another model")
-        bias = layer.module.bias
-        if isinstance(bias, Tensor):
+        # Of several matrices in one weight the numbers of tokens may differ, and are not known.
+        bias = layer.bias if layer.groups == 1 or layer.is_conv else None
+        if bias is not None and stats[fqn].tokens:
             lost = originals[fqn].matrix().double() - layer.matrix().double()
             mean = stats[fqn].sum_x.double() / stats[fqn].tokens
             shifts.append((bias, (lost @ mean[..., None]).flatten()))

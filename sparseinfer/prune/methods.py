@@ -147,7 +147,7 @@ class Criterion(SparseMethod):
         units = {fqn: self.pattern.unit(layer) for fqn, layer in layers.items()}
 
         def scores_of(fqn: str) -> Tensor:
-            scores = self.scores(layers[fqn], None if stats is None else stats[fqn])
+            scores = self.scores(layers[fqn], None if stats is None else stats.get(fqn))
             return threshold.unit_scores(scores, units[fqn], self.unit_norm)
 
         if isinstance(self.pattern, NM):

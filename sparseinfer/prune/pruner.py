@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparseinfer._select import FilterFn, Patterns
-from sparseinfer.prune.apply import prune_
-from sparseinfer.prune.layers import prunable_layers
-from sparseinfer.prune.masks import NAME, held_mask
+from sparseinfer.prune.apply import prune_layers
+from sparseinfer.prune.layers import layers_named, prunable_layers
+from sparseinfer.prune.masks import held_masks
 from sparseinfer.prune.methods import Method, SparseMethod
 from sparseinfer.prune.report import PruneReport
 from sparseinfer.prune.schedules import OneShot, Schedule
 from sparseinfer.prune.sparsity import Budget
 from sparseinfer.prune.statistics import CalibrationStats
+from sparseinfer.prune.unlooked import unknown_weights
 
 
 class Pruner:
@@ -77,6 +78,7 @@ class Pruner:
         self._calibration = calibration
         self._rewind_to = rewind_to
         self._optimizer = optimizer
+        self._ignore = ignore
         self._layers = frozenset(prunable_layers(model, filter_fn, targets, ignore))
         self._step = 0
         self._snapshot: dict[str, Any] | None = None
@@ -95,7 +97,9 @@ class Pruner:
             return None
         stats = None if self._calibration is None else self._calibration()
         method = _at(self._method, self._schedule, self._step)
-        report = prune_(self._model, method, stats=stats, filter_fn=lambda _, fqn: fqn in self._layers)
+        layers = layers_named(self._model, self._layers)
+        unlooked = unknown_weights(self._model, self._ignore)
+        report = prune_layers(self._model, layers, method, stats=stats, unlooked=unlooked)
         self._rewind()
         return report
 
@@ -121,17 +125,22 @@ class Pruner:
         for name, tensor in self._weights().items():
             tensor.copy_(self._snapshot["model"][name])
         for module in self._model.modules():
-            if held := held_mask(module):
+            for held in held_masks(module):
                 held.enforce()
         if self._optimizer is not None:
             self._optimizer.load_state_dict(copy.deepcopy(self._snapshot["optimizer"]))
 
     def _weights(self) -> dict[str, Tensor]:
         """Every tensor of the model's state but masks."""
+        masks = {
+            f"{fqn}.{held.buffer}".removeprefix(".")
+            for fqn, module in self._model.named_modules(remove_duplicate=False)
+            for held in held_masks(module)
+        }
         return {
             name: value
             for name, value in self._model.state_dict().items()
-            if isinstance(value, Tensor) and name.rpartition(".")[2] != NAME
+            if isinstance(value, Tensor) and name not in masks
         }
 
 

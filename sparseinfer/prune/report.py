@@ -1,14 +1,17 @@
-"""What a pruning call left behind."""
+"""What a pruning call left behind, and what it did not look at."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
+# So many names say enough in a line.
+_NAMED = 4
+
 
 @dataclass(frozen=True)
 class PrunedLayer:
-    """One pruned weight: its module's name ("" for the model itself), shape, and how many are not zero.
+    """One pruned weight: its layer's name ("" for the model itself), shape, and how many are not zero.
 
     error  ‖X·(W - Ŵ)ᵀ‖² / ‖X·Wᵀ‖² over the calibration tokens; None if there was no Gram matrix
     """
@@ -29,10 +32,33 @@ class PrunedLayer:
 
 
 @dataclass(frozen=True)
+class UnlookedWeight:
+    """A weight that was not looked at, though nobody asked for that: its parameter's name, and why."""
+
+    name: str
+    shape: tuple[int, ...]
+    why: str
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
 class PruneReport:
-    """The layers in the order of the model; a weight shared by several modules is listed once."""
+    """The layers in the order of the model; a weight shared by several modules is listed once.
+
+    unlooked     weights of two or more dimensions that are of no kind that is pruned, such as embeddings and
+                 position codes, or whose inputs the calibration does not see, in the order of the model. Left
+                 out are those that `targets`, `ignore` or `filter_fn` left out, and any that `ignore` names
+    model_numel  elements of all weights of the model of two or more dimensions, and
+    model_nnz    how many are not zero; None where that was not counted
+    """
 
     layers: tuple[PrunedLayer, ...]
+    unlooked: tuple[UnlookedWeight, ...] = ()
+    model_numel: int | None = None
+    model_nnz: int | None = None
 
     @property
     def numel(self) -> int:
@@ -48,16 +74,40 @@ class PruneReport:
         return 1.0 - self.nnz / self.numel if self.numel else 0.0
 
     @property
+    def model_sparsity(self) -> float:
+        """Of all floating-point parameters of two or more dimensions together, each once: embeddings too, and
+        what was left out or not looked at. 0.0 if there is none; that of the layers where it was not counted.
+        """
+        if self.model_numel is None or self.model_nnz is None:
+            return self.sparsity
+        return 1.0 - self.model_nnz / self.model_numel if self.model_numel else 0.0
+
+    @property
     def mean_error(self) -> float | None:
         """Mean over the layers with one; None if there is none."""
         errors = [layer.error for layer in self.layers if layer.error is not None]
         return sum(errors) / len(errors) if errors else None
 
+    @property
+    def unlooked_text(self) -> str:
+        """Names and sizes of what was not looked at, the largest first, in two lines; "" if there is none."""
+        if not self.unlooked:
+            return ""
+        largest = sorted(self.unlooked, key=lambda weight: -weight.numel)[:_NAMED]
+        names = ", ".join(f"{weight.name} {'x'.join(map(str, weight.shape))}" for weight in largest)
+        more = len(self.unlooked) - len(largest)
+        count = sum(weight.numel for weight in self.unlooked)
+        return (
+            f"not looked at: {names}" + (f" and {more} more" if more else "") + f"; {count:,} weights\n"
+            f"sparsity of the whole model: {self.model_sparsity:.4f}"
+        )
+
     def __str__(self) -> str:
         total = PrunedLayer("total", (self.numel,), self.nnz, self.mean_error)
         width = max(len(layer.fqn) for layer in (*self.layers, total))
-        return "\n".join(
+        lines = [
             f"{layer.fqn:<{width}}  {layer.nnz:>13,} of {layer.numel:>13,}  sparsity {layer.sparsity:.4f}"
             + ("" if layer.error is None else f"  error {layer.error:.4f}")
             for layer in (*self.layers, total)
-        )
+        ]
+        return "\n".join([*lines, self.unlooked_text] if self.unlooked else lines)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sparseinfer.prune.checks import check_int
-from sparseinfer.prune.masks import HeldMask, held_mask
+from sparseinfer.prune.masks import HeldMask, held_masks
 
 
 class RigL:
@@ -37,8 +37,7 @@ class RigL:
     """
 
     def __init__(self, model: nn.Module, *, end: int, every: int = 100, drop_fraction: float = 0.3) -> None:
-        held = [held_mask(module) for module in model.modules()]
-        self._held = [each for each in held if each is not None]
+        self._held = [held for module in model.modules() for held in held_masks(module)]
         if not self._held:
             hint = "call prune_(model, Random(ERK(0.9))) first"
             raise ValueError(f"model: expected one that holds masks, got none ({hint})")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
-from sparseinfer.prune.masks import finalize_, hold_masks_, masks_of
+from sparseinfer.prune.masks import finalize_, held_masks, hold_masks_
 
 
 def from_torch_prune_(model: nn.Module) -> nn.Module:
-    """Masks of torch.nn.utils.prune on `weight` become masks that are held here; in place, returns the model.
+    """Masks of torch.nn.utils.prune on weights become masks that are held here; in place, returns the model.
 
+    Weights are `weight` and every parameter of two or more dimensions, such as `in_proj_weight`.
     `weight_orig`, the same parameter, is `weight` again, with zeros where it is pruned: what it held there is
     lost. Optimizers go on. Masks on other parameters, such as `bias`, stay torch's.
 
@@ -26,11 +28,15 @@ def from_torch_prune_(model: nn.Module) -> nn.Module:
             hint = "call squash_mask() of its sparsifier first"
             name = f"{fqn}.weight".removeprefix(".")
             raise ValueError(f"{name}: expected torch.nn.utils.prune, got torch.ao.pruning ({hint})")
-    pruned = {fqn: module for fqn, module in model.named_modules() if _is_pruned(module)}
-    masks = {fqn: module.weight_mask.bool() for fqn, module in pruned.items()}
+    pruned = {
+        f"{fqn}.{name}".removeprefix("."): (module, name)
+        for fqn, module in model.named_modules()
+        for name in _pruned_weights(module)
+    }
+    masks = {key: getattr(module, f"{name}_mask").bool() for key, (module, name) in pruned.items()}
     _check_shared(pruned, masks)
-    for module in pruned.values():
-        prune.remove(module, "weight")
+    for module, name in pruned.values():
+        prune.remove(module, name)
     return hold_masks_(model, masks)
 
 
@@ -39,27 +45,37 @@ def to_torch_prune_(model: nn.Module) -> nn.Module:
 
     `weight`, the same parameter, becomes `weight_orig` beside the buffer `weight_mask` in the weight's dtype.
     """
-    masks = {fqn: mask.clone() for fqn, mask in masks_of(model).items()}
+    masks = [
+        (module, held.name, held.mask.clone()) for module in model.modules() for held in held_masks(module)
+    ]
     finalize_(model)
-    for fqn, mask in masks.items():
-        prune.custom_from_mask(model.get_submodule(fqn), "weight", mask)
+    for module, name, mask in masks:
+        prune.custom_from_mask(module, name, mask)
     return model
 
 
-def _is_pruned(module: nn.Module) -> bool:
-    return any(
-        isinstance(hook, prune.BasePruningMethod) and hook._tensor_name == "weight"
+def _pruned_weights(module: nn.Module) -> list[str]:
+    """Names of the parameters that torch prunes: weights, whose masks can be held."""
+    found = [
+        hook._tensor_name
         for hook in module._forward_pre_hooks.values()
-    )
+        if isinstance(hook, prune.BasePruningMethod)
+    ]
+    return [name for name in found if name == "weight" or _original(module, name).dim() > 1]
 
 
-def _check_shared(modules: Mapping[str, nn.Module], masks: Mapping[str, Tensor]) -> None:
+def _original(module: nn.Module, name: str) -> Any:
+    return getattr(module, f"{name}_orig")
+
+
+def _check_shared(pruned: Mapping[str, tuple[nn.Module, str]], masks: Mapping[str, Tensor]) -> None:
     first: dict[int, str] = {}
-    for fqn, module in modules.items():
-        owner = first.setdefault(id(module.weight_orig), fqn)
-        if not torch.equal(masks[owner], masks[fqn]):
-            name = f"{fqn}.weight_mask".removeprefix(".")
-            raise ValueError(f"{name}: expected the mask of {owner!r}, which shares its weight, got another")
+    for key, (module, name) in pruned.items():
+        owner = first.setdefault(id(_original(module, name)), key)
+        if not torch.equal(masks[owner], masks[key]):
+            whose = repr(owner.removesuffix(".weight"))
+            got = f"expected the mask of {whose}, which shares its weight, got another"
+            raise ValueError(f"{key}_mask: {got}")
 
 
 def _is_under_ao_pruning(module: nn.Module) -> bool:

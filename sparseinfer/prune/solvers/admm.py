@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sparseinfer.prune.checks import check_int
+from sparseinfer.prune.solvers.hessian import filled
 from sparseinfer.prune.solvers.reconstruct import reconstruct
 from sparseinfer.prune.solvers.solver import Solution, Solver
 
@@ -50,10 +51,15 @@ class ADMM(Solver):
         norm = norm.masked_fill(dead, 1)
         scaled, hessian = weight * norm, gram / (norm * norm.mT)
 
-        def choose(scores: Tensor, progress: float) -> Tensor:
-            return self.choose(scores.masked_fill(dead, 0), unit, sparsity * progress)
+        may_fill = filled(weight)
+        mask = torch.ones_like(may_fill)
 
-        pruned, mask = admm(
+        def choose(scores: Tensor, progress: float) -> Tensor:
+            nonlocal mask
+            mask = self.choose(scores.masked_fill(dead | ~may_fill, 0), unit, sparsity * progress)
+            return mask & may_fill
+
+        pruned, kept = admm(
             scaled,
             hessian,
             choose,
@@ -61,7 +67,7 @@ class ADMM(Solver):
             iterations=self.iterations,
             gradual=self.gradual,
         )
-        refitted = reconstruct(scaled, pruned, mask, hessian, damping=self.damping, iterations=self.refit)
+        refitted = reconstruct(scaled, pruned, kept, hessian, damping=self.damping, iterations=self.refit)
         return Solution(refitted / norm, mask, self.damping)
 
 

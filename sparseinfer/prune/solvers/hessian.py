@@ -13,8 +13,8 @@ from torch import Tensor
 from sparseinfer.prune.layers import Layer
 from sparseinfer.prune.statistics import CalibrationStats, LayerStats
 
-# The stack level of a warning in a method's `prune`, which prune_ calls through one function.
-CALLER_OF_PRUNE = 4
+# The stack level of a warning in a method's `prune`, which prune_ calls through two functions.
+CALLER_OF_PRUNE = 5
 
 # A Hessian that cannot be factorised gets this much damping, then ten times more, until it can.
 _LEAST_DAMPING = 1e-6
@@ -35,6 +35,16 @@ def finite_gram(fqn: str, stats: LayerStats) -> Tensor:
         got = "NaN or infinity (its inputs are too large for their dtype)"
         raise ValueError(f"stats: expected a finite Gram matrix of {fqn!r}, got {got}")
     return stats.gram
+
+
+def filled(weight: Tensor) -> Tensor:
+    """Where a weight may be anything but zero: bool, where it is not zero now.
+
+    The rule of all solvers: a zero stays a zero, whoever made it. It goes first, and no solver makes up for
+    other weights with it, so that pruning again, less or as much as before, brings nothing back. Under a new
+    mask that keeps it, it starts at zero, as it does for criteria: training may fill it.
+    """
+    return weight != 0
 
 
 def damped(gram: Tensor, damping: float) -> Tensor:

@@ -11,7 +11,13 @@ from torch import Tensor
 from sparseinfer.prune.checks import check_int
 from sparseinfer.prune.layers import Layer
 from sparseinfer.prune.methods import Method, Pruned
-from sparseinfer.prune.solvers.hessian import check_damping, damped, finite_gram, warn_of_few_tokens
+from sparseinfer.prune.solvers.hessian import (
+    check_damping,
+    damped,
+    filled,
+    finite_gram,
+    warn_of_few_tokens,
+)
 from sparseinfer.prune.statistics import CalibrationStats
 
 # Of the residual of a row, relative to its first: what float32 resolves.
@@ -27,7 +33,8 @@ class Reconstruct(Method):
     damping     added to the diagonal of each Gram matrix, as a part of its mean diagonal
     iterations  of conjugate gradients, at most
 
-    The error over the calibration tokens does not increase in any row. TypeError or ValueError if an argument
+    The error over the calibration tokens does not increase in any row. Weights that are zero before stay zero
+    (see `hessian.filled`). TypeError or ValueError if an argument
     is not as described, or masks are not of the layers.
     """
 
@@ -56,11 +63,11 @@ class Reconstruct(Method):
         pruned = {}
         for fqn, layer in layers.items():
             dtype = torch.promote_types(layer.weight.dtype, grams[fqn].dtype)
-            start, mask = found[fqn].weight, layer.matrix(found[fqn].mask)
+            before = layer.matrix().to(dtype)
             weight = reconstruct(
-                layer.matrix().to(dtype),
-                layer.matrix(start).to(dtype),
-                mask,
+                before,
+                layer.matrix(found[fqn].weight).to(dtype),
+                layer.matrix(found[fqn].mask) & filled(before),
                 grams[fqn].to(dtype),
                 damping=self.damping,
                 iterations=self.iterations,

@@ -18,6 +18,7 @@ from sparseinfer.prune.patterns import NM, Row, expand
 from sparseinfer.prune.solvers.hessian import (
     CALLER_OF_PRUNE,
     check_damping,
+    filled,
     finite_gram,
     warn_of_few_tokens,
 )
@@ -43,6 +44,7 @@ class Solver(SparseMethod):
     Solvers compute in float32, in float64 for a float64 weight or Gram matrix. A Gram matrix that is still
     singular is damped more, and a warning says so. Weights of an input that was always zero are pruned first.
     With Row() nothing can make up for a row, and any solver prunes those of the smallest output ‖X·w‖.
+    Weights that are zero stay zero (see `hessian.filled`).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"gram"})
@@ -60,7 +62,7 @@ class Solver(SparseMethod):
     def solve(self, weight: Tensor, gram: Tensor, unit: tuple[int, int], sparsity: float) -> Solution:
         """One layer.
 
-        weight    [groups, n, k], float32 or float64
+        weight    [groups, n, k], float32 or float64; where it is not `filled`, the new one has to be zero
         gram      [groups, k, k], dtype of the weight, finite
         unit      rows and columns of the weights that are pruned together
         sparsity  of these units
@@ -78,11 +80,16 @@ class Solver(SparseMethod):
             gram = finite_gram(fqn, stats[fqn])
             dtype = torch.promote_types(layer.weight.dtype, gram.dtype)
             solve = self._prune_rows if isinstance(self.pattern, Row) else self.solve
-            solution = solve(layer.matrix().to(dtype), gram.to(dtype), units[fqn], sparsity[fqn])
+            before = layer.matrix().to(dtype)
+            solution = solve(before, gram.to(dtype), units[fqn], sparsity[fqn])
             if solution.damping > self.damping:
                 raised[fqn] = solution.damping
-            weight = layer.unmatrix(solution.weight).to(layer.weight.dtype)
-            pruned[fqn] = Pruned(layer.unmatrix(solution.mask), weight)
+            mask = layer.unmatrix(solution.mask)
+            if not (filled(before) & ~solution.mask).any():  # nothing to make up for: the same bits as before
+                pruned[fqn] = Pruned(mask)
+                continue
+            weight = solution.weight.masked_fill(~filled(before), 0)
+            pruned[fqn] = Pruned(mask, layer.unmatrix(weight).to(layer.weight.dtype))
         if raised:
             taken = ", ".join(f"{fqn!r} by {damping:g}" for fqn, damping in raised.items())
             message = f"damping: expected {self.damping:g} to make Gram matrices regular, damped {taken}"

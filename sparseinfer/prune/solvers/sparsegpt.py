@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparseinfer.prune.checks import check_int
 from sparseinfer.prune.patterns import NM, Column, Unstructured
-from sparseinfer.prune.solvers.hessian import inverse_factor
+from sparseinfer.prune.solvers.hessian import filled, inverse_factor
 from sparseinfer.prune.solvers.solver import Solution, Solver
 
 
@@ -90,6 +90,7 @@ def sparsegpt(
     block_size  columns after which an update reaches all others; a multiple of width
     """
     k = weight.shape[2]
+    may_fill = filled(weight).mT.contiguous()
     # A column of the weight is a row here: contiguous.
     w = weight.mT.clone(memory_format=torch.contiguous_format)
     mask = torch.empty_like(w, dtype=torch.bool)
@@ -100,10 +101,12 @@ def sparsegpt(
         for i in range(start, end):
             if (i - start) % width == 0:
                 chosen = slice(i, min(i + width, end))
-                mask[:, chosen] = choose((w[:, chosen].abs() / scale[:, chosen]).mT, i).mT
-            error = w[:, i].masked_fill(mask[:, i], 0) / scale[:, i]
+                scores = (w[:, chosen].abs() / scale[:, chosen]).masked_fill_(~may_fill[:, chosen], 0)
+                mask[:, chosen] = choose(scores.mT, i).mT
+            kept = mask[:, i] & may_fill[:, i]
+            error = w[:, i].masked_fill(kept, 0) / scale[:, i]
             w[:, i:end].baddbmm_(factor[:, i, i:end, None], error[:, None], alpha=-1)
-            w[:, i].masked_fill_(~mask[:, i], 0)
+            w[:, i].masked_fill_(~kept, 0)
             errors[:, i - start] = error
         w[:, end:].baddbmm_(factor[:, start:end, end:].mT, errors, alpha=-1)
     return w.mT, mask.mT
