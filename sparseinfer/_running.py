@@ -1,12 +1,23 @@
-"""Running a model as it is given: any form of inputs, in eval mode for a while."""
+"""Running a model that is not ours: any form of inputs, in eval mode for a while, and without a trace."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import copy
+import random
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+T = TypeVar("T")
+
+# What nn.Module keeps of itself; all else in a module is the model's own.
+OWN = frozenset(vars(nn.Module()))
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
@@ -16,6 +27,28 @@ def call(model: nn.Module, inputs: Any) -> Any:
     if isinstance(inputs, (tuple, list)):
         return model(*inputs)
     return model(inputs)
+
+
+def run(model: nn.Module, inputs: Any) -> Any:
+    """The model's result, in eval mode and without gradients, as if it had not run.
+
+    It is given copies of the inputs, which it may change, as it does with a cache of keys and values. Its
+    modes, buffers and attributes are put back, and so are the states of torch's, numpy's and Python's random
+    numbers: two runs draw the same ones.
+    """
+    with evaluating(model), preserved(model), _same_random_numbers(model), torch.no_grad():
+        return call(model, _copied(inputs, model))
+
+
+def _copied(inputs: Any, model: nn.Module) -> Any:
+    try:
+        return deep_copy(inputs, _kept(model))
+    except Exception as error:
+        got = f"{type(error).__name__}: {error} (the model runs on them as they are, more than once)"
+        warnings.warn(
+            f"example_inputs: expected inputs that can be copied, got {got}", UserWarning, stacklevel=2
+        )
+        return inputs
 
 
 @contextmanager
@@ -28,3 +61,90 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in training.items():
             module.training = mode
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Whatever changes in the model's buffers, attributes and registries meanwhile is put back afterwards.
+
+    Meanwhile they are copies. An attribute that cannot be copied is left to the run, and so are parameters,
+    which are too large, and nothing that runs in eval mode writes to them.
+    """
+    own = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    before = [(module, dict(vars(module)), _registries(module)) for module in own]
+    memo = _kept(model)
+    for module, attributes, _ in before:
+        for name, value in attributes.items():
+            if name not in OWN:
+                vars(module)[name] = _copied_if_possible(value, memo)
+        for name, buffer in module._buffers.items():
+            # Packings of our own layers are never written to, and as large as weights.
+            if buffer is not None and name not in getattr(module, "_packing_names", ()):
+                module._buffers[name] = _copied_if_possible(buffer, memo)
+    try:
+        yield
+    finally:
+        for module, attributes, registries in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+            for registry, content in registries:
+                registry.clear()
+                registry.update(content)
+
+
+def deep_copy(value: T, memo: dict[int, Any] | None = None) -> T:
+    """copy.deepcopy, of tensors with a graph or of inference mode too: the copies have neither."""
+    with _CopiesTensors():
+        return copy.deepcopy(value, memo)
+
+
+class _CopiesTensors(TorchFunctionMode):
+    """Copies the tensors that torch does not: results of an autograd graph, and those of inference mode."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is Tensor.__deepcopy__:
+            t, memo = args
+            if t.is_inference() or (t.grad_fn is not None and t.requires_grad):
+                with torch.inference_mode(False):
+                    memo[id(t)] = t.detach().clone()
+                return memo[id(t)]
+        return func(*args, **(kwargs or {}))
+
+
+def _copied_if_possible(value: T, memo: dict[int, Any]) -> T:
+    # A bare object is a mark that is compared by identity.
+    if isinstance(value, (str, int, float, type, type(None))) or type(value) is object:
+        return value
+    attempt = dict(memo)
+    try:
+        made = deep_copy(value, attempt)
+    except Exception:
+        return value
+    memo.update(attempt)
+    # deepcopy keeps things alive in its memo, under the memo's own address.
+    memo.setdefault(id(memo), []).append(attempt)
+    return made
+
+
+def _kept(model: nn.Module) -> dict[int, Any]:
+    """For deep_copy: modules and parameters of the model stand for themselves."""
+    return {id(held): held for held in (*model.modules(), *model.parameters())}
+
+
+def _registries(module: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    held: Any = (module._buffers, module._parameters, module._modules)
+    return [(registry, dict(registry)) for registry in held]
+
+
+@contextmanager
+def _same_random_numbers(model: nn.Module) -> Iterator[None]:
+    python, legacy = random.getstate(), np.random.get_state()
+    devices = {t.device.index for t in model.parameters() if t.is_cuda}
+    with torch.random.fork_rng(sorted(devices)):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 Call = Callable[[], object]
 
@@ -33,6 +34,12 @@ class Timing:
     min_us: float
     median_us: float
     samples: int
+
+
+def sample(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Numbers on the CPU to time a layer with, the same at every call; the caller's random numbers stay."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    return torch.randn(*shape, generator=generator, dtype=torch.float32, device="cpu").to(dtype)
 
 
 def interleave(

@@ -115,9 +115,15 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Native:
 def pretend_to_be_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Native:
     """Besides, `convert` and the layers it makes take the CPU for a GPU."""
     module = installed(monkeypatch)
+
+    def parts(x: Tensor, packings: Any, bias: Any, sizes: Any, wanted: Any, plan: str) -> Any:
+        y = cuda.run(x, packings, bias, sum(sizes), plan, "none")
+        return [part.contiguous() for part in y.split(sizes, -1)]
+
     monkeypatch.setattr(Weights, "on_gpu", True)
     for name, own in (
         ("linear", cuda.run),
+        ("linear_parts", parts),
         ("conv", cuda_conv.run),
         ("describe", cuda_packing.describe),
         ("unpack", cuda_packing.unpack),

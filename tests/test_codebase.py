@@ -30,6 +30,7 @@ LAYERS = {
     "_progress": 4,
     "_running": 4,
     "_select": 4,
+    "_source": 4,
     "_timing": 4,
     "prune": 5,
     "convert": 5,

@@ -225,8 +225,8 @@ class TestModule:
         assert layer.nnz == int(conv.weight.count_nonzero())
         assert layer.sparsity == pytest.approx(1 - layer.nnz / conv.weight.numel())
         assert layer.dense_nbytes == 4 * (conv.weight.numel() + 12)
-        assert layer.nbytes == sum(buffer.nbytes for buffer in layer.buffers())
-        assert list(layer.parameters()) == []
+        assert layer.nbytes == sum(held.nbytes for held in (*layer.parameters(), *layer.buffers()))
+        assert [name for name, _ in layer.named_parameters()] == ["bias"]
         shown = repr(layer)
         assert "4, 12, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1)" in shown
         assert "packings=[rowgroup_f32_p128, rowlist_f32_p128]" in shown

@@ -40,8 +40,13 @@ class TestExampleInputs:
             def forward(self, x: Tensor) -> Tensor:
                 return self.used(self.used(x)[..., :1].expand(-1, K))
 
-        rows = explain(convert(Partial(), example_inputs=torch.ones(9, K), tokens=(2,))).rows
-        assert [row.tokens for row in rows] == [(2, 9), (2,)]
+        given = {"example_inputs": torch.ones(9, K), "tokens": (2,)}
+        used, unused = explain(convert(Partial(), **given)).rows
+        assert used.tokens == (2, 9)
+        assert (unused.decision, unused.tokens) == ("dense", ())
+        assert unused.reason.startswith("no example input reached it")
+        rows = explain(convert(Partial(), targets="Linear", **given)).rows
+        assert [(row.decision, row.tokens) for row in rows] == [("sparse", (2, 9)), ("sparse", (2,))]
 
     def test_many_counts_are_thinned_out(self) -> None:
         class Decode(nn.Sequential):
@@ -155,7 +160,7 @@ class TestExplain:
         first, _, last = explained.rows
         assert first.shape == (N, K)
         assert first.sparsity == pytest.approx(fast[0].sparsity)
-        assert first.reason == "2.0x / 2.0x / 2.0x dense"
+        assert first.reason == "2.0x / 2.0x / 2.0x dense, with relu"
         assert (first.dense_nbytes, first.nbytes) == ((N * K + N) * 4, fast[0].nbytes)
         assert last.nbytes == last.dense_nbytes == (8 * K + 8) * 4
         assert explained.nbytes == sum(row.nbytes for row in explained.rows)

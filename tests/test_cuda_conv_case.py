@@ -115,9 +115,9 @@ def test_every_way_computes_the_convolution(monkeypatch: pytest.MonkeyPatch, las
 def test_the_run_shows_how_images_lie() -> None:
     model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Flatten(), nn.Linear(8, 2)).eval()
     x = values(2, 4, 3, 3)
-    assert record(model, [], (x,)).channels_last == frozenset()
+    assert record(model, [model[0]], (x,)).channels_last == frozenset()
     last = x.to(memory_format=torch.channels_last)
-    assert record(model, [], (last,)).channels_last == {model[0]}
+    assert record(model, [model[0]], (last,)).channels_last == {model[0]}
 
     class Twice(nn.Module):
         def __init__(self) -> None:

@@ -72,7 +72,7 @@ def test_conv2d(gpu: Native, options: dict[str, Any], last: bool) -> None:
     x = x.to(memory_format=torch.channels_last) if last else x
     fast = convert(dense, example_inputs=x, memory="speed")
     assert isinstance(fast[0], SparseConv2d)
-    assert fast[0].activation == "relu"
+    assert explain(fast).rows[0].reason.endswith("with relu")
     assert torch.equal(fast(x), dense(x))
     assert fast(x).is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
     assert set(gpu.calls) == {"spmm_csr_f32_t32__simt"}

@@ -119,14 +119,15 @@ class TestInferenceOnly:
 
     def test_nothing_to_train(self) -> None:
         sparse = SparseLinear.from_linear(dense())
-        assert list(sparse.parameters()) == []
+        assert [name for name, _ in sparse.named_parameters()] == ["bias"]
+        assert not any(parameter.requires_grad for parameter in sparse.parameters())
         assert not any(buffer.requires_grad for buffer in sparse.buffers())
 
     def test_holds_only_packings_and_bias(self) -> None:
         sparse = two_buckets(dense())
-        names = {name for name, _ in sparse.named_buffers()}
-        assert names == {"bias", "packing_0", "packing_1"}
-        assert sparse.nbytes == sum(buffer.nbytes for buffer in sparse.buffers())
+        held = dict(sparse.named_buffers())
+        assert set(held) == {"packing_0", "packing_1"}
+        assert sparse.nbytes == sum(t.nbytes for t in held.values()) + sparse.bias.nbytes
 
 
 class TestStateDict:

@@ -1,11 +1,10 @@
-"""What one watched run of a model tells: shapes, inputs that several layers share, who reads a result."""
+"""What one watched run of a model tells: layers it calls, their shapes, inputs that several share."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sparseinfer.convert.recording import Recording, record, spread
 
@@ -26,11 +25,6 @@ class Net(nn.Module):
 def recorded(run: object, x: object = None, *, train: bool = False) -> tuple[Net, Recording]:
     net = Net(run).train(train)
     return net, record(net, [net.a, net.b], torch.ones(3, 4) if x is None else x)
-
-
-def of_a(run: object) -> object:
-    """`run` is also given the result of `a`."""
-    return lambda net, x: run(net, x, net.a(x))
 
 
 class TestShapes:
@@ -117,80 +111,76 @@ class TestShared:
         assert seen.shared[net.a] != seen.shared[net.b]
 
 
-class TestReader:
+class TestCalled:
+    def test_those_that_were_called(self) -> None:
+        net, seen = recorded(lambda net, x: net.a(x))
+        assert seen.called == {net.a}
+
+    def test_also_with_an_empty_input_or_none_at_all(self) -> None:
+        class Silent(nn.Module):
+            def forward(self) -> None:
+                return None
+
+        net = Net(lambda net, x: (net.a(x[:0]), net.silent()))
+        net.silent = Silent()
+        seen = record(net, [net.a, net.b, net.silent], torch.ones(3, 4))
+        assert seen.called == {net.a, net.silent}
+        assert net.silent not in seen.shapes
+
+    def test_inside_another_function(self) -> None:
+        net, seen = recorded(lambda net, x: [net.b(row) for row in x])
+        assert seen.called == {net.b}
+        assert seen.shapes[net.b] == ((4,),)
+
+    def test_only_those_that_were_asked_for(self) -> None:
+        net, seen = recorded(lambda net, x: net.act(net.a(x)))
+        assert net.act not in seen.called
+
+
+class TestResult:
+    def test_every_floating_point_tensor(self) -> None:
+        class Holder:
+            def __init__(self, t: Tensor) -> None:
+                self.t, self.again = t, self
+
+        def run(net: Net, x: Tensor) -> object:
+            return {"a": x, "b": [x + 1, (x + 2, 7)], "c": Holder(x + 3), "d": x.long(), "e": None, "f": net}
+
+        _, seen = recorded(run)
+        assert [float(t[0, 0]) for t in seen.result] == [1, 2, 3, 4]
+
+    def test_does_not_change_with_what_the_model_does_later(self) -> None:
+        net = Net(lambda net, x: net.buffer)
+        net.register_buffer("buffer", torch.ones(2))
+        seen = record(net, [net.a], torch.ones(1, 4))
+        net.buffer.add_(1)
+        assert seen.result[0].tolist() == [1, 1]
+
+
+class TestChannelsLast:
     @pytest.mark.parametrize(
-        "run",
+        ("run", "expected"),
         [
-            lambda net, x: net.act(net.a(x)),
-            lambda net, x: net.act(input=net.a(x)),
-            lambda net, x: net.act(net.a(x)) + net.act(net.a(x + 1)),
-            of_a(lambda net, x, y: net.act(y if y.shape[0] == 3 and y.dtype and y.dim() else x)),
+            (lambda conv, x: conv(x.to(memory_format=torch.channels_last)), True),
+            (lambda conv, x: conv(x), False),
+            (lambda conv, x: conv(x) + conv(x.to(memory_format=torch.channels_last)), False),
+            (lambda conv, x: conv(x.to(memory_format=torch.channels_last)) + conv(x), False),
+            (lambda conv, x: conv(x[0]), False),
         ],
-        ids=["plain", "by keyword", "at both calls", "its shape is asked for"],
+        ids=["always", "never", "second", "first", "unbatched"],
     )
-    def test_an_activation_that_alone_reads_the_result(self, run: object) -> None:
-        net, seen = recorded(run)
-        assert seen.reader[net.a] is net.act
+    def test_at_every_call(self, run: object, expected: bool) -> None:
+        class Conv(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv = nn.Conv2d(3, 3, 3)
 
-    def test_an_activation_in_place(self) -> None:
-        net, seen = recorded(lambda net, x: net.b(net.inplace(net.a(x))))
-        assert seen.reader[net.a] is net.inplace
-        assert seen.reader[net.inplace] is net.b
+            def forward(self, x: Tensor) -> Tensor:
+                return run(self.conv, x)
 
-    def test_dropout_in_eval_mode_returns_what_it_was_given(self) -> None:
-        net, seen = recorded(lambda net, x: net.act(net.drop(net.a(x))), train=True)
-        assert seen.reader[net.a] is net.drop
-        assert seen.reader[net.drop] is net.act
-
-    @pytest.mark.parametrize(
-        "run",
-        [
-            of_a(lambda net, x, y: net.act(y) + y),
-            of_a(lambda net, x, y: (net.act(y), y)),
-            of_a(lambda net, x, y: {"kept": y, "got": net.act(y)}),
-            of_a(lambda net, x, y: net.act(y) + net.b(y)),
-            of_a(lambda net, x, y: net.act(y) + y.T.sum()),
-            of_a(lambda net, x, y: net.act(y) + y[0]),
-            of_a(lambda net, x, y: y.view(12).sum() + net.act(y)),
-            of_a(lambda net, x, y: net.act(y) + float(y.sum())),
-            of_a(lambda net, x, y: net.act(y) + y.tolist()[0][0]),
-            of_a(lambda net, x, y: net.act(y) + F.linear(x, y).sum()),
-            of_a(lambda net, x, y: net.act(y) + torch.cat([x, y])[3:]),
-            lambda net, x: net.act(net.a(x)) + net.a(x),
-            lambda net, x: net.act(net.a(x)) + net.act(net.b(x)),
-            lambda net, x: net.act(net.a(x)) + net.act(x),
-            lambda net, x: net.act(net.a(x) + 1),
-            of_a(lambda net, x, y: net.act(y) + net.act(y)),
-            lambda net, x: net.a(x),
-        ],
-        ids=[
-            "added",
-            "returned",
-            "returned in a mapping",
-            "another module",
-            "transposed",
-            "indexed",
-            "viewed before",
-            "summed",
-            "listed",
-            "as a weight",
-            "in a list",
-            "at one call only",
-            "activation of two layers",
-            "activation of something else too",
-            "something between",
-            "twice",
-            "nobody",
-        ],
-    )
-    def test_results_that_others_read_too(self, run: object) -> None:
-        net, seen = recorded(run)
-        assert net.a not in seen.reader
-
-    def test_a_result_that_is_kept(self) -> None:
-        kept = []
-        net, seen = recorded(of_a(lambda net, x, y: kept.append(y) or net.act(y)))
-        assert net.a not in seen.reader
+        model = Conv()
+        seen = record(model, [model.conv], torch.randn(2, 3, 8, 8))
+        assert (model.conv in seen.channels_last) is expected
 
 
 class TestNoTrace:
@@ -221,6 +211,14 @@ class TestNoTrace:
         recorded(lambda net, x: seen.append((net.training, torch.is_grad_enabled())), train=True)
         assert seen == [(False, False)]
 
+    def test_one_run_does_not_see_another(self) -> None:
+        """Marks count on: the same tensor in two runs was not given to both at once."""
+        net = Net(lambda net, x: net.a(x))
+        x = torch.ones(3, 4)
+        first, second = (record(net, [net.a], x) for _ in range(2))
+        assert first.shapes == second.shapes
+        assert self.hooks(net) == 0
+
 
 class TestInferenceMode:
     def test_tells_the_same(self) -> None:
@@ -232,7 +230,7 @@ class TestInferenceMode:
         with torch.inference_mode():
             net, seen = recorded(run)
             assert torch.is_inference_mode_enabled()
-        assert seen.reader[net.a] is net.act
+        assert seen.called == {net.a, net.b}
         assert seen.shared[net.a] == seen.shared[net.b]
 
     def test_an_example_that_the_model_writes_to(self) -> None:
@@ -249,42 +247,3 @@ class TestInferenceMode:
 
         net, seen = recorded(run)
         assert seen.shared[net.a] != seen.shared[net.b]
-
-
-class TestLast:
-    """Who was the last to need the memory of its input; `of_a` says what happens to the input of `act`."""
-
-    @pytest.mark.parametrize(
-        "run",
-        [
-            lambda net, x, y: net.act(y),
-            lambda net, x, y: net.act(y + x),
-            lambda net, x, y: y.sum() + net.act(y),  # read before, not after
-            lambda net, x, y: net.act(y.view(12)),  # all of the memory, seen otherwise
-            lambda net, x, y: net.act(net.b(net.act(y))),  # at both calls
-        ],
-    )
-    def test_nothing_needs_it_later(self, run: object) -> None:
-        net, seen = recorded(of_a(run))
-        assert net.act in seen.last
-
-    @pytest.mark.parametrize(
-        "run",
-        [
-            lambda net, x, y: net.act(y) + y,
-            lambda net, x, y: net.act(y) + net.b(y),
-            lambda net, x, y: (net.act(y), y),
-            lambda net, x, y: net.act(x) + y,  # the caller's
-            lambda net, x, y: net.act(y.view(12)).sum() + y,
-            lambda net, x, y: (lambda alias: net.act(y) + alias)(y.detach()),
-            lambda net, x, y: (lambda alias: net.act(y).T + alias)(y.T),
-            lambda net, x, y: net.act(y[1:]),  # a part of something
-            lambda net, x, y: net.act(y.T),
-            lambda net, x, y: net.act(y.sum(0, keepdim=True).expand(3, 4)),
-            lambda net, x, y: net.act(net.b(y)) + net.act(y) + y,  # at one of two calls
-            lambda net, x, y: net.act(net.a.weight[:3]) + y,
-        ],
-    )
-    def test_it_is_needed_later(self, run: object) -> None:
-        net, seen = recorded(of_a(run))
-        assert net.act not in seen.last

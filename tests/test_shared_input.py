@@ -13,25 +13,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 from convert_helpers import K, linear
-from generators import tokens
+from fusion_helpers import ints
+from shared_helpers import QKV, count_parts, pair
 from torch import Tensor, nn
 
 from sparseinfer import SparseLinear, convert, convert_, densify_, explain
 from sparseinfer.modules import SharedInputLinear
 
 pytestmark = pytest.mark.usefixtures("script")
-
-
-class QKV(nn.Module):
-    """Three Linears of one input, of different sizes, one without a bias."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.q, self.k, self.v = linear(24, K), linear(8, K, seed=5), linear(16, K, seed=9)
-        self.k.bias = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.q(x), self.k(x), self.v(x)], dim=-1)
 
 
 class Gated(nn.Module):
@@ -44,17 +33,6 @@ class Gated(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.act(self.gate(x)) * self.up(x))
-
-
-def pair() -> tuple[QKV, QKV]:
-    dense = QKV().eval()
-    fast = convert(dense, example_inputs=torch.ones(3, K))
-    assert all(type(part) is SharedInputLinear for part in (fast.q, fast.k, fast.v))
-    return dense, fast
-
-
-def ints(m: int = 6, seed: int = 0) -> Tensor:
-    return tokens(m, K, integer=True, seed=seed)
 
 
 @pytest.fixture(autouse=True)
@@ -74,17 +52,22 @@ class TestConverted:
 
     def test_the_matrix_is_multiplied_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         dense, fast = pair()
-        calls: list[int] = []
-        forward = SparseLinear.forward
-        monkeypatch.setattr(
-            SparseLinear, "forward", lambda self, x: calls.append(self.out_features) or forward(self, x)
-        )
+        calls = count_parts(monkeypatch)
         x = ints()
         assert torch.equal(fast(x), dense(x))
-        assert calls == [48]
+        assert calls == [(True, True, True)]
         with torch.inference_mode():
             fast(ints())
-        assert calls == [48, 48]
+        assert calls == [(True, True, True)] * 2
+
+    def test_by_itself_each_computes_its_own_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        dense, fast = pair()
+        calls = count_parts(monkeypatch)
+        x = ints()
+        for name in "qkvk":
+            assert torch.equal(getattr(fast, name)(x), getattr(dense, name)(x))
+        own = [(True, False, False), (False, True, False), (False, False, True)]
+        assert calls == [*own, own[1]]
 
     def test_gate_and_up(self) -> None:
         dense = Gated().eval()
@@ -115,9 +98,10 @@ class TestConverted:
 
         dense = Mixed().eval()
         dense.v.bfloat16()
-        fast = convert(dense, example_inputs=torch.ones(3, K))
-        assert type(fast.q) is type(fast.k) is SharedInputLinear
-        assert type(fast.v) is SparseLinear
+        for options, kind in (({}, nn.Linear), ({"targets": ["q", "k", "v"]}, SparseLinear)):
+            fast = convert(dense, example_inputs=torch.ones(3, K), **options)
+            assert type(fast.q) is type(fast.k) is SharedInputLinear
+            assert type(fast.v) is kind
 
     def test_explained_by_shares(self) -> None:
         _, fast = pair()
@@ -225,11 +209,10 @@ class TestCalls:
         x = ints()
         results = [getattr(fast, name)(x) for name in order]
         watched = [weakref.ref(x), *(weakref.ref(y) for y in results)]
-        whole = weakref.ref(results[0]._base)
+        assert [y._base for y in results] == [None] * len(order)
         del x, results
         gc.collect()
         assert [ref() for ref in watched] == [None] * len(watched)
-        assert whole() is None
 
     def test_gradients_are_refused(self) -> None:
         _, fast = pair()
@@ -281,44 +264,3 @@ class TestCopies:
         assert fast.float() is fast
         with pytest.raises(TypeError, match="expected to stay"):
             fast.bfloat16()
-
-
-class TestGraphs:
-    def test_compile(self) -> None:
-        torch._dynamo.reset()
-        dense, fast = pair()
-        compiled = torch.compile(fast, fullgraph=True, backend="eager")
-        assert torch.equal(compiled(ints()), dense(ints()))
-        assert torch.equal(compiled(ints(9)), dense(ints(9)))
-        assert torch.equal(fast(ints()), dense(ints()))
-
-    def test_export(self) -> None:
-        dense, fast = pair()
-        exported = torch.export.export(fast, (ints(),)).module()
-        assert torch.equal(exported(ints(seed=4)), dense(ints(seed=4)))
-
-    @pytest.mark.filterwarnings("ignore:.torch.jit.trace:DeprecationWarning")
-    def test_trace(self) -> None:
-        dense, fast = pair()
-        traced = torch.jit.trace(fast, (ints(),))
-        assert torch.equal(traced(ints(seed=4)), dense(ints(seed=4)))
-
-
-class TestFallsBack:
-    @pytest.mark.parametrize("function", [convert, convert_])
-    def test_where_the_model_takes_no_strided_results(self, function: object) -> None:
-        class Viewing(QKV):
-            def forward(self, x: Tensor) -> Tensor:
-                return torch.cat([self.q(x).view(-1), self.k(x).view(-1), self.v(x).view(-1)])
-
-        dense = Viewing().eval()
-        fast = function(copy.deepcopy(dense), example_inputs=torch.ones(3, K))
-        assert all(type(part) is SparseLinear for part in (fast.q, fast.k, fast.v))
-        assert torch.equal(fast(ints()), dense(ints()))
-        assert [row.layer for row in explain(fast).rows] == ["q", "k", "v"]
-
-    def test_bad_sizes(self) -> None:
-        whole = SparseLinear.from_linear(linear(24, K))
-        for sizes in ([24, 1], [24, 0], [12, -12, 24], []):
-            with pytest.raises(ValueError, match="sizes: expected positive sizes that add up to 24"):
-                SharedInputLinear.share(whole, sizes)

@@ -140,15 +140,20 @@ SpmmArgs checked_args(const SpmmKernel& k, uintptr_t x, int64_t dtype, uintptr_t
   return args;
 }
 
-void spmm(int64_t kernel, uintptr_t x, int64_t dtype, int64_t m, int64_t k_columns, int64_t ldx, uintptr_t packed,
-          uintptr_t bias, int64_t bias_dtype, uintptr_t y, int64_t n, int64_t activation, int64_t parts) {
-  const SpmmKernel& k = checked_kernel(kernel);
+const PackingHeader* checked_matrix(const SpmmKernel& k, uintptr_t packed, int64_t k_columns, int64_t n) {
   const PackingHeader* header = checked_packing(k, packed);
   if (k_columns != header->k) {
     throw std::invalid_argument("x: expected " + std::to_string(header->k) +
                                 " in_features in the last dimension, got " + std::to_string(k_columns));
   }
   check_out_features(header->n, n);
+  return header;
+}
+
+void spmm(int64_t kernel, uintptr_t x, int64_t dtype, int64_t m, int64_t k_columns, int64_t ldx, uintptr_t packed,
+          uintptr_t bias, int64_t bias_dtype, uintptr_t y, int64_t n, int64_t activation, int64_t parts) {
+  const SpmmKernel& k = checked_kernel(kernel);
+  const PackingHeader* header = checked_matrix(k, packed, k_columns, n);
   SpmmArgs args = checked_args(k, x, dtype, bias, bias_dtype, y, activation);
   args.w = header;
   args.m = m;
@@ -156,6 +161,30 @@ void spmm(int64_t kernel, uintptr_t x, int64_t dtype, int64_t m, int64_t k_colum
   args.ldy = n;
   py::gil_scoped_release release;
   run_spmm(k, args, Spread{static_cast<int>(parts)});
+}
+
+// The same, with the rows of W cut into matrices y [m, rows], each contiguous; `ys` are pairs of an address and rows.
+void spmm_parts(int64_t kernel, uintptr_t x, int64_t dtype, int64_t m, int64_t k_columns, int64_t ldx, uintptr_t packed,
+                uintptr_t bias, int64_t bias_dtype, const std::vector<std::pair<uintptr_t, int64_t>>& ys,
+                int64_t parts) {
+  const SpmmKernel& k = checked_kernel(kernel);
+  constexpr int64_t kMostRows = int64_t{1} << 40;
+  std::vector<OutputPart> outputs;
+  int64_t n = 0;
+  for (const auto& [y, rows] : ys) {
+    if (rows < 1 || rows > kMostRows - n) {
+      throw std::invalid_argument("ys: expected rows in each, got " + std::to_string(rows));
+    }
+    outputs.push_back({pointer<void>(y), n, rows});
+    n += rows;
+  }
+  const PackingHeader* header = checked_matrix(k, packed, k_columns, n);
+  SpmmArgs args = checked_args(k, x, dtype, bias, bias_dtype, 0, 0);
+  args.w = header;
+  args.m = m;
+  args.ldx = ldx;
+  py::gil_scoped_release release;
+  run_spmm(k, args, Spread{static_cast<int>(parts)}, outputs);
 }
 
 // One packing per group, each a convolution of its own: x [b, c, h, w], y [b, n, out_h, out_w], both contiguous.
@@ -278,9 +307,18 @@ PYBIND11_MODULE(_core, m) {
         unpack(h, pointer<int64_t>(crow), pointer<int32_t>(col), pointer<void>(values));
       },
       py::arg("data"), py::arg("nbytes"), py::arg("crow"), py::arg("col"), py::arg("values"));
+  m.def(
+      "same_bytes",
+      [](uintptr_t a, uintptr_t b, int64_t bytes) {
+        return bytes <= 0 ||
+               std::memcmp(pointer<const void>(a), pointer<const void>(b), static_cast<size_t>(bytes)) == 0;
+      },
+      py::arg("a"), py::arg("b"), py::arg("bytes"));
   m.def("spmm", &spmm, py::arg("kernel"), py::arg("x"), py::arg("dtype"), py::arg("m"), py::arg("k"), py::arg("ldx"),
         py::arg("packed"), py::arg("bias"), py::arg("bias_dtype"), py::arg("y"), py::arg("n"), py::arg("activation"),
         py::arg("parts") = 0);
+  m.def("spmm_parts", &spmm_parts, py::arg("kernel"), py::arg("x"), py::arg("dtype"), py::arg("m"), py::arg("k"),
+        py::arg("ldx"), py::arg("packed"), py::arg("bias"), py::arg("bias_dtype"), py::arg("ys"), py::arg("parts") = 0);
   m.def("conv", &conv, py::arg("kernel"), py::arg("x"), py::arg("dtype"), py::arg("x_shape"), py::arg("packed"),
         py::arg("bias"), py::arg("bias_dtype"), py::arg("y"), py::arg("y_shape"), py::arg("kernel_size"),
         py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("activation"), py::arg("parts") = 0);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <new>
 
 #include "sparseinfer/memory.h"
@@ -31,6 +32,7 @@ constexpr int64_t kMaxOwnWorkspace = int64_t{4} << 20;  // beyond it no L2 holds
 struct Region {
   const SpmmKernel* kernel;
   const SpmmArgs* args;
+  const std::vector<OutputPart>* parts;
   std::atomic<bool> out_of_memory{false};
 };
 
@@ -45,13 +47,64 @@ int64_t y_bytes(const SpmmArgs& args) {
 // Tokens [first, first + count) of a call.
 SpmmArgs tokens_of(SpmmArgs args, int64_t first, int64_t count) {
   args.m = count;
-  if (args.conv != nullptr) {
-    args.first_token += first;
-  } else {
+  args.first_token += first;
+  if (args.conv == nullptr) {
     args.x = static_cast<const char*>(args.x) + first * args.ldx * dtype_bytes(args.dtype);
-    args.y = static_cast<char*>(args.y) + first * args.ldy * dtype_bytes(args.dtype);
+    if (args.y != nullptr) args.y = static_cast<char*>(args.y) + first * args.ldy * dtype_bytes(args.dtype);
   }
   return args;
+}
+
+// `bytes` before `p`, which may lie before the memory that p points into: nothing is read or written there.
+void* before(void* p, int64_t bytes) {
+  return reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(p) - static_cast<uintptr_t>(bytes));
+}
+
+// One split whose rows belong to several parts: computed beside them, then copied.
+void run_straddling(const SpmmKernel& kernel, SpmmArgs args, const std::vector<OutputPart>& parts, size_t first,
+                    int64_t split, char* scratch) {
+  const int64_t* split_rows = section<int64_t>(args.w, args.w->split_rows);
+  const int64_t row = split_rows[split], end = split_rows[split + 1], bytes = dtype_bytes(args.dtype);
+  char* sums = thread_scratch(ScratchSlot::kStraddling, args.m * (end - row) * bytes);
+  args.y = before(sums, row * bytes);
+  args.ldy = end - row;
+  kernel.run(args, split, split + 1, scratch);
+  for (size_t p = first; p < parts.size() && parts[p].row < end; ++p) {
+    const OutputPart& part = parts[p];
+    if (part.y == nullptr) continue;
+    const int64_t from = std::max(row, part.row), to = std::min(end, part.row + part.rows);
+    for (int64_t token = 0; token < args.m; ++token) {
+      const int64_t at = (args.first_token + token) * part.rows + from - part.row;
+      std::memcpy(static_cast<char*>(part.y) + at * bytes, sums + (token * (end - row) + from - row) * bytes,
+                  static_cast<size_t>((to - from) * bytes));
+    }
+  }
+}
+
+// The rows of splits [begin, end), wherever their results lie.
+void run_splits(const SpmmKernel& kernel, const SpmmArgs& args, const std::vector<OutputPart>& parts, int64_t begin,
+                int64_t end, char* scratch) {
+  if (parts.empty()) return kernel.run(args, begin, end, scratch);
+  const int64_t* split_rows = section<int64_t>(args.w, args.w->split_rows);
+  size_t p = 0;
+  for (int64_t split = begin; split < end;) {
+    while (parts[p].row + parts[p].rows <= split_rows[split]) ++p;
+    const OutputPart& part = parts[p];
+    int64_t stop = split;
+    while (stop < end && split_rows[stop + 1] <= part.row + part.rows) ++stop;
+    if (stop == split) {
+      run_straddling(kernel, args, parts, p, split, scratch);
+      ++split;
+      continue;
+    }
+    const int64_t first = split;
+    split = stop;
+    if (part.y == nullptr) continue;
+    SpmmArgs own = args;
+    own.y = before(part.y, (part.row - args.first_token * part.rows) * dtype_bytes(args.dtype));
+    own.ldy = part.rows;
+    kernel.run(own, first, stop, scratch);
+  }
 }
 
 void prepare_range(int64_t begin, int64_t end, void* ctx) {
@@ -63,7 +116,7 @@ void run_range(int64_t begin, int64_t end, void* ctx) {
   Region& region = *static_cast<Region*>(ctx);
   try {
     char* scratch = thread_scratch(ScratchSlot::kThread, region.kernel->scratch_bytes(*region.args));
-    region.kernel->run(*region.args, begin, end, scratch);
+    run_splits(*region.kernel, *region.args, *region.parts, begin, end, scratch);
   } catch (const std::bad_alloc&) {
     region.out_of_memory = true;
   }
@@ -79,7 +132,7 @@ void run_passes(int64_t begin, int64_t end, void* ctx) {
       args.workspace = thread_scratch(ScratchSlot::kWorkspace, kernel.workspace_bytes(args));
       char* scratch = thread_scratch(ScratchSlot::kThread, kernel.scratch_bytes(args));
       kernel.prepare(args, 0, kernel.prepare_items(args));
-      kernel.run(args, 0, args.w->splits, scratch);
+      run_splits(kernel, args, *region.parts, 0, args.w->splits, scratch);
     }
   } catch (const std::bad_alloc&) {
     region.out_of_memory = true;
@@ -96,11 +149,14 @@ int64_t own_passes(const SpmmKernel& kernel, const SpmmArgs& args, int64_t pass_
 
 }  // namespace
 
-void run_spmm(const SpmmKernel& kernel, const SpmmArgs& call, Spread spread) {
+void run_spmm(const SpmmKernel& kernel, const SpmmArgs& call, Spread spread, const std::vector<OutputPart>& parts) {
   const int64_t tokens = call.m;
   if (tokens == 0 || call.w->n == 0) return;
   // y has just been allocated, and large ones come straight from the system.
-  prefer_huge_pages(call.y, y_bytes(call));
+  if (parts.empty()) prefer_huge_pages(call.y, y_bytes(call));
+  for (const OutputPart& part : parts) {
+    if (part.y != nullptr) prefer_huge_pages(part.y, call.m * part.rows * dtype_bytes(call.dtype));
+  }
   const double work = static_cast<double>(tokens) * static_cast<double>(call.w->nnz + call.w->n);
   if (spread.parts == 0 && work < kSerialWork) spread = Spread::serial();
 
@@ -108,7 +164,7 @@ void run_spmm(const SpmmKernel& kernel, const SpmmArgs& call, Spread spread) {
       std::max<int64_t>(1, kernel.workspace_bytes(tokens_of(call, 0, std::min(tokens, kPassTokens))));
   const int64_t own = own_passes(kernel, call, pass_bytes, spread);
   if (own > 0) {
-    Region region{&kernel, &call};
+    Region region{&kernel, &call, &parts};
     parallel_for(own, spread, run_passes, &region);
     if (region.out_of_memory) throw std::bad_alloc();
   }
@@ -117,7 +173,7 @@ void run_spmm(const SpmmKernel& kernel, const SpmmArgs& call, Spread spread) {
   for (int64_t done = own * kPassTokens; done < tokens; done += pass) {
     SpmmArgs args = tokens_of(call, done, std::min(pass, tokens - done));
     args.workspace = thread_scratch(ScratchSlot::kWorkspace, kernel.workspace_bytes(args));
-    Region region{&kernel, &args};
+    Region region{&kernel, &args, &parts};
     const bool small = spread.parts == 0 && args.m * args.w->k < kSerialPrepare;
     parallel_for(kernel.prepare_items(args), small ? Spread::serial() : spread, prepare_range, &region);
     parallel_for(args.w->splits, spread, run_range, &region);

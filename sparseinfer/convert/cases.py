@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from sparseinfer import ops
+from sparseinfer._timing import sample
 from sparseinfer.convert.cost_model import predict
-from sparseinfer.convert.fusion import Chain
 from sparseinfer.convert.weights import Weights, class_of
 from sparseinfer.formats import CSR
 from sparseinfer.modules import PrepackedLinear, SparseConv1d, SparseConv2d, SparseLinear, pack_groups
@@ -84,11 +84,11 @@ class Case(Protocol):
 
     def dense(self, tokens: int) -> Mapping[str, Maker]: ...
 
-    def module(self, plan: Plan, chain: Chain) -> nn.Module | None:
+    def module(self, plan: Plan) -> nn.Module | None:
         """What takes the layer's place; None: nothing."""
 
-    def applied(self, plan: Plan, chain: Chain) -> int:
-        """How many of the chain's modules that one does the work of."""
+    def compact_module(self) -> nn.Module:
+        """The layer in its compact layout."""
 
     def sparse(self, layout: Layout, tokens: int) -> Maker: ...
 
@@ -134,6 +134,22 @@ class _CpuCase(ABC):
     def _format(self) -> CSR:
         return CSR.from_dense(self.weights.weight)
 
+    @abstractmethod
+    def sparse_module(
+        self, packings: Sequence[tuple[Tensor, ...]], buckets: Sequence[ops.Bucket]
+    ) -> nn.Module:
+        """The layer by packings, each of one group or several."""
+
+    @abstractmethod
+    def compact_layout(self) -> Layout: ...
+
+    @abstractmethod
+    def buckets(self, layout: Layout) -> tuple[ops.Bucket, ...]: ...
+
+    def compact_module(self) -> nn.Module:
+        layout = self.compact_layout()
+        return self.sparse_module([self.packed(layout)], self.buckets(layout))
+
 
 @dataclass(eq=False)
 class LinearCase(_CpuCase):
@@ -170,11 +186,7 @@ class LinearCase(_CpuCase):
         return (layout.pack(self._format),)
 
     def _x(self, tokens: int) -> Tensor:
-        # Drawn from a generator of its own: convert leaves the caller's random numbers alone.
-        generator = torch.Generator().manual_seed(0)
-        return torch.randn(tokens, self.weights.weight.shape[1], generator=generator).to(
-            self.dense_weights.weight.dtype
-        )
+        return sample((tokens, self.weights.weight.shape[1]), self.dense_weights.weight.dtype)
 
     @property
     def dense_names(self) -> tuple[str, ...]:
@@ -211,24 +223,20 @@ class LinearCase(_CpuCase):
         ]
         return tuple(dict.fromkeys((*found, self.compact_layout())))
 
-    def module(self, plan: Plan, chain: Chain) -> nn.Module | None:
+    def module(self, plan: Plan) -> nn.Module | None:
         if plan.is_sparse:
-            packings = [packed for (packed,) in plan.packings]
-            bias = self.weights.bias
-            return SparseLinear(
-                packings,
-                bias,
-                buckets=plan.buckets,
-                activation=chain.activation,
-                dtype=self.dense_weights.weight.dtype,
-            )
+            return self.sparse_module(plan.packings, plan.buckets)
         if plan.prepack:
             weight, bias = self.dense_weights.weight, self.dense_weights.bias
-            return PrepackedLinear(weight, bias, tokens=plan.times[-1].tokens, activation=chain.activation)
+            return PrepackedLinear(weight, bias, tokens=plan.times[-1].tokens)
         return None
 
-    def applied(self, plan: Plan, chain: Chain) -> int:
-        return len(chain.modules)
+    def sparse_module(
+        self, packings: Sequence[tuple[Tensor, ...]], buckets: Sequence[ops.Bucket]
+    ) -> SparseLinear:
+        dtype = self.dense_weights.weight.dtype
+        each = [packed for (packed,) in packings]
+        return SparseLinear(each, self.weights.bias, buckets=buckets, dtype=dtype)
 
 
 @dataclass(eq=False)
@@ -274,8 +282,7 @@ class ConvCase(_CpuCase):
         return tuple(pack_groups(self._format, [layout], self.conv.groups))
 
     def _x(self, tokens: int) -> Tensor:
-        generator = torch.Generator().manual_seed(0)
-        return torch.randn(self.shapes[tokens], generator=generator).to(self.dense_weights.weight.dtype)
+        return sample(self.shapes[tokens], self.dense_weights.weight.dtype)
 
     @property
     def dense_names(self) -> tuple[str, ...]:
@@ -295,29 +302,27 @@ class ConvCase(_CpuCase):
         buckets = self.buckets(layout)
 
         def make() -> Call:
-            conv = self._sparse([packed.clone() for packed in self.packed(layout)], buckets, "none")
+            conv = self._sparse([packed.clone() for packed in self.packed(layout)], buckets)
             return lambda: conv(x)
 
         return make
 
-    def module(self, plan: Plan, chain: Chain) -> nn.Module | None:
-        if plan.is_sparse:
-            packings = [packed for group in plan.packings for packed in group]
-            return self._sparse(packings, plan.buckets, chain.activation)
-        return None if chain.batch_norm is None else self._dense(self.dense_weights)
+    def module(self, plan: Plan) -> nn.Module | None:
+        return self.sparse_module(plan.packings, plan.buckets) if plan.is_sparse else None
 
-    def applied(self, plan: Plan, chain: Chain) -> int:
-        return len(chain.modules) if plan.is_sparse else 1
+    def sparse_module(
+        self, packings: Sequence[tuple[Tensor, ...]], buckets: Sequence[ops.Bucket]
+    ) -> nn.Module:
+        return self._sparse([packed for group in packings for packed in group], buckets)
 
     def _sparse(
-        self, packings: Sequence[Tensor], buckets: Sequence[ops.Bucket], activation: str
+        self, packings: Sequence[Tensor], buckets: Sequence[ops.Bucket]
     ) -> SparseConv1d | SparseConv2d:
         conv = self.conv
         return (SparseConv1d if isinstance(conv, nn.Conv1d) else SparseConv2d)(
             packings,
             self.weights.bias,
             buckets=buckets,
-            activation=activation,
             dtype=self.dense_weights.weight.dtype,
             **conv_options(conv),
         )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,12 +14,12 @@ from torch import Tensor, nn
 
 from sparseinfer._machine import last_level_cache_bytes
 from sparseinfer._progress import Progress
+from sparseinfer._running import evaluating, preserved
 from sparseinfer.convert.cases import Case, ConvCase, LinearCase
 from sparseinfer.convert.cuda_case import CudaLinearCase
 from sparseinfer.convert.cuda_conv_case import CudaConvCase
 from sparseinfer.convert.cudnn import slower_than_cudnn
-from sparseinfer.convert.fusion import UNFUSED, Chain, chain, folded
-from sparseinfer.convert.inplace import in_place
+from sparseinfer.convert.fusion import NOBODY, Followers, folded, followers
 from sparseinfer.convert.kinds import Kind, Part, kind_of
 from sparseinfer.convert.measure import MAX_TOKENS, SOURCES, Timer
 from sparseinfer.convert.options import COMPACT, DEFAULT_TOKENS, Options
@@ -28,27 +29,32 @@ from sparseinfer.convert.recording import Recording, record, spread
 from sparseinfer.convert.report import LayerReport
 from sparseinfer.convert.weights import Weights, refusals, require_inference
 from sparseinfer.modules import (
-    Fused,
+    FoldedLayer,
     PrepackedLinear,
     SharedInputLinear,
     SparseLinear,
     SparseMultiheadAttention,
 )
 from sparseinfer.modules._parts import dense_linear
+from sparseinfer.modules.chain import held_bytes
 
 
 @dataclass(frozen=True)
 class Conversion:
     """What to put in whose place, and what `explain` will say.
 
-    `fuses`: an activation moved into a layer or works in place, or several layers became one matrix;
-    `expected` is what the model returned before.
+    shared     parts of one matrix each, and the name of the module in whose forward they take turns
+    expected   what the model returned before, for the example inputs
     """
 
     replacements: Mapping[nn.Module, nn.Module]
     rows: tuple[LayerReport, ...]
-    fuses: bool
+    shared: Sequence[tuple[str, SharedInputLinear]]
     expected: Sequence[Tensor]
+
+    @property
+    def folds(self) -> bool:
+        return any(isinstance(module, FoldedLayer) for module in self.replacements.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +74,7 @@ class Unit:
     layers: tuple[Layer, ...]
     part: str
     weights: Weights
-    chain: Chain = UNFUSED
+    followers: Followers = NOBODY
 
     @property
     def sizes(self) -> list[int]:
@@ -110,7 +116,7 @@ def prepare(
             on_case=progress.describe,
         )
         for unit in survey.units:
-            _decide(unit, survey.recording, options, timer, found)
+            _decide(unit, survey, options, timer, found)
             progress.advance()
     for layer in survey.layers:
         if replacement := _assembled(layer, found):
@@ -119,8 +125,6 @@ def prepare(
             else:
                 found.replacements[layer.module] = replacement
     _leave_fast_paths(model, found)
-    if options.fuse:
-        _work_in_place(model, survey.recording, found)
     on_gpu = any(t.is_cuda for t in survey.recording.result)
     for fqn, pool in pools.items():
         if options.measure and not on_gpu and (faster := faster_pool(fqn, pool, survey.recording)):
@@ -129,7 +133,7 @@ def prepare(
     for fqn, reason in survey.refused.items():
         found.rows[fqn].append(_refused_row(fqn, modules[fqn], reason))
     rows = tuple(row for fqn in (*modules, *pools) for row in found.rows[fqn])
-    return Conversion(found.replacements, rows, found.fuses, survey.recording.result)
+    return Conversion(found.replacements, rows, found.shared, survey.recording.result)
 
 
 def surveyed(
@@ -137,11 +141,16 @@ def surveyed(
 ) -> Survey:
     """Looks at the modules and runs the model once. ValueError: the model is not ready for inference."""
     require_inference(modules)
-    layers, refused = _read(modules, refusals(model, modules))
-    recording = Recording()
+    # A parametrization may compute another weight in training mode, and write to buffers of its own.
+    with evaluating(model), preserved(model):
+        layers, refused = _read(modules, refusals(model, modules))
+    recording = None
     if example_inputs is not None:
-        recording = record(model, [layer.module for layer in layers], example_inputs)
-    return Survey(layers, refused, recording, _units(layers, recording, options))
+        pools = [module for module in model.modules() if isinstance(module, nn.MaxPool2d)]
+        recording = record(model, [*(layer.module for layer in layers), *pools], example_inputs)
+        if not options.targeted:
+            layers = _called(layers, recording, refused)
+    return Survey(layers, refused, recording or Recording(), _units(model, layers, recording, options))
 
 
 @dataclass
@@ -149,7 +158,16 @@ class _Found:
     parts: dict[tuple[nn.Module, str], nn.Module] = field(default_factory=dict)
     replacements: dict[nn.Module, nn.Module] = field(default_factory=dict)
     rows: defaultdict[str, list[LayerReport]] = field(default_factory=lambda: defaultdict(list))
-    fuses: bool = False
+    shared: list[tuple[str, SharedInputLinear]] = field(default_factory=list)
+
+
+def _called(layers: Sequence[Layer], recording: Recording, refused: dict[str, str]) -> list[Layer]:
+    """Those that the run called. The weight of another one may be read and multiplied by somebody else."""
+    for layer in layers:
+        if layer.module not in recording.called:
+            hint = "name it in targets to convert it all the same"
+            refused[layer.fqn] = f"no example input reached it ({hint})"
+    return [layer for layer in layers if layer.fqn not in refused]
 
 
 def _read(modules: Mapping[str, nn.Module], refused: Mapping[str, str]) -> tuple[list[Layer], dict[str, str]]:
@@ -171,7 +189,13 @@ def _read(modules: Mapping[str, nn.Module], refused: Mapping[str, str]) -> tuple
     return layers, reasons
 
 
-def _units(layers: Sequence[Layer], recording: Recording, options: Options) -> list[Unit]:
+def _units(
+    model: nn.Module, layers: Sequence[Layer], recording: Recording | None, options: Options
+) -> list[Unit]:
+    # Without a run there is nothing to hold a folded model against.
+    fold = options.fold_batch_norm and recording is not None
+    recording = recording or Recording()
+    following = followers(model, recording, fold=fold, fuse=options.fuse)
     groups: defaultdict[object, list[Layer]] = defaultdict(list)
     for layer in layers:
         marks = recording.shared.get(layer.module)
@@ -184,12 +208,9 @@ def _units(layers: Sequence[Layer], recording: Recording, options: Options) -> l
             continue
         (layer,) = group
         for name, part in layer.parts.items():
-            found = UNFUSED
-            if layer.kind.fuses:
-                fold, fuse = options.fold_batch_norm, options.fuse
-                found = chain(layer.module, recording, fold_batch_norm=fold, fuse=fuse)
-            weights = part.weights if found.batch_norm is None else folded(part.weights, found.batch_norm)
-            units.append(Unit((layer,), name, weights, found))
+            after = following.get(layer.module, NOBODY) if layer.kind.fuses else NOBODY
+            weights = part.weights if after.batch_norm is None else folded(part.weights, after.batch_norm)
+            units.append(Unit((layer,), name, weights, after))
     return units
 
 
@@ -201,27 +222,23 @@ def _stacked(weights: Sequence[Weights]) -> Weights:
     return Weights(weight, torch.cat(biases))
 
 
-def _decide(unit: Unit, recording: Recording, options: Options, timer: Timer, found: _Found) -> None:
+def _decide(unit: Unit, survey: Survey, options: Options, timer: Timer, found: _Found) -> None:
     """Plan one unit; what takes the place of its modules goes to `found`."""
-    case, tokens = case_of(unit, recording, options)
+    case, tokens = case_of(unit, survey.recording, options)
     if isinstance(case, str):
         _report(unit, Plan(case), [None] * len(unit.layers), found)
         return
     decision = plan(case, tokens, timer, options.memory)
     modules: list[nn.Module | None] = [None] * len(unit.layers)
     if len(unit.layers) == 1:
-        module = case.module(decision, unit.chain)
-        modules = [module]
-        if module is not None:
-            done = unit.chain.modules[: case.applied(decision, unit.chain)]
-            found.replacements.update({each: Fused(each).train(each.training) for each in done})
-            found.fuses |= unit.chain.activation != "none"
+        modules = [_with_norm(unit, case.module(decision), survey.recording, options)]
     elif decision.is_sparse:
-        whole = case.module(decision, unit.chain)
+        whole = case.module(decision)
         assert isinstance(whole, SparseLinear)
         biased = [layer.parts[unit.part].weights.bias is not None for layer in unit.layers]
-        modules = list(SharedInputLinear.share(whole, unit.sizes, biased))
-        found.fuses = True
+        parts = SharedInputLinear.share(whole, unit.sizes, biased)
+        found.shared.append((_parent([layer.fqn for layer in unit.layers]), parts[0]))
+        modules = list(parts)
     elif decision.prepack:
         each = [layer.parts[unit.part].weights for layer in unit.layers]
         modules = [PrepackedLinear(w.weight, w.bias) for w in each]
@@ -229,6 +246,29 @@ def _decide(unit: Unit, recording: Recording, options: Options, timer: Timer, fo
     for layer, module in zip(unit.layers, modules, strict=True):
         if module is not None:
             found.parts[layer.module, unit.part] = module
+
+
+def _with_norm(
+    unit: Unit, module: nn.Module | None, recording: Recording, options: Options
+) -> nn.Module | None:
+    """The layer beside its product with the batch norm that follows, which `module` is; torch's own stays."""
+    norm, (layer,) = unit.followers.batch_norm, unit.layers
+    if norm is None or module is None:
+        return module
+    exact = replace(options, weights=None, activations=None)
+    weights = layer.parts[unit.part].weights
+    if isinstance(module, PrepackedLinear):
+        return FoldedLayer(PrepackedLinear(weights.weight, weights.bias, tokens=module.tokens), module, norm)
+    alone, _ = case_of(replace(unit, weights=weights), recording, exact)
+    assert not isinstance(alone, str)
+    return FoldedLayer(alone.compact_module(), module, norm)
+
+
+def _parent(fqns: Sequence[str]) -> str:
+    """The innermost module that holds all of these."""
+    paths = [fqn.split(".")[:-1] for fqn in fqns]
+    levels = itertools.takewhile(lambda names: len(set(names)) == 1, zip(*paths, strict=False))
+    return ".".join(names[0] for names in levels)
 
 
 def case_of(unit: Unit, recording: Recording, options: Options) -> tuple[Case | str, tuple[int, ...]]:
@@ -289,11 +329,9 @@ def _leave_fast_paths(model: nn.Module, found: _Found) -> None:
             found.replacements[module.self_attn] = dense.train(module.self_attn.training)
 
 
-def _work_in_place(model: nn.Module, recording: Recording, found: _Found) -> None:
-    for module in model.modules():
-        if module not in found.replacements and (twin := in_place(module, recording)):
-            found.replacements[module] = twin
-            found.fuses = True
+def _following(after: Followers) -> str:
+    names = ["its batch norm"] if after.batch_norm is not None else []
+    return " and ".join([*names, *([after.activation] if after.activation != "none" else [])])
 
 
 def _refused_row(fqn: str, module: nn.Module, reason: str) -> LayerReport:
@@ -312,6 +350,8 @@ def _report(unit: Unit, decision: Plan, modules: Sequence[nn.Module | None], fou
         if isinstance(module, SharedInputLinear):
             others = ", ".join(other.fqn.rsplit(".", 1)[-1] for other in unit.layers if other is not layer)
             reason = f"{reason}, one matrix with {others}"
+        if module is not None and unit.followers is not NOBODY:
+            reason = f"{reason}, with {_following(unit.followers)}"
         row = LayerReport(
             layer=f"{layer.fqn}:{unit.part}" if unit.part else layer.fqn,
             shape=(size, k),
@@ -328,12 +368,6 @@ def _report(unit: Unit, decision: Plan, modules: Sequence[nn.Module | None], fou
             ),
             source=max((times.source for times in decision.times), key=SOURCES.index, default=""),
             dense_nbytes=weights.nbytes,
-            nbytes=weights.nbytes if module is None else _held(module),
+            nbytes=weights.nbytes if module is None else held_bytes(module),
         )
         found.rows[layer.fqn].append(row)
-
-
-def _held(module: nn.Module) -> int:
-    """Bytes of all that takes the layer's place."""
-    nbytes = getattr(module, "nbytes", None)
-    return nbytes if isinstance(nbytes, int) else sum(parameter.nbytes for parameter in module.parameters())

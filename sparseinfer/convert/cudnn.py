@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from sparseinfer._timing import interleave
+from sparseinfer._timing import interleave, sample
 from sparseinfer.convert.cases import Call
 from sparseinfer.convert.cuda_case import waited_for
 from sparseinfer.convert.recording import Recording, spread
@@ -30,7 +30,7 @@ def slower_than_cudnn(dense: nn.RNNBase, sparse: nn.Module, recording: Recording
 
 def _ratio(dense: nn.RNNBase, sparse: nn.Module, shape: tuple[int, ...]) -> float:
     like = next(dense.parameters())
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
+    x = sample(shape, like.dtype).to(like.device)
 
     def call(module: nn.Module) -> list[Call]:
         return [waited_for(lambda: module(x), like.device)]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from sparseinfer.convert.apply import replace_, return_to_nested_tensors
+from sparseinfer.convert.apply import return_to_nested_tensors, unfinish_
 from sparseinfer.convert.kinds import restored
+from sparseinfer.convert.places import replace_
 from sparseinfer.convert.report import detach
 
 
@@ -23,6 +24,7 @@ def densify_(model: nn.Module) -> nn.Module:
     replacements: dict[nn.Module, nn.Module] = {}
     _collect(model, replacements)
     replace_(model, replacements)
+    unfinish_(model)
     return_to_nested_tensors(model)
     detach(model)
     return model

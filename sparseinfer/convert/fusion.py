@@ -1,87 +1,93 @@
-"""Activations and batch norms that the layer before them can do by itself."""
+"""What the layer before it can do by itself: activations, and batch norms on request."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sparseinfer import ops
+from sparseinfer.convert.chains import chains, join_
 from sparseinfer.convert.recording import Recording
-from sparseinfer.convert.weights import Weights
+from sparseinfer.convert.weights import Weights, class_of
+from sparseinfer.modules.activations import activation_name
+from sparseinfer.modules.chain import CHAINING, affine_of
+from sparseinfer.modules.owned import may_take
+from sparseinfer.modules.unwatched import is_unwatched
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+# The batch norm whose channels are those of the layer, and the dimensions of an input for which they are.
+_NORMS = {nn.Linear: (nn.BatchNorm1d, 2), nn.Conv1d: (nn.BatchNorm1d, 3), nn.Conv2d: (nn.BatchNorm2d, 4)}
 
 
 @dataclass(frozen=True)
-class Chain:
-    """What follows a layer and disappears into it: `modules` become `Fused`."""
+class Followers:
+    """What a layer's result goes straight into somewhere in the model."""
 
     batch_norm: nn.Module | None = None
     activation: str = "none"
-    modules: tuple[nn.Module, ...] = ()
 
 
-UNFUSED = Chain()
+NOBODY = Followers()
 
 
-def chain(module: nn.Module, recording: Recording, *, fold_batch_norm: bool, fuse: bool) -> Chain:
-    """The batch norm and the activation that alone read the results of `module`, one after the other."""
-    follower, batch_norm, fused = recording.reader.get(module), None, []
-    if fold_batch_norm and follower is not None and _foldable(follower):
-        batch_norm, follower = follower, recording.reader.get(follower)
-        fused.append(batch_norm)
-    activation = activation_of(follower) if fuse and follower is not None else "none"
-    if follower is not None and activation != "none":
-        fused.append(follower)
-    return Chain(batch_norm, activation, tuple(fused))
+def followers(
+    model: nn.Module, recording: Recording, *, fold: bool, fuse: bool
+) -> Mapping[nn.Module, Followers]:
+    """Of each Linear and convolution: a batch norm to fold if `fold`, and an activation if `fuse`.
 
-
-@torch.no_grad()
-def activation_of(module: nn.Module) -> str:
-    """Which activation of ours a module computes, whatever its class is called; "none" if it is another.
-
-    A module without state, children or hooks is asked, with small and huge values; it must agree to 1e-5.
+    The recording only says whether folding is worth it. Where it is right is asked at every call.
     """
-    stateful = any(True for held in (module.children(), module.parameters(), module.buffers()) for _ in held)
-    if module.training or stateful or _has_hooks(module):
-        return "none"
-    huge = torch.logspace(1.0, 30.0, 59)  # where a Hardtanh(0, 20) is no ReLU
-    x = torch.cat([-huge, torch.linspace(-12.0, 12.0, 4001), huge])
-    try:
-        y = module(x.clone())
-    except Exception:
-        return "none"
-    if not isinstance(y, Tensor) or y.shape != x.shape or y.dtype != x.dtype:
-        return "none"
-    for name, activate in ops.ACTIVATIONS.items():
-        if name != "none" and torch.allclose(y, activate(x.double()).float(), rtol=1e-5, atol=1e-5):
-            return name
-    return "none"
+
+    def joins(first: Any, then: Any) -> bool:
+        if then is None:
+            return False
+        if isinstance(first, nn.Module) and fold and _foldable(first, then, recording):
+            return True
+        return fuse and isinstance(first, nn.Module) and activation_name(then) != "none"
+
+    found: dict[nn.Module, Followers] = {}
+    for module in model.modules():
+        for first, *rest in chains(module, joins):
+            norm = rest[0] if _foldable(first, rest[0], recording) and fold else None
+            last = rest[0] if norm is None else rest[1] if len(rest) > 1 else None
+            name = "none" if last is None else activation_name(last)
+            found.setdefault(first, Followers(norm, name))
+    return found
 
 
-def folded(weights: Weights, batch_norm: Any) -> Weights:
+def join_all_(model: nn.Module, *, fuse: bool) -> None:
+    """Let every module of a converted model hand what its layers compute to what follows, in one call."""
+
+    def joins(first: Any, then: Any) -> bool:
+        if then is None:
+            return fuse and may_take(first)
+        if type(first) in CHAINING:
+            return first.__dict__.get("batch_norm") is then or (fuse and activation_name(then) != "none")
+        return fuse and type(first) in (nn.BatchNorm1d, nn.BatchNorm2d) and activation_name(then) != "none"
+
+    for module in model.modules():
+        join_(module, joins)
+
+
+def folded(weights: Weights, batch_norm: nn.Module) -> Weights:
     """The weights that compute batch_norm(W x + bias) in eval mode; in double, then rounded."""
-    mean, variance = batch_norm.running_mean.double(), batch_norm.running_var.double()
-    scale = (variance + batch_norm.eps).rsqrt()
-    if batch_norm.weight is not None:
-        scale = scale * batch_norm.weight.detach().double()
-    bias = -mean if weights.bias is None else weights.bias.double() - mean
-    bias = bias * scale
-    if batch_norm.bias is not None:
-        bias = bias + batch_norm.bias.detach().double()
-    weight = weights.weight.double() * scale.view(-1, *[1] * (weights.weight.ndim - 1))
+    scale, shift = affine_of(batch_norm)
+    bias = shift if weights.bias is None else weights.bias.double() * scale + shift
+    weight = weights.weight.double() * scale[:, None]
     return Weights(weight.to(weights.weight.dtype), bias.to(weights.weight.dtype))
 
 
-def _foldable(module: nn.Module) -> bool:
-    """A batch norm in eval mode, with statistics: else it computes them from its input."""
-    if type(module) not in BATCH_NORMS or module.training or _has_hooks(module):
+def _foldable(layer: Any, norm: Any, recording: Recording) -> bool:
+    """Whether a batch norm in eval mode is a factor and a term for each row of the layer's weight."""
+    kind, dims = _NORMS.get(class_of(layer), (None, 0)) if isinstance(layer, nn.Module) else (None, 0)
+    if kind is None or type(norm) is not kind or norm.training or not is_unwatched(norm):
         return False
-    return module.running_mean is not None
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    if norm.running_mean is None or norm.running_var is None or norm.running_mean.is_meta:
+        return False
+    rows = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    shapes = recording.shapes.get(layer, ())
+    reached = any(len(shape) == dims for shape in shapes)
+    finite = reached and all(bool(torch.isfinite(t).all()) for t in affine_of(norm))
+    return finite and norm.num_features == rows

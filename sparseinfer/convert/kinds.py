@@ -12,12 +12,10 @@ import torch
 from torch import nn
 
 from sparseinfer._select import is_transposed_linear
-from sparseinfer.convert.fusion import BATCH_NORMS
-from sparseinfer.convert.inplace import out_of_place
 from sparseinfer.convert.weights import Weights, class_of, read
 from sparseinfer.modules import (
     ChannelsLastMaxPool2d,
-    Fused,
+    FoldedLayer,
     PrepackedLinear,
     SharedInputLinear,
     SparseConv1d,
@@ -68,10 +66,8 @@ def kind_of(module: nn.Module) -> Kind | None:
 
 def restored(module: nn.Module) -> nn.Module | None:
     """The dense module whose place this one took; None if it took none."""
-    if isinstance(module, Fused):
-        # What was folded stays folded.
-        original = nn.Identity() if type(module.dense()) in BATCH_NORMS else copy.deepcopy(module.dense())
-        return original.train(module.training)
+    if isinstance(module, FoldedLayer):
+        return restored(module.plain) or copy.deepcopy(module.plain)
     if isinstance(module, ChannelsLastMaxPool2d):
         return module.to_pool()
     if isinstance(module, SparseMultiheadAttention):
@@ -85,7 +81,7 @@ def restored(module: nn.Module) -> nn.Module | None:
         linear = dense_linear(weight, dense_bias(module)).train(module.training)
         origin = getattr(module, _ORIGIN, None)
         return linear if origin is None else _transposed(linear, origin)
-    return out_of_place(module)
+    return None
 
 
 def _rows(shape: Shape) -> int:

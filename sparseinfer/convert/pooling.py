@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from sparseinfer._timing import Timing, interleave
+from sparseinfer._timing import Timing, interleave, sample
 from sparseinfer.convert.recording import Recording
 from sparseinfer.convert.report import LayerReport
 from sparseinfer.modules import ChannelsLastMaxPool2d
@@ -22,10 +22,7 @@ def faster_pool(fqn: str, pool: nn.Module, recording: Recording) -> tuple[nn.Mod
         return None
     if pool._forward_hooks or pool._forward_pre_hooks or "forward" in vars(pool):
         return None
-    x, other = (
-        torch.randn(shapes[-1], generator=torch.Generator().manual_seed(0)),
-        ChannelsLastMaxPool2d(pool),
-    )
+    x, other = sample(shapes[-1], torch.float32), ChannelsLastMaxPool2d(pool)
     times: dict[str, Timing] = interleave(
         {"now": [lambda: pool(x)], "other": [lambda: other(x)]}, budget_s=_BUDGET_S, min_rounds=3
     )

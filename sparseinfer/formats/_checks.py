@@ -14,6 +14,10 @@ INDEX_DTYPES = (torch.int64, torch.int32)
 INT32_MAX = 2**31 - 1
 
 
+class WrongDtype(TypeError, RuntimeError):
+    """A TypeError, and what torch's own layers raise too."""
+
+
 def on_cpu(name: str, t: object) -> Tensor:
     """t itself. TypeError unless it is a tensor, ValueError unless its data lies in CPU memory."""
     if not isinstance(t, Tensor):
@@ -22,6 +26,16 @@ def on_cpu(name: str, t: object) -> Tensor:
         hint = "materialise it first" if t.device.type == "meta" else "move it with .cpu() first"
         raise ValueError(f"{name}: expected a tensor on cpu, got {t.device} ({hint})")
     return t
+
+
+def address(name: str, t: Tensor) -> int:
+    """Where t's elements lie, for native code: ValueError unless that is one piece of CPU memory."""
+    if not t.is_cpu or t.layout != torch.strided or not t.is_contiguous():
+        got = f"{t.layout} on {t.device}" + (
+            f" with stride {t.stride()}" if t.layout == torch.strided else ""
+        )
+        raise ValueError(f"{name}: expected a contiguous tensor on the CPU, got {got}")
+    return t.data_ptr()
 
 
 def plain(name: str, t: object, dtypes: Sequence[torch.dtype], ndim: int) -> Tensor:

@@ -53,7 +53,8 @@ class Compressed:
         units = self.values.shape[0]
         _checks.length("crow_indices", self.crow_indices, rows + 1, "rows + 1")
         _checks.length("col_indices", self.col_indices, units, "values.shape[0]")
-        core.check_csr(self.crow_indices.data_ptr(), self.col_indices.data_ptr(), rows, columns, units)
+        crow, col = (_checks.address(name, getattr(self, name)) for name in ("crow_indices", "col_indices"))
+        core.check_csr(crow, col, rows, columns, units)
 
     @classmethod
     def from_torch(cls: type[Self], t: Tensor) -> Self:
@@ -85,6 +86,8 @@ class Compressed:
             self.values,
             size=self.shape,
             layout=self._layout,
+            dtype=self.dtype,
+            device=self.values.device,
             check_invariants=False,
         )
 
@@ -119,7 +122,7 @@ class Compressed:
 
     def _unit_rows(self) -> Tensor:
         """Row of each unit, int64 [values.shape[0]]."""
-        rows = torch.arange(self.crow_indices.numel() - 1)
+        rows = torch.arange(self.crow_indices.numel() - 1, dtype=torch.int64, device="cpu")
         return rows.repeat_interleave(self.crow_indices.diff(), output_size=self.values.shape[0])
 
     def _describe(self) -> str:
@@ -131,6 +134,6 @@ class Compressed:
 
 def offsets(kept: Tensor) -> Tensor:
     """Row offsets, int64 [rows + 1], of the units kept by a bool mask [rows, columns]."""
-    crow = torch.zeros(kept.shape[0] + 1, dtype=torch.int64)
+    crow = torch.zeros(kept.shape[0] + 1, dtype=torch.int64, device="cpu")
     torch.cumsum(kept.sum(dim=1), dim=0, out=crow[1:])
     return crow

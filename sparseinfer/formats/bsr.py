@@ -43,7 +43,7 @@ class BSR(Compressed):
     def to_dense(self) -> Tensor:
         """The matrix [n, k], bit for bit what was stored, zeros elsewhere."""
         (rows, columns), (r, c) = self._grid(), self.block_size
-        blocks = torch.zeros((rows, columns, r, c), dtype=self.dtype)
+        blocks = torch.zeros((rows, columns, r, c), dtype=self.dtype, device="cpu")
         blocks[self._unit_rows(), self.col_indices.to(torch.int64)] = self.values
         return blocks.transpose(1, 2).reshape(self.shape)
 

@@ -36,11 +36,14 @@ class CSR(Compressed):
         w = _checks.plain("weight", w, _checks.VALUE_DTYPES, 2)
         n, k = w.shape
         dtype = _checks.DTYPE_NAMES[w.dtype]
-        crow = torch.empty(n + 1, dtype=torch.int64)
-        core.dense_row_offsets(w.data_ptr(), dtype, n, k, crow.data_ptr())
+        dense, crow = _checks.address("weight", w), torch.empty(n + 1, dtype=torch.int64, device="cpu")
+        offsets = _checks.address("crow_indices", crow)
+        core.dense_row_offsets(dense, dtype, n, k, offsets)
         nnz = int(crow[-1])
-        col, values = torch.empty(nnz, dtype=torch.int32), torch.empty(nnz, dtype=w.dtype)
-        core.dense_to_csr(w.data_ptr(), dtype, n, k, crow.data_ptr(), col.data_ptr(), values.data_ptr())
+        col = torch.empty(nnz, dtype=torch.int32, device="cpu")
+        values = torch.empty(nnz, dtype=w.dtype, device="cpu")
+        parts = _checks.address("col_indices", col), _checks.address("values", values)
+        core.dense_to_csr(dense, dtype, n, k, offsets, *parts)
         return cls(values, crow, col, (n, k))
 
     @classmethod
@@ -68,6 +71,6 @@ class CSR(Compressed):
 
     def to_dense(self) -> Tensor:
         """The matrix [n, k], bit for bit what was stored, zeros elsewhere."""
-        w = torch.zeros(self.shape, dtype=self.dtype)
+        w = torch.zeros(self.shape, dtype=self.dtype, device="cpu")
         w[self._unit_rows(), self.col_indices.to(torch.int64)] = self.values
         return w

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from sparseinfer.modules._packed import pack_groups
 from sparseinfer.modules.attention import SparseMultiheadAttention
+from sparseinfer.modules.chain import FoldedLayer, chain
 from sparseinfer.modules.conv import SparseConv1d, SparseConv2d
 from sparseinfer.modules.dense import PrepackedLinear
-from sparseinfer.modules.fused import Fused
 from sparseinfer.modules.linear import SparseLinear
 from sparseinfer.modules.pooling import ChannelsLastMaxPool2d
 from sparseinfer.modules.recurrent import RecurrentCell, SparseGRU, SparseLSTM, SparseRNN
@@ -14,7 +14,7 @@ from sparseinfer.modules.shared import SharedInputLinear
 
 __all__ = [
     "ChannelsLastMaxPool2d",
-    "Fused",
+    "FoldedLayer",
     "PrepackedLinear",
     "RecurrentCell",
     "SharedInputLinear",
@@ -25,5 +25,6 @@ __all__ = [
     "SparseLinear",
     "SparseMultiheadAttention",
     "SparseRNN",
+    "chain",
     "pack_groups",
 ]

@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparseinfer import ops
 from sparseinfer.formats import BSR, CSR
-from sparseinfer.modules._parts import destination
+from sparseinfer.modules._parts import constant, destination, unseen
+from sparseinfer.modules._read_only import ReadOnlyTensor
+from sparseinfer.modules._stand_in import StandIn
 from sparseinfer.ops.packing import DTYPES
 
 Self = TypeVar("Self", bound="PackedLayer")
@@ -19,7 +21,7 @@ Self = TypeVar("Self", bound="PackedLayer")
 _PARTS = ("values", "crow_indices", "col_indices")
 
 
-class PackedLayer(nn.Module):
+class PackedLayer(StandIn):
     """A layer whose weight, as a matrix [n, k], lives only in packings.
 
     The packings are uint8 buffers `packing_0`, ... that `state_dict()` leaves out: there the layer is
@@ -72,17 +74,49 @@ class PackedLayer(nn.Module):
         # Layouts and plan that the layer had on the other kind of device.
         self._left: tuple[list[ops.Layout], str] | None = None
         device = packings[0].device
-        self.register_buffer("bias", _checked_bias(bias, infos[0].n * groups, self.dtype, device))
+        self._times_packed = 0
+        self._register_bias(_checked_bias(bias, infos[0].n * groups, self.dtype, device), self.dtype, device)
         for name, packed in zip(self._packing_names, packings, strict=True):
             self.register_buffer(name, packed, persistent=False)
+        self._note_packed()
+
+    def _note_packed(self) -> None:
+        """What the packings are, for constants: torch.export puts others in their place while it traces."""
+        self._noted = (tuple(self._packings()),)
 
     @staticmethod
     def _default_buckets(layout: ops.Layout) -> tuple[ops.Bucket, ...]:
         return layout.buckets(0)
 
+    def dense_matrix(self) -> Tensor:
+        """The dense weight [n, k], made anew, in the layer's dtype and where the layer is."""
+        with unseen():
+            return self.to_format().to_dense().to(self._packings()[0].device, self.dtype)
+
+    def constant_matrix(self) -> Tensor:
+        """`dense_matrix`, while torch.export traces the layer."""
+        packings = self._noted[0]
+        return self._format_of(packings).to_dense().to(packings[0].device, self.dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight, made anew at every access: for inspection, not for speed. It is read only.
+
+        In a graph of torch.compile or torch.export it is a constant.
+        """
+        matrix = constant(self, self._times_packed) if torch.compiler.is_compiling() else self.dense_matrix()
+        return ReadOnlyTensor.of(self._as_weight(matrix))
+
+    def _as_weight(self, matrix: Tensor) -> Tensor:
+        """The weight of the dense layer, of which the layer's own is [n, k]."""
+        return matrix
+
     def to_format(self) -> CSR | BSR:
         """The weight [n, k] in its portable format, made anew from the first layout's packings."""
-        return join_rows([ops.unpack(packed) for packed in self._packings()[: self._groups]])
+        return self._format_of(self._packings())
+
+    def _format_of(self, packings: Sequence[Tensor]) -> CSR | BSR:
+        return join_rows([ops.unpack(packed) for packed in packings[: self._groups]])
 
     @property
     def nnz(self) -> int:
@@ -98,13 +132,18 @@ class PackedLayer(nn.Module):
     @property
     def nbytes(self) -> int:
         """Bytes of everything the layer holds: its packings and the bias."""
-        return sum(buffer.nbytes for buffer in self.buffers())
+        return sum(held.nbytes for held in (*self.parameters(), *self.buffers()))
 
     @property
     def dense_nbytes(self) -> int:
         """Bytes of weight and bias if the layer were dense."""
         n, k = self.matrix_shape
         return n * (k + (self.bias is not None)) * self.dtype.itemsize
+
+    @property
+    def device(self) -> torch.device:
+        """Where the packings are."""
+        return self._packings()[0].device
 
     @property
     def _info(self) -> ops.PackedInfo:
@@ -133,20 +172,22 @@ class PackedLayer(nn.Module):
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         target = destination(self, self.dtype, fn)
         if target.type == self._packings()[0].device.type:
-            return super()._apply(fn, recurse)
+            super()._apply(fn, recurse)
+            self._note_packed()
+            return self
         fmt = self.to_format()
         layouts, plan = self._left or self._layouts_on(target, fmt)
         packings = pack_groups(fmt, layouts, self._groups, target)
-        bias = None if self.bias is None else fn(self.bias)
+        self._move_parameters(fn)
         self._left = self._layouts(), self.plan
         for name in self._packing_names:
             del self._buffers[name]
             self._non_persistent_buffers_set.discard(name)
         self.plan = plan
         self._packing_names = tuple(f"packing_{i}" for i in range(len(packings)))
-        self._buffers["bias"] = bias
         for name, packed in zip(self._packing_names, packings, strict=True):
             self.register_buffer(name, packed, persistent=False)
+        self._note_packed()
         return self
 
     def _layouts_on(self, device: torch.device, fmt: CSR | BSR) -> tuple[list[ops.Layout], str]:
@@ -176,6 +217,8 @@ class PackedLayer(nn.Module):
         """Packs again. A weight or bias that does not fit becomes an error message and changes nothing."""
         keys = [prefix + part for part in _PARTS]
         missing = [key for key in keys if key not in state_dict]
+        # A packing is not the tensor that is given, so a bias shall not be either: it keeps its dtype.
+        local_metadata = {**local_metadata, "assign_to_params_buffers": False}
         repacked: list[Tensor] = []
         errors: list[str] = []
         if not missing:
@@ -192,6 +235,8 @@ class PackedLayer(nn.Module):
         if repacked and not errors:
             for name, packed in zip(self._packing_names, repacked, strict=True):
                 setattr(self, name, packed)
+            self._times_packed += 1
+            self._note_packed()
         missing_keys.extend(missing)
         unexpected_keys.extend(key for key in base_unexpected if key not in keys)
         error_msgs.extend(errors)
@@ -218,6 +263,7 @@ class PackedLayer(nn.Module):
         state["_buffers"] = {name: buffer for name, buffer in self._buffers.items() if name not in own}
         state["format"] = self.to_format()
         state["layouts"] = self._layouts()
+        del state["_noted"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -226,6 +272,7 @@ class PackedLayer(nn.Module):
         packings = pack_groups(fmt, layouts, self._groups)
         for name, packed in zip(self._packing_names, packings, strict=True):
             self._buffers[name] = packed
+        self._note_packed()
 
 
 def as_layouts(packings: Sequence[str | ops.Layout]) -> list[ops.Layout]:

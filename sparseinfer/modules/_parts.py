@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _disable_current_modes
+
+from sparseinfer.ops.transforms import refuse_gradients
+
+__all__ = [
+    "checked_part",
+    "constant",
+    "dense_bias",
+    "dense_linear",
+    "dense_weight",
+    "destination",
+    "dtype_of",
+    "features",
+    "is_observed",
+    "refuse_gradients",
+    "unseen",
+]
 
 
 def checked_part(name: str, part: object, n: int, k: int) -> nn.Module:
@@ -40,11 +60,24 @@ def dense_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     return linear
 
 
-def dense_weight(part: nn.Module) -> Tensor:
-    """A copy of the part's dense weight [n, k]."""
+def dtype_of(part: nn.Module) -> torch.dtype:
+    """Of the part's inputs and results."""
+    own = getattr(part, "dtype", None)
+    if isinstance(own, torch.dtype):
+        return own
     weight = part.weight
     assert isinstance(weight, Tensor)
-    return weight.detach().clone()
+    return weight.dtype
+
+
+def dense_weight(part: nn.Module) -> Tensor:
+    """A copy of the part's dense weight [n, k]."""
+    own: Any = getattr(part, "dense_matrix", None)
+    weight: Any = part.weight if own is None else own()
+    if own is None:
+        weight = weight.detach().clone()
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def dense_bias(part: nn.Module) -> Tensor | None:
@@ -53,23 +86,50 @@ def dense_bias(part: nn.Module) -> Tensor | None:
     return bias.detach().clone() if isinstance(bias, Tensor) else None
 
 
-def refuse_gradients(**inputs: Tensor | None) -> None:
-    """RuntimeError that names the first input whose gradient would be asked for."""
-    if torch.is_grad_enabled():
-        for name, tensor in inputs.items():
-            if tensor is not None and tensor.requires_grad:
-                raise RuntimeError(
-                    f"{name}: expected an input without gradients, got requires_grad=True "
-                    "(sparse layers are for inference: run under torch.no_grad() or torch.inference_mode())"
-                )
-
-
 def destination(module: nn.Module, dtype: torch.dtype, fn: Callable[[Tensor], Tensor]) -> torch.device:
     """Where fn, as nn.Module._apply gets it, moves tensors. TypeError: to another dtype or kind of device."""
-    probe = fn(torch.zeros(1, dtype=dtype))
+    probe = fn(torch.zeros(1, dtype=dtype, device="cpu"))
     if probe.dtype != dtype or probe.device.type not in ("cpu", "cuda"):
         raise TypeError(
             f"{type(module).__name__}: expected to stay {dtype} on cpu or cuda, got a move to "
             f"{probe.dtype} on {probe.device} (move the dense model, then convert it again)"
         )
     return probe.device
+
+
+def is_observed() -> bool:
+    """Whether torch looks on at what is computed, and would lose sight of writes into memory.
+
+    That is: torch.compile, torch.export, jit.trace, the transforms of torch.func, and forward mode.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+@contextmanager
+def unseen() -> Iterator[None]:
+    """What is computed here is a constant to jit.trace and to the transforms of torch.func."""
+    state: Any = torch._C
+    tracing, set_state = state._get_tracing_state(), state._set_tracing_state
+    set_state(None)
+    try:
+        with torch._C._DisableFuncTorch():
+            yield
+    finally:
+        set_state(tracing)
+
+
+@torch.compiler.assume_constant_result
+def _constant(layer: Any, times_held: int) -> tuple[Tensor]:
+    """In a tuple, because inductor refuses a graph with two tensors from the same function."""
+    with _disable_current_modes():
+        return (layer.constant_matrix(),)
+
+
+def constant(layer: Any, times_held: int) -> Tensor:
+    """The layer's `constant_matrix` as a constant of a graph, valid while `times_held` is what it is now."""
+    return _constant(layer, times_held)[0]

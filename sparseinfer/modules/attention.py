@@ -4,30 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparseinfer.modules._parts import checked_part, dense_bias, dense_linear, dense_weight, features
+from sparseinfer.modules._read_only import ReadOnlyTensor
+from sparseinfer.modules._stand_in import StandIn
 
 
-class _NoWeight:
-    """Stands where torch looks for a packed dense weight, and says that there is none to read.
-
-    A TransformerEncoder that was built with nn.MultiheadAttention keeps trying to feed its layers nested
-    tensors, which only the dense fast path understands. It refrains where a weight has `__torch_function__`.
-    """
-
-    @classmethod
-    def __torch_function__(cls, *args: object, **kwargs: object) -> object:
-        return NotImplemented
-
-    def __repr__(self) -> str:
-        return "<no dense weight: see in_proj>"
-
-
-class SparseMultiheadAttention(nn.Module):
+class SparseMultiheadAttention(StandIn):
     """softmax(q · kᵀ / √d) · v for each head, between projections that are modules; for inference.
 
     in_proj     one module [3e, e] for q, k and v, or an nn.ModuleList of three [e, e], [e, kdim], [e, vdim]
@@ -45,9 +33,14 @@ class SparseMultiheadAttention(nn.Module):
     bias_k: Tensor | None
     bias_v: Tensor | None
 
-    # What TransformerEncoderLayer and TransformerEncoder ask before they take their fast path.
-    in_proj_weight = _NoWeight()
-    in_proj_bias = None
+    # TransformerEncoderLayer asks this before it takes its fast path, which would read the weights. (An
+    # encoder that was built with nn.MultiheadAttention asks whether `in_proj_weight` is a plain tensor.)
+    _qkv_same_embed_dim = False
+
+    _derived = frozenset(
+        {"in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight"}
+    )
+    merge_masks = nn.MultiheadAttention.merge_masks
 
     def __init__(
         self,
@@ -98,7 +91,6 @@ class SparseMultiheadAttention(nn.Module):
         self.batch_first = batch_first
         self.dropout = dropout
         self.add_zero_attn = add_zero_attn
-        self._qkv_same_embed_dim = self.kdim == e and self.vdim == e
 
     @classmethod
     def from_attention(
@@ -140,6 +132,51 @@ class SparseMultiheadAttention(nn.Module):
         weights = list(three if weight is None else weight.chunk(3))
         biases = (None, None, None) if bias is None else bias.chunk(3)
         return [dense_linear(w, b) for w, b in zip(weights, biases, strict=True)], out
+
+    @property
+    def _has_packed_weight(self) -> bool:
+        """Whether nn.MultiheadAttention would hold q, k and v as one weight."""
+        return self.kdim == self.embed_dim and self.vdim == self.embed_dim
+
+    def _parts(self) -> list[nn.Module]:
+        return list(self.in_proj) if isinstance(self.in_proj, nn.ModuleList) else [self.in_proj]
+
+    @property
+    def in_proj_weight(self) -> Tensor | None:
+        """The dense weight [3e, e] of all projections, if kdim and vdim are e; made anew, read only."""
+        if not self._has_packed_weight:
+            return None
+        parts = self._parts()
+        if len(parts) == 1:
+            weight: Any = parts[0].weight
+            return weight
+        return ReadOnlyTensor.of(torch.cat([dense_weight(part) for part in parts]))
+
+    @property
+    def in_proj_bias(self) -> Tensor | None:
+        """The bias [3e]: that of the only projection itself, of three a copy that is read only."""
+        parts = self._parts()
+        if len(parts) == 1:
+            bias: Any = parts[0].bias
+            return bias
+        biases = [bias for bias in map(dense_bias, parts) if bias is not None]
+        return ReadOnlyTensor.of(torch.cat(biases)) if biases else None
+
+    def _projection(self, index: int) -> Any:
+        return None if self._has_packed_weight else self._parts()[index].weight
+
+    @property
+    def q_proj_weight(self) -> Tensor | None:
+        """The weight of that projection, if not all are of one size."""
+        return self._projection(0)
+
+    @property
+    def k_proj_weight(self) -> Tensor | None:
+        return self._projection(1)
+
+    @property
+    def v_proj_weight(self) -> Tensor | None:
+        return self._projection(2)
 
     def forward(
         self,
@@ -258,8 +295,8 @@ class SparseMultiheadAttention(nn.Module):
         added = 0
         if self.bias_k is not None and self.bias_v is not None:
             one = (1, self.num_heads, 1, self.head_dim)
-            k = torch.cat([k, self.bias_k.view(one).expand(len(k), -1, -1, -1)], dim=2)
-            v = torch.cat([v, self.bias_v.view(one).expand(len(v), -1, -1, -1)], dim=2)
+            k = torch.cat([k, self.bias_k.view(one).expand(k.shape[0], -1, -1, -1)], dim=2)
+            v = torch.cat([v, self.bias_v.view(one).expand(v.shape[0], -1, -1, -1)], dim=2)
             added += 1
         if self.add_zero_attn:
             k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
@@ -279,7 +316,7 @@ class SparseMultiheadAttention(nn.Module):
 
     def to_attention(self) -> nn.MultiheadAttention:
         """The dense layer, exact to the bit."""
-        parts = list(self.in_proj) if isinstance(self.in_proj, nn.ModuleList) else [self.in_proj]
+        parts = self._parts()
         # Built without data: nothing to initialise, no random numbers drawn.
         mha = nn.MultiheadAttention(
             self.embed_dim,
@@ -292,7 +329,7 @@ class SparseMultiheadAttention(nn.Module):
             device="meta",
         )
         weights = [dense_weight(part) for part in parts]
-        if self._qkv_same_embed_dim:
+        if self._has_packed_weight:
             mha.in_proj_weight = nn.Parameter(torch.cat(weights))
         else:
             mha.q_proj_weight, mha.k_proj_weight, mha.v_proj_weight = map(nn.Parameter, weights)

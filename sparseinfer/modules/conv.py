@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any, ClassVar, TypeVar
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from sparseinfer import ops
 from sparseinfer.formats import CSR
 from sparseinfer.modules._packed import PackedLayer, as_layouts, pack_groups
-from sparseinfer.modules._parts import refuse_gradients
+from sparseinfer.ops.schema import as_channels_last, in_channels_last
 
 Self = TypeVar("Self", bound="_SparseConv")
 
@@ -25,6 +25,7 @@ class _SparseConv(PackedLayer):
 
     _dims: ClassVar[int]
     _dense: ClassVar[Any]
+    transposed = False
 
     def __init__(
         self,
@@ -40,12 +41,14 @@ class _SparseConv(PackedLayer):
         buckets: Sequence[ops.Bucket] | None = None,
         activation: str = "none",
         dtype: torch.dtype | None = None,
+        channels_last: bool = False,
     ) -> None:
         """Keep packings of one weight as a matrix [n, c / groups * kernel's size], and a copy of bias [n].
 
         packings     of each layout one packing for each group's n / groups rows, one after another
         buckets      which layout and kernel serve up to how many pixels of the output, all images of a batch
                      together; default: the first layout for all
+        channels_last   the dense weight was: y is in channels_last for every x, as the dense layer's
 
         The others are those of the dense layer. ValueError and TypeError as for SparseLinear, and for what
         the dense layer would refuse.
@@ -57,15 +60,20 @@ class _SparseConv(PackedLayer):
         self.dilation = self._per_dimension("dilation", dilation, 1)
         self.padding = padding if isinstance(padding, str) else self._per_dimension("padding", padding, 0)
         self.groups, self.padding_mode = groups, padding_mode
+        self.channels_last = channels_last
         if k % prod(self.kernel_size):
             raise ValueError(f"kernel_size: expected a size that divides {k} columns, got {self.kernel_size}")
         self.in_channels, self.out_channels = k // prod(self.kernel_size) * groups, n
         self._check_kernels()
 
+        self.output_padding = (0,) * self._dims
         edges = self._edges()
+        # F.pad counts from the last dimension.
+        sizes = [size for low_high in reversed(edges) for size in low_high]
+        self._reversed_padding_repeated_twice = sizes if isinstance(padding, str) else tuple(sizes)
         symmetric = padding_mode == "zeros" and all(low == high for low, high in edges)
-        # What the operator cannot pad is padded before it. F.pad counts from the last dimension.
-        self._pad = None if symmetric else [size for low_high in reversed(edges) for size in low_high]
+        # What the operator cannot pad is padded before it.
+        self._pad = None if symmetric else self._reversed_padding_repeated_twice
         self._pad_mode = "constant" if padding_mode == "zeros" else padding_mode
         rows = 2 - self._dims  # one row where the layer has one dimension
         self._op_kernel_size = [1] * rows + list(self.kernel_size)
@@ -84,17 +92,21 @@ class _SparseConv(PackedLayer):
         if not isinstance(conv, cls._dense):
             raise TypeError(f"conv: expected nn.{cls._dense.__name__}, got {type(conv).__name__}")
         fmt = CSR.from_dense(conv.weight.detach().flatten(1))
-        return cls(
+        layer = cls(
             pack_groups(fmt, as_layouts(["rowgroup"] if packings is None else packings), conv.groups),
             conv.bias,
             buckets=buckets,
             activation=activation,
+            channels_last=weight_in_channels_last(conv),
             **conv_options(conv),
         )
+        return layer.train(conv.training)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and x.requires_grad:
-            refuse_gradients(x=x)
+    def forward(self, input: Tensor) -> Tensor:
+        return self.activated(input, self.activation)
+
+    def activated(self, x: Tensor, activation: str) -> Tensor:
+        """The layer with this activation instead of its own; see `modules.chain`."""
         batched = x.dim() == self._dims + 2
         if not batched:
             if x.dim() != self._dims + 1:
@@ -105,12 +117,12 @@ class _SparseConv(PackedLayer):
         if self._pad is not None:
             x = F.pad(x, self._pad, self._pad_mode)
         if self._dims == 1:
-            x = x.unsqueeze(2)
+            x = x.contiguous().unsqueeze(2)  # images of one row are never in channels_last
         buffers = self._buffers
         y = ops.conv(
             x,
             [buffers[name] for name in self._packing_names],
-            buffers["bias"],
+            self._parameters["bias"],
             self.out_channels,
             self._op_kernel_size,
             self._op_stride,
@@ -118,8 +130,10 @@ class _SparseConv(PackedLayer):
             self._op_dilation,
             self.groups,
             self.plan,
-            self.activation,
+            activation,
         )
+        if self.channels_last:
+            y = as_channels_last(y)
         if self._dims == 1:
             y = y.squeeze(2)
         return y if batched else y.squeeze(0)
@@ -128,14 +142,21 @@ class _SparseConv(PackedLayer):
         if activation:
             self._check_no_activation()
         bias = None if self.bias is None else self.bias.clone()
-        conv = dense_conv(self._dense, self, self.weight.to(self.dtype), bias)
+        conv = dense_conv(self._dense, self, self._as_weight(self.dense_matrix()), bias)
         return conv.train(self.training)
 
-    @property
-    def weight(self) -> Tensor:
-        """The dense weight [n, c / groups, *kernel_size], made anew at every access."""
+    def _as_weight(self, matrix: Tensor) -> Tensor:
+        """[n, c / groups, *kernel_size]."""
         shape = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
-        return self.to_format().to_dense().reshape(shape).to(self._packings()[0].device)
+        weight = matrix.reshape(shape)
+        return as_channels_last(weight) if self.channels_last else weight
+
+    def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        # `.to(memory_format=torch.channels_last)` changes tensors of 4 dimensions, and there are none here.
+        if self._dims == 2 and not self.channels_last:
+            self.channels_last = in_channels_last(fn(torch.zeros(2, 2, 2, 2, dtype=self.dtype, device="cpu")))
+        return self
 
     def extra_repr(self) -> str:
         return (
@@ -187,13 +208,14 @@ class SparseConv2d(_SparseConv):
 
     The weight lives only in its packings, as a matrix [n, c / groups * kh * kw]; `state_dict()` holds that
     matrix as `values`, `crow_indices` and `col_indices`, and `bias`. `plan` says which packing and kernel
-    serve how many pixels of the output. On the CPU x in channels_last is copied first and y is contiguous, on
-    a GPU y lies as x does. float32, bfloat16 or float16, never trainable. One instance may serve several
+    serve how many pixels of the output. y is in channels_last where the dense layer's would be; on the CPU
+    x and y are copied for that. float32, bfloat16 or float16, never trainable. One instance may serve several
     threads at once.
     """
 
     _dims = 2
     _dense = nn.Conv2d
+    _conv_forward = nn.Conv2d._conv_forward  # of other weights
 
     @classmethod
     def from_conv(
@@ -225,6 +247,7 @@ class SparseConv1d(_SparseConv):
 
     _dims = 1
     _dense = nn.Conv1d
+    _conv_forward = nn.Conv1d._conv_forward
 
     @classmethod
     def from_conv(
@@ -252,6 +275,11 @@ def conv_options(conv: Any) -> dict[str, Any]:
     """What convolutions, dense and sparse, are made with besides their weights and channels."""
     names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
     return {name: getattr(conv, name) for name in names}
+
+
+def weight_in_channels_last(conv: Any) -> bool:
+    """Whether a dense convolution returns channels_last whatever it is given."""
+    return conv.weight.dim() == 4 and in_channels_last(conv.weight)
 
 
 def dense_conv(kind: Any, like: Any, weight: Tensor, bias: Tensor | None) -> Any:

@@ -7,10 +7,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
-from torch.utils._python_dispatch import _disable_current_modes
 
-from sparseinfer.modules._parts import dense_linear, destination, refuse_gradients
+from sparseinfer.formats._checks import WrongDtype
+from sparseinfer.modules._parts import (
+    constant,
+    dense_linear,
+    destination,
+    refuse_gradients,
+    unseen,
+)
+from sparseinfer.modules._read_only import ReadOnlyTensor
+from sparseinfer.modules._stand_in import LinearNames
 from sparseinfer.ops.dense import prepack_available, semi_structured_available
 
 # Of `torch.ops.mkldnn._linear_pointwise`: attr and algorithm.
@@ -28,10 +37,11 @@ _PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": lambda y: F.gelu(y, approximate="tanh"),
     "silu": F.silu,
 }
+_tracing, _transforms = torch._C._is_tracing, torch._C._functorch.peek_interpreter_stack
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-class PrepackedLinear(nn.Module):
+class PrepackedLinear(LinearNames):
     """y = activation(x · Wᵀ + bias) with a dense W [n, k]; x [..., k] -> y [..., n], of the dtype of W.
 
     The weight is reordered once, when the layer is made, and held only like that. `weight` and `state_dict()`
@@ -81,9 +91,9 @@ class PrepackedLinear(nn.Module):
         self.activation = activation
         self.tokens = tokens
         self.dtype: torch.dtype = weight.dtype
-        self.register_buffer(
-            "bias", None if bias is None else bias.detach().clone(memory_format=torch.contiguous_format)
-        )
+        if bias is not None:
+            bias = bias.detach().clone(memory_format=torch.contiguous_format)
+        self._register_bias(bias, self.dtype, weight.device)
         self._hold(weight)
 
     @classmethod
@@ -110,35 +120,47 @@ class PrepackedLinear(nn.Module):
         self._held = (weight.clone() if held is None else held,)
         self._times_held = getattr(self, "_times_held", 0) + 1
 
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and x.requires_grad:
-            refuse_gradients(x=x)
+    def forward(self, input: Tensor) -> Tensor:
+        return self.activated(input, self.activation)
+
+    def activated(self, x: Tensor, activation: str) -> Tensor:
+        """The layer with this activation instead of its own; see `modules.chain`."""
+        bias = self._parameters["bias"]
+        if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+            refuse_gradients(x=x, bias=bias)
         if torch.compiler.is_compiling():
-            return _PLAIN[self.activation](
-                F.linear(x, _constant_weight(self, self._times_held)[0], self.bias)
-            )
-        if torch._C._get_tracing_state() is not None:
-            return _PLAIN[self.activation](F.linear(x, self.weight, self.bias))
+            return _PLAIN[activation](F.linear(x, constant(self, self._times_held), bias))
         if not self.prepacked or self._held[0].is_cuda:
-            return _PLAIN[self.activation](F.linear(x, self._held[0], self.bias))
-        if x.dtype != self.dtype and torch.is_autocast_enabled("cpu"):
-            x = x.to(self.dtype)
+            return _PLAIN[activation](F.linear(x, self._held[0], bias))
+        # `is_observed` in line: products with a reordered weight are nothing that torch could look into.
+        if _tracing() or _transforms() or forward_ad._current_level >= 0:
+            refuse_gradients(x=x, bias=bias)
+            return _PLAIN[activation](F.linear(x, self.dense_matrix(), bias))
+        autocast = torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled("cpu")
+        if autocast and x.is_floating_point() and x.dtype != torch.float64:
+            x = x.to(torch.get_autocast_dtype("cpu")).to(self.dtype)
         # Nothing below checks this.
         if x.dtype != self.dtype or not x.is_cpu:
-            raise TypeError(f"x: expected {self.dtype} on cpu, got {x.dtype} on {x.device}")
+            raise WrongDtype(f"x: expected {self.dtype} on cpu, got {x.dtype} on {x.device}")
         if x.shape[-1:] != (self.in_features,):
             raise ValueError(f"x: expected shape [..., {self.in_features}], got {tuple(x.shape)}")
-        attr, algorithm = _FUSED[self.activation]
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, self._held[0], self._buffers["bias"], attr, [], algorithm
-        )
-        return y
+        attr, algorithm = _FUSED[activation]
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._held[0], bias, attr, [], algorithm)
+        return y.to(torch.get_autocast_dtype("cpu")) if autocast else y
+
+    def dense_matrix(self) -> Tensor:
+        """The dense weight [n, k], made anew."""
+        held = self._held[0]
+        with unseen():
+            return held.to_dense() if self.prepacked else held.clone()
+
+    constant_matrix = dense_matrix
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight [n, k], made anew at every access: for inspection, not for speed."""
-        held = self._held[0]
-        return held.to_dense() if self.prepacked else held.clone()
+        """The dense weight [n, k], made anew at every access: for inspection, not for speed; read only."""
+        matrix = constant(self, self._times_held) if torch.compiler.is_compiling() else self.dense_matrix()
+        return ReadOnlyTensor.of(self._as_weight(matrix))
 
     @property
     def hidden_nbytes(self) -> int:
@@ -156,7 +178,7 @@ class PrepackedLinear(nn.Module):
         if self.activation != "none":
             raise ValueError(f"activation: expected 'none', got {self.activation!r} (nn.Linear has none)")
         bias = None if self.bias is None else self.bias.clone()
-        return dense_linear(self.weight, bias).train(self.training)
+        return dense_linear(self.dense_matrix(), bias).train(self.training)
 
     def extra_repr(self) -> str:
         return (
@@ -167,14 +189,14 @@ class PrepackedLinear(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PrepackedLinear:
         target = destination(self, self.dtype, fn)
         # What oneDNN reordered cannot be moved itself.
-        moved = fn(self.weight) if target != self._held[0].device else None
+        moved = fn(self.dense_matrix()) if target != self._held[0].device else None
         super()._apply(fn, recurse)
         if moved is not None:
             self._hold(moved)
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        destination[prefix + "weight"] = self.weight
+        destination[prefix + "weight"] = self.dense_matrix()
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(
@@ -212,7 +234,7 @@ class PrepackedLinear(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: the dense weight, because a reordered one supports neither."""
         state = self.__dict__.copy()
-        state["_held"] = self.weight
+        state["_held"] = self.dense_matrix()
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -231,13 +253,3 @@ def _multipliable(weight: Tensor) -> bool:
 def _same_bits(a: Tensor, b: Tensor) -> bool:
     integer = _INTEGERS[b.dtype.itemsize]
     return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.view(integer), b.view(integer))
-
-
-@torch.compiler.assume_constant_result
-def _constant_weight(layer: PrepackedLinear, times_held: int) -> tuple[Tensor]:
-    """The dense weight, as a constant of a graph that is valid while `times_held` is what it is now.
-
-    In a tuple, because inductor refuses a graph with two tensors from the same function.
-    """
-    with _disable_current_modes():
-        return (layer.weight,)

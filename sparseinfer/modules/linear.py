@@ -11,9 +11,10 @@ from sparseinfer import ops
 from sparseinfer.formats import BSR, CSR
 from sparseinfer.modules._packed import PackedLayer, as_layouts, pack_groups
 from sparseinfer.modules._parts import dense_linear, refuse_gradients
+from sparseinfer.modules._stand_in import LinearNames
 
 
-class SparseLinear(PackedLayer):
+class SparseLinear(LinearNames, PackedLayer):
     """y = x · Wᵀ + bias with a sparse W [n, k]; x [..., k] -> y [..., n]; n = out_features, k = in_features.
 
     The weight lives only in its packings, uint8 buffers `packing_0`, ... that `state_dict()` leaves out:
@@ -69,26 +70,31 @@ class SparseLinear(PackedLayer):
         buckets: Sequence[ops.Bucket] | None = None,
     ) -> SparseLinear:
         """The same layer as `linear`, whose weight's zeros are dropped; arguments as in `from_format`."""
-        return cls.from_format(CSR.from_dense(linear.weight), linear.bias, packings=packings, buckets=buckets)
+        fmt = CSR.from_dense(linear.weight)
+        layer = cls.from_format(fmt, linear.bias, packings=packings, buckets=buckets)
+        return layer.train(linear.training)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and x.requires_grad:
-            refuse_gradients(x=x)
-        # Straight from the dict: nn.Module.__getattr__ costs 0.7 us a buffer, a tenth of a small call.
+    def forward(self, input: Tensor) -> Tensor:
+        return self.activated(input, self.activation)
+
+    def activated(self, x: Tensor, activation: str) -> Tensor:
+        """The layer with this activation instead of its own; see `modules.chain`."""
+        # Straight from the dicts: nn.Module.__getattr__ costs 0.7 us a buffer, a tenth of a small call.
         buffers = self._buffers
         packings = [buffers[name] for name in self._packing_names]
-        return ops.linear(x, packings, buffers["bias"], self.out_features, self.plan, self.activation)
+        return ops.linear(x, packings, self._parameters["bias"], self.out_features, self.plan, activation)
+
+    def parts(self, x: Tensor, sizes: Sequence[int], wanted: Sequence[bool]) -> list[Tensor | None]:
+        """The layer's result cut into tensors [..., size] of their own; None for those not wanted."""
+        refuse_gradients(x=x, bias=self.bias)
+        packings = [self._buffers[name] for name in self._packing_names]
+        return ops.linear_parts(x, packings, self.bias, sizes, wanted, self.plan)  # type: ignore[arg-type]
 
     def to_linear(self) -> nn.Linear:
         """The dense layer, exact to the bit. ValueError if an activation was fused into this one."""
         self._check_no_activation()
         bias = None if self.bias is None else self.bias.clone()
-        return dense_linear(self.weight.to(self.dtype), bias).train(self.training)
-
-    @property
-    def weight(self) -> Tensor:
-        """The dense weight [n, k], made anew at every access: for inspection, not for speed."""
-        return self.to_format().to_dense().to(self._packings()[0].device)
+        return dense_linear(self.dense_matrix(), bias).train(self.training)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, {self._figures()}"

@@ -21,12 +21,16 @@ class ChannelsLastMaxPool2d(nn.Module):
             raise ValueError("pool: expected one without indices, got return_indices=True")
         self.kernel_size, self.stride, self.padding = pool.kernel_size, pool.stride, pool.padding
         self.dilation, self.ceil_mode = pool.dilation, pool.ceil_mode
+        self.return_indices = False
+        self.train(pool.training)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         args = (self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
-        if x.dim() != 4 or not x.is_contiguous():
-            return F.max_pool2d(x, *args)
-        return F.max_pool2d(x.contiguous(memory_format=torch.channels_last), *args).contiguous()
+        # torch.func.vmap has no channels_last.
+        mapped = torch._C._functorch.peek_interpreter_stack() is not None
+        if mapped or input.dim() != 4 or not input.is_contiguous():
+            return F.max_pool2d(input, *args)
+        return F.max_pool2d(input.contiguous(memory_format=torch.channels_last), *args).contiguous()
 
     def to_pool(self) -> nn.MaxPool2d:
         """The layer whose place this one took."""

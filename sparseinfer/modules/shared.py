@@ -10,17 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparseinfer import ops
+from sparseinfer.modules._stand_in import StandIn
 from sparseinfer.modules.linear import SparseLinear
 
 
-class SharedInputLinear(nn.Module):
+class SharedInputLinear(StandIn):
     """y = x · Wᵀ + bias, where W is rows [start, stop) of a matrix that several such modules share.
 
-    The first of them to see an input computes the rows of all, and the others take theirs from that result:
-    a view, whose rows are as far apart as those of the whole. They are meant for modules that are given the
-    same tensor, unchanged, one after another; anything else is still computed right, only more often.
-    (But tensors made in inference mode do not tell that they were written to: there, an x that is changed in
-    place between two of the modules must not have been given to the first of them.)
+    While a module that contains them all runs forward (see `share_in`), the first of them to see an input
+    computes the rows of all, each into a tensor of its own, and the others take theirs, if they are given the
+    same tensor and nothing was written to it. Everywhere else each computes its own rows, and nothing is kept
+    from one forward to the next.
 
     One model may serve several threads at once. Inference only.
     """
@@ -35,6 +36,8 @@ class SharedInputLinear(nn.Module):
         # The first holds the matrix as a submodule; the others only know of it, or it would be saved twice.
         self.linear = packed.linear if index == 0 else None
         self._shared = packed
+        linear = packed.linear
+        self._register_placeholder(linear.dtype, linear.device, needed=self.linear is None)
 
     @classmethod
     def share(
@@ -52,11 +55,16 @@ class SharedInputLinear(nn.Module):
             biased = [linear.bias is not None] * len(sizes)
         return [cls(shared, index, has_bias) for index, has_bias in enumerate(biased)]
 
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or torch._C._get_tracing_state():
+    def forward(self, input: Tensor) -> Tensor:
+        if ops.watched(input):
             # No state in a graph. Its compiler drops what is computed twice.
-            return self._shared.linear(x)[..., self.start : self.stop]
-        return self._shared.rows(self.index, x)
+            own = self._shared.linear(input)[..., self.start : self.stop]
+            return own.clone(memory_format=torch.contiguous_format)
+        return self._shared.rows(self.index, input)
+
+    def all_in(self, parent: nn.Module) -> list[nn.Module]:
+        """The modules in `parent` that share with this one, itself among them."""
+        return [m for m in parent.modules() if isinstance(m, SharedInputLinear) and m._shared is self._shared]
 
     def _load_from_state_dict(self, *args: Any) -> None:
         self._shared.forget()
@@ -92,32 +100,66 @@ class SharedInputLinear(nn.Module):
         )
 
 
+def share_in(parent: nn.Module, part: SharedInputLinear, *, checked: bool = True) -> None:
+    """Let the modules that share with `part` take each other's results while `parent` runs its forward.
+
+    checked   whether the values of x are compared, because not all that is written to it is counted; False:
+              the parent's forward writes nothing in between
+    """
+    part._shared.checked = checked
+    parent.register_forward_pre_hook(_Opens(part._shared))
+    parent.register_forward_hook(_Closes(part._shared), always_call=True)
+
+
+def unshare_in(parent: nn.Module) -> None:
+    """Undo `share_in`, for all that were named there."""
+    for hooks in (parent._forward_pre_hooks, parent._forward_hooks):
+        for key in [key for key, hook in hooks.items() if isinstance(hook, (_Opens, _Closes))]:
+            del hooks[key]
+            parent._forward_hooks_always_called.pop(key, None)
+
+
 class _Shared:
-    """The matrix and, per thread, the last result."""
+    """The matrix and, per thread, what the forward that is under way has computed."""
 
     def __init__(self, linear: SparseLinear, sizes: Sequence[int]) -> None:
         self.linear = linear
+        self.sizes = tuple(sizes)
         self.bounds = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
+        self.checked = True
         self.forget()
 
     def rows(self, index: int, x: Tensor) -> Tensor:
         last = self._last
-        version = -1 if x.is_inference() else x._version
-        if index in last.parts and last.x() is x and last.version == version:
+        if not last.open:
+            return self._computed(x, [i == index for i in range(len(self.sizes))])[index]
+        if index in last.parts and last.x() is x and last.unchanged(x):
             return last.parts.pop(index)
-        y = self.linear(x)
-        bounds = self.bounds
-        parts = {i: y[..., bounds[i] : bounds[i + 1]] for i in range(len(bounds) - 1)}
+        parts = dict(enumerate(self._computed(x, [True] * len(self.sizes))))
         own = parts.pop(index)
         # Who does not take their part shall not keep the result alive longer than x.
-        last.x, last.version, last.parts = weakref.ref(x, lambda _: parts.clear()), version, parts
+        last.x, last.parts = weakref.ref(x, lambda _: parts.clear()), parts
+        last.note(x, self.checked)
         return own
+
+    def _computed(self, x: Tensor, wanted: Sequence[bool]) -> list[Any]:
+        if x.is_cpu:
+            return list(self.linear.parts(x, self.sizes, wanted))
+        pieces = self.linear(x).split(self.sizes, dim=-1)
+        form = torch.contiguous_format
+        return [y.clone(memory_format=form) if want else None for y, want in zip(pieces, wanted, strict=True)]
+
+    def enter(self) -> None:
+        self._last.clear(is_open=True)
+
+    def leave(self) -> None:
+        self._last.clear(is_open=False)
 
     def forget(self) -> None:
         self._last = _Last()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"linear": self.linear, "bounds": self.bounds}
+        return {**self.__dict__, "_last": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -125,9 +167,47 @@ class _Shared:
 
 
 class _Last(threading.local):
-    """An input, held weakly, and what nobody has taken yet of its result: each part is taken once."""
+    """An input, held weakly, and what nobody has taken yet of its result: each part is taken once.
+
+    open   whether the forward of a module that contains all who share is under way
+    """
 
     def __init__(self) -> None:
+        self.clear(is_open=False)
+
+    def clear(self, *, is_open: bool) -> None:
+        self.open = is_open
         self.x: Callable[[], Tensor | None] = lambda: None
-        self.version = 0
         self.parts: dict[int, Tensor] = {}
+        self.version: int | None = None
+        self.copy: Tensor | None = None
+
+    def note(self, x: Tensor, checked: bool) -> None:
+        """How x is now: torch counts what is written to it, but for `.data`, inference mode, and memory that
+        belongs to somebody else, such as a numpy array. If `checked`, its values are kept."""
+        self.version = None if x.is_inference() else x._version
+        self.copy = x.clone() if checked else None
+
+    def unchanged(self, x: Tensor) -> bool:
+        if self.version is not None and x._version != self.version:
+            return False
+        return self.copy is None or (self.copy.shape == x.shape and torch.equal(self.copy, x))
+
+
+class _Opens:
+    """A forward pre-hook: a class, so that models can be copied and pickled with it."""
+
+    def __init__(self, shared: _Shared) -> None:
+        self.shared = shared
+
+    def __call__(self, module: nn.Module, args: object) -> None:
+        if not torch.compiler.is_compiling():
+            self.shared.enter()
+
+
+class _Closes(_Opens):
+    """Its forward hook."""
+
+    def __call__(self, module: nn.Module, args: object, result: object = None) -> None:
+        if not torch.compiler.is_compiling():
+            self.shared.leave()

@@ -14,10 +14,14 @@ from sparseinfer.ops import cuda_conv as _cuda_conv
 from sparseinfer.ops import cuda_packing as _cuda_packing
 from sparseinfer.ops import packing as _packing
 from sparseinfer.ops import schema as _schema
+from sparseinfer.ops import transforms as _transforms
+from sparseinfer.ops.cpu_parts import linear_parts
 from sparseinfer.ops.cuda_layouts import CUDA_LIMITS
 from sparseinfer.ops.cuda_registry import CudaKernel, cuda_kernels
 from sparseinfer.ops.cuda_registry import refusal as cuda_refusal
 from sparseinfer.ops.eager import eager as _eager
+from sparseinfer.ops.eager import eager_conv as _eager_conv
+from sparseinfer.ops.eager import watched
 from sparseinfer.ops.kernels import KernelInfo, active_isa, isa_levels, kernels
 from sparseinfer.ops.layouts import (
     FEW_TOKENS,
@@ -30,15 +34,18 @@ from sparseinfer.ops.layouts import (
 from sparseinfer.ops.packing import PackedInfo, pack
 from sparseinfer.ops.plan import Bucket, Plan, format_plan, parse_plan
 from sparseinfer.ops.reference import ACTIVATIONS, reference_conv, reference_linear
+from sparseinfer.ops.same import same_values
 
 _schema.define()
 _cpu.register()
 _cpu_conv.register()
 _cuda.register()
 _cuda_conv.register()
+_transforms.register("linear", lambda bias: bias, lambda op, x, *rest: op(x, *rest))
+_transforms.register("conv", lambda bias: bias[:, None, None], _cpu_conv.vmapped)
 
 linear = _eager(torch.ops.sparseinfer.linear.default, _cpu.run)
-conv = _eager(torch.ops.sparseinfer.conv.default, _cpu_conv.run)
+conv = _eager_conv(torch.ops.sparseinfer.conv.default, _cpu_conv.run)
 
 
 def describe(packed: Tensor) -> PackedInfo:
@@ -73,10 +80,13 @@ __all__ = [
     "kernels",
     "layouts",
     "linear",
+    "linear_parts",
     "may_win",
     "pack",
     "parse_plan",
     "reference_conv",
     "reference_linear",
+    "same_values",
     "unpack",
+    "watched",
 ]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from math import inf
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparseinfer._native import core
-from sparseinfer.formats._checks import DTYPE_NAMES
+from sparseinfer.formats._checks import DTYPE_NAMES, WrongDtype
 from sparseinfer.ops.kernels import kernel_id
 from sparseinfer.ops.packing import check_tensor
 from sparseinfer.ops.plan import parse_plan
@@ -103,7 +105,7 @@ def run(
     dtype = x.dtype
     dtype_number = X_DTYPES.get(dtype)
     if dtype_number is None:
-        raise TypeError(f"x: expected dtype torch.float32, torch.bfloat16 or torch.float16, got {dtype}")
+        raise WrongDtype(f"x: expected dtype torch.float32, torch.bfloat16 or torch.float16, got {dtype}")
     y = x.new_empty((m, n) if rows is x else (*shape[:-1], n))
     stride, step = rows.stride()
     if step != 1 and m and k:
@@ -153,5 +155,17 @@ def checked_bias(bias: Tensor, n: int, dtype: torch.dtype) -> Tensor:
     return (bias if own is torch.float32 or own is dtype else bias.to(torch.float32)).contiguous()
 
 
+def of_plain_tensors(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """run, for the dispatcher, which also brings subclasses: what those make anew may lie anywhere."""
+
+    def kernel(x: Tensor, *rest: Any) -> Tensor:
+        if type(x) is not Tensor:
+            with torch._C.DisableTorchFunctionSubclass():
+                x = x.as_subclass(Tensor)
+        return run(x, *rest)
+
+    return kernel
+
+
 def register() -> None:
-    library.impl("linear", run, "CPU")
+    library.impl("linear", of_plain_tensors(run), "CPU")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from sparseinfer._native import core
+from sparseinfer.formats._checks import WrongDtype
 from sparseinfer.ops.conv_shapes import checked_size
-from sparseinfer.ops.cpu import ACTIVATIONS, X_DTYPES, address, checked_bias, choices
-from sparseinfer.ops.schema import library
+from sparseinfer.ops.cpu import ACTIVATIONS, X_DTYPES, address, checked_bias, choices, of_plain_tensors
+from sparseinfer.ops.schema import as_channels_last, in_channels_last, library
 
 
 def run(
@@ -30,9 +33,9 @@ def run(
 
     W is torch's weight.reshape(n, c / groups · kh · kw), cut into `groups` matrices of n / groups rows; of
     each layout that `plan` names, `packings` holds one packing for each group, one after another. A token of
-    the plan is a pixel of the output. x in channels_last or with any other strides is copied first; y is
-    contiguous and has the dtype of x. `parts` as in `cpu.run`. ValueError and TypeError say what was
-    expected.
+    the plan is a pixel of the output. x in channels_last or with any other strides is copied first; y has the
+    dtype of x and is copied into channels_last where x is in it. `parts` as in `cpu.run`. ValueError and
+    TypeError say what was expected.
     """
     if not x.is_cpu:
         # Called from plain Python; the dispatcher knows who computes on that device.
@@ -43,7 +46,7 @@ def run(
     dtype = x.dtype
     number = X_DTYPES.get(dtype)
     if number is None:
-        raise TypeError(f"x: expected dtype torch.float32, torch.bfloat16 or torch.float16, got {dtype}")
+        raise WrongDtype(f"x: expected dtype torch.float32, torch.bfloat16 or torch.float16, got {dtype}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     b, c, h, w = x.shape
@@ -60,8 +63,9 @@ def run(
     if bias is not None:
         bias = checked_bias(bias, n, dtype)
         bias_address, bias_dtype = bias.data_ptr(), X_DTYPES[bias.dtype]
+    channels_last = in_channels_last(x)
     x = x.contiguous()
-    y = torch.empty((b, n, out_h, out_w), dtype=dtype)
+    y = x.new_empty((b, n, out_h, out_w))
     core.conv(
         kernel,
         x.data_ptr(),
@@ -79,8 +83,14 @@ def run(
         ACTIVATIONS[activation],
         parts,
     )
-    return y
+    return as_channels_last(y) if channels_last else y
+
+
+def vmapped(op: Any, x: Tensor, *rest: Any) -> Tensor:
+    """y [v, b, n, h', w'] for x [v, b, c, h, w]: more images."""
+    y: Tensor = op(x.flatten(0, 1), *rest)
+    return y.unflatten(0, x.shape[:2])
 
 
 def register() -> None:
-    library.impl("conv", run, "CPU")
+    library.impl("conv", of_plain_tensors(run), "CPU")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparseinfer.formats._checks import DTYPE_NAMES
+from sparseinfer.formats._checks import DTYPE_NAMES, WrongDtype, address
 from sparseinfer.ops.cpu import ACTIVATIONS
 from sparseinfer.ops.cuda_blob import Resident
 from sparseinfer.ops.cuda_packing import resident
@@ -72,7 +72,7 @@ def run(x: Tensor, packings: list[Tensor], bias: Tensor | None, n: int, plan: st
             kernel,
             index,
             torch.cuda.current_stream(x.device).cuda_stream,
-            known.header.data_ptr(),
+            address("header", known.header),
             packed.data_ptr(),
             known.info.nbytes,
             rows.data_ptr(),
@@ -99,7 +99,7 @@ def decompress(packed: Tensor) -> Tensor:
 def _scratch(kernel: int, packed: Tensor, known: Resident) -> Tensor:
     dense = _aligned(known.info.n, known.info.k, DTYPES[known.info.dtype], packed.device)
     stream = torch.cuda.current_stream(packed.device).cuda_stream
-    header, device = known.header.data_ptr(), packed.device.index
+    header, device = address("header", known.header), packed.device.index
     cuda().decompress(
         kernel,
         device,
@@ -135,7 +135,7 @@ def _rows(rows: Tensor, known: Resident) -> Tensor:
     """x [m, k] in the dtype of the packing, with rows that the kernels can read."""
     wanted = DTYPES[known.info.dtype]
     if rows.dtype not in (wanted, torch.float32):
-        raise TypeError(f"x: expected dtype {wanted} or torch.float32, got {rows.dtype}")
+        raise WrongDtype(f"x: expected dtype {wanted} or torch.float32, got {rows.dtype}")
     rows = rows.to(wanted)
     stride, step = rows.stride()
     fits = step == 1 and stride >= rows.shape[1]

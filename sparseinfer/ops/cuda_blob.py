@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparseinfer._native import core
-from sparseinfer.formats._checks import DTYPE_NAMES
+from sparseinfer.formats._checks import DTYPE_NAMES, address
 from sparseinfer.ops.packing import PackedInfo
 
 
@@ -34,7 +34,7 @@ def known(packed: Tensor) -> Resident | None:
 
 def remember(packed: Tensor, header: Tensor) -> Resident:
     """Note the header of a packing at the tensor that holds it. ValueError: not a header."""
-    found = core.gpu_describe(header.data_ptr(), packed.numel())
+    found = core.gpu_describe(address("header", header), packed.numel())
     packing = found["packing"]
     block = found["block"] if packing == "bsr" else 1
     info = PackedInfo(
@@ -74,7 +74,7 @@ class Blob:
         dtype = core.dtypes.index(DTYPE_NAMES[values.dtype])
         header, nbytes = core.gpu_header(packing, dtype, *shape, nnz, block, units)
         self._header = torch.from_numpy(header)
-        self._where = core.gpu_describe(self._header.data_ptr(), nbytes)
+        self._where = core.gpu_describe(address("header", self._header), nbytes)
         self.units = units
         with torch.inference_mode(False):  # an inference tensor could not be told apart from a changed one
             self._data = torch.zeros(nbytes, dtype=torch.uint8, device=values.device)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sparseinfer._native import core
 from sparseinfer.formats import BSR, CSR
+from sparseinfer.formats._checks import address
 from sparseinfer.ops.cuda_blob import Blob, Resident, known, offsets, remember
 from sparseinfer.ops.cuda_tiles import DELTA, TILED, pack_bitmap, pack_delta
 from sparseinfer.ops.packing import DTYPES, PackedInfo
@@ -141,10 +142,11 @@ def unpack(packed: Tensor) -> CSR | BSR:
     block = info.block_size[0]
     units = info.nnz // (block * block)
     shape = (units, block, block) if info.packing == "bsr" else (units,)
-    values = torch.empty(shape, dtype=DTYPES[info.dtype])
-    crow = torch.empty(info.n // block + 1, dtype=torch.int64)
-    col = torch.empty(units, dtype=torch.int32)
-    core.gpu_unpack(host.data_ptr(), host.numel(), crow.data_ptr(), col.data_ptr(), values.data_ptr())
+    values = torch.empty(shape, dtype=DTYPES[info.dtype], device="cpu")
+    crow = torch.empty(info.n // block + 1, dtype=torch.int64, device="cpu")
+    col = torch.empty(units, dtype=torch.int32, device="cpu")
+    parts = address("crow_indices", crow), address("col_indices", col), address("values", values)
+    core.gpu_unpack(address("packed", host), host.numel(), *parts)
     return (BSR if info.packing == "bsr" else CSR)(values, crow, col, (info.n, info.k))
 
 
@@ -164,7 +166,7 @@ def resident(packed: Tensor) -> Resident:
         hint = "run the layer once before"
         raise RuntimeError(f"packed: expected one used before, got a new one in a CUDA graph ({hint})")
     host = packed.cpu()
-    core.gpu_check(host.data_ptr(), host.numel())
+    core.gpu_check(address("packed", host), host.numel())
     return remember(packed, host[: core.gpu_header_bytes].clone())
 
 

@@ -6,21 +6,25 @@ The way from Python through the dispatcher and back into Python costs 3.5 us, ha
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+from sparseinfer.ops.transforms import refuse_gradients
 
 _is_compiling = torch.compiler.is_compiling
+_grad_enabled = torch.is_grad_enabled
 
-# What may want to see operators: modes, functorch, tracing, profilers. All are asked by functions of torch
-# that are not public; in a torch without one of them, calls always take the long way.
+# What may want to see operators: modes, functorch, tracing, profilers, autocast. All are asked by functions
+# of torch that are not public; in a torch without one of them, calls always take the long way.
 _WATCHERS = (
     "_len_torch_dispatch_stack",
     "_len_torch_function_stack",
     "_functorch.peek_interpreter_stack",
-    "_get_tracing_state",
+    "_is_tracing",
     "_autograd._profiler_enabled",
+    "_is_any_autocast_enabled",
 )
 
 
@@ -31,14 +35,35 @@ def _found(name: str) -> Callable[[], object] | None:
     return at if callable(at) else None
 
 
-def eager(overload: Callable[..., Tensor], run: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A function that gives what `overload`, an operator, gives, sooner: `run` is what it does on the CPU."""
-    found = [watcher for watcher in map(_found, _WATCHERS) if watcher is not None]
-    if len(found) < len(_WATCHERS):
-        return overload
-    dispatch_modes, function_modes, transforms, tracing, profiling = found
+_ALL = [watcher for watcher in map(_found, _WATCHERS) if watcher is not None]
+_KNOWN = len(_ALL) == len(_WATCHERS)
 
-    def operator(x: Tensor, *args: Any, **named: Any) -> Tensor:
+
+def watched(x: Tensor) -> bool:
+    """Whether something of torch wants to see what is done with x, so that no short way may be taken."""
+    return (
+        not _KNOWN
+        or _is_compiling()
+        or type(x) is not Tensor
+        or bool(_ALL[0]() or _ALL[1]() or _ALL[2]() or _ALL[3]() or _ALL[4]() or _ALL[5]())
+        or forward_ad._current_level >= 0
+    )
+
+
+def eager(overload: Callable[..., Tensor], run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """What gives what `overload`, the linear operator, gives, sooner: `run` is what it does on the CPU.
+
+    Arguments are named one by one: to pass on `*args` takes twice as long.
+    """
+    if not _KNOWN:
+        return overload
+    dispatch_modes, function_modes, transforms, tracing, profiling, autocast = _ALL
+
+    def operator(
+        x: Tensor, packings: list[Tensor], bias: Tensor | None, n: int, plan: str, activation: str
+    ) -> Tensor:
+        if _grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+            refuse_gradients(x=x, bias=bias)
         if (
             _is_compiling()
             or type(x) is not Tensor
@@ -47,8 +72,36 @@ def eager(overload: Callable[..., Tensor], run: Callable[..., Tensor]) -> Callab
             or transforms()
             or tracing()
             or profiling()
+            or autocast()
+            or forward_ad._current_level >= 0
         ):
-            return overload(x, *args, **named)
-        return run(x, *args, **named)
+            return overload(x, packings, bias, n, plan, activation)
+        return run(x, packings, bias, n, plan, activation)
+
+    return operator
+
+
+def eager_conv(overload: Callable[..., Tensor], run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same for the convolution."""
+    if not _KNOWN:
+        return overload
+
+    def operator(
+        x: Tensor,
+        packings: list[Tensor],
+        bias: Tensor | None,
+        n: int,
+        kernel_size: list[int],
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+        groups: int,
+        plan: str,
+        activation: str,
+    ) -> Tensor:
+        if _grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+            refuse_gradients(x=x, bias=bias)
+        call = overload if watched(x) else run
+        return call(x, packings, bias, n, kernel_size, stride, padding, dilation, groups, plan, activation)
 
     return operator

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparseinfer._native import core
 from sparseinfer.formats import BSR, CSR
-from sparseinfer.formats._checks import DTYPE_NAMES
+from sparseinfer.formats._checks import DTYPE_NAMES, address
 
 DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
@@ -73,9 +73,9 @@ def pack(
         k,
         fmt.nnz,
         *block_size,
-        fmt.crow_indices.data_ptr(),
-        fmt.col_indices.data_ptr(),
-        fmt.values.data_ptr(),
+        address("crow_indices", fmt.crow_indices),
+        address("col_indices", fmt.col_indices),
+        address("values", fmt.values),
         storage,
         isa,
         max_splits,
@@ -88,7 +88,7 @@ def pack(
 def describe(packed: Tensor) -> PackedInfo:
     """Read a CPU packing's header. ValueError: not a packing."""
     check_tensor(packed)
-    header = core.describe(packed.data_ptr(), packed.numel())
+    header = core.describe(address("packed", packed), packed.numel())
     return PackedInfo(
         **{name: value for name, value in header.items() if name in PackedInfo.__dataclass_fields__}
     )
@@ -99,10 +99,12 @@ def unpack(packed: Tensor) -> CSR | BSR:
     info = describe(packed)
     r, c = info.block_size
     blocks = info.nnz // (r * c)
-    values = torch.empty((blocks, r, c) if info.packing == "bsr" else blocks, dtype=DTYPES[info.dtype])
-    crow = torch.empty(info.n // r + 1, dtype=torch.int64)
-    col = torch.empty(blocks, dtype=torch.int32)
-    core.unpack(packed.data_ptr(), packed.numel(), crow.data_ptr(), col.data_ptr(), values.data_ptr())
+    shape = (blocks, r, c) if info.packing == "bsr" else (blocks,)
+    values = torch.empty(shape, dtype=DTYPES[info.dtype], device="cpu")
+    crow = torch.empty(info.n // r + 1, dtype=torch.int64, device="cpu")
+    col = torch.empty(blocks, dtype=torch.int32, device="cpu")
+    parts = address("crow_indices", crow), address("col_indices", col), address("values", values)
+    core.unpack(address("packed", packed), packed.numel(), *parts)
     if info.packing == "bsr":
         return BSR(values, crow, col, (info.n, info.k))
     return CSR(values, crow, col, (info.n, info.k))

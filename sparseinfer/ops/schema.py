@@ -1,4 +1,4 @@
-"""The operators as torch sees them: schema, fake, autograd. No kernel is named here."""
+"""The operators as torch sees them: schema and fake. No kernel is named here."""
 
 from __future__ import annotations
 
@@ -27,8 +27,21 @@ def conv_size(size: int, kernel: int, stride: int, padding: int, dilation: int) 
 
 
 def in_channels_last(x: Tensor) -> bool:
-    """Whether images [b, c, h, w] lie with their channels next to each other, and not as usual besides."""
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    """Whether torch's own convolutions say so of images [b, c, h, w]: by strides, also of a slice of such."""
+    stride = x.stride()
+    if stride[3] < stride[1]:  # as usual, which this is asked at every call about
+        return False
+    size, least = x.shape, 0
+    for dim in (1, 3, 2, 0):
+        if stride[dim] < least or size[dim] == 0 or stride[dim] == 0 or (dim == 0 and least == stride[1]):
+            return False
+        least = stride[dim] * max(size[dim], 1)
+    return True
+
+
+def as_channels_last(y: Tensor) -> Tensor:
+    """A copy in channels_last, whose strides say so even where y has but one pixel or one channel."""
+    return torch.empty_like(y, memory_format=torch.channels_last).copy_(y)
 
 
 def conv_fake(
@@ -44,15 +57,13 @@ def conv_fake(
     plan: str,
     activation: str,
 ) -> Tensor:
-    """y [b, n, h', w'] like x [b, c, h, w]; on a GPU in channels_last if x is."""
+    """y [b, n, h', w'] like x [b, c, h, w], in channels_last if x is."""
     b, _, *size = x.shape
     y = x.new_empty((b, n, *map(conv_size, size, kernel_size, stride, padding, dilation)))
-    return y.to(memory_format=torch.channels_last) if x.is_cuda and in_channels_last(x) else y
+    return torch.empty_like(y, memory_format=torch.channels_last) if in_channels_last(x) else y
 
 
 def define() -> None:
     for schema, name, fake in ((LINEAR, "linear", linear_fake), (CONV, "conv", conv_fake)):
         library.define(schema)
         torch.library.register_fake(f"sparseinfer::{name}", fake, lib=library)
-        # Inference only. Gradients would be dropped without a word, so the sparse layers refuse them aloud.
-        library.impl(name, torch.library.fallthrough_kernel, "Autograd")

@@ -140,4 +140,37 @@ inline Output run(const Call& call) {
   return y;
 }
 
+// Whether the same product, with the rows of W cut into matrices of their own, has the bits of `whole`: those that bit
+// i % 64 of `wanted` asks for, each in memory that ends with it, and nothing of the others.
+inline bool same_in_parts(const Call& call, const Output& whole, const std::vector<int64_t>& sizes, uint64_t wanted) {
+  const int64_t ldx = call.problem.k + 5, n = call.problem.n, bytes = dtype_bytes(call.x_dtype);
+  const Fenced x = lay_out_x(call, ldx), bias(n * dtype_bytes(call.bias_dtype()));
+  for (int64_t r = 0; r < n; ++r) {
+    put_bits(bias.data(), r, call.bias_dtype(), encode(call.problem.bias[static_cast<size_t>(r)], call.bias_dtype()));
+  }
+  std::vector<Fenced> ys;
+  std::vector<OutputPart> parts;
+  int64_t row = 0;
+  for (size_t i = 0; i < sizes.size(); row += sizes[i++]) {
+    ys.emplace_back(call.m * sizes[i] * bytes);
+    parts.push_back({(wanted >> i % 64 & 1) != 0 ? ys.back().data() : nullptr, row, sizes[i]});
+  }
+  SpmmArgs args = arguments(call, x.data(), nullptr, bias.data());
+  args.ldx = ldx;
+  run_spmm(call.kernel.kernel, args, Spread{call.parts}, parts);
+  for (size_t i = 0; i < parts.size(); ++i) {
+    if (parts[i].y == nullptr) {
+      if (!ys[i].untouched(0, ys[i].size())) return false;
+      continue;
+    }
+    for (int64_t t = 0; t < call.m; ++t) {
+      for (int64_t r = 0; r < parts[i].rows; ++r) {
+        const uint32_t got = get_bits(ys[i].data(), t * parts[i].rows + r, call.x_dtype);
+        if (got != get_bits(whole.data(), t * whole.ldy() + parts[i].row + r, call.x_dtype)) return false;
+      }
+    }
+  }
+  return true;
+}
+
 }  // namespace native_tests

@@ -150,6 +150,37 @@ void check_splits() {
   }
 }
 
+// Rows as matrices of their own, which end where splits end, within them, or after a single row.
+void check_parts() {
+  const std::vector<std::vector<int64_t>> cuts = {
+      {96}, {32, 64}, {1, 95}, {95, 1}, {17, 3, 5, 1, 70}, {16, 16, 16, 48}, std::vector<int64_t>(96, 1)};
+  for (auto [r, c] : {std::pair<int64_t, int64_t>{1, 1}, {8, 4}}) {
+    const Problem p = filled(96, 72, 600, Values::kReals, 0.8, r, c);
+    for (Tested& tested : g_tested) {
+      if (!tested.takes(p)) continue;
+      for (int64_t max_splits : {64, 3}) {
+        for_packings(tested, p, false, {0}, max_splits, [&](const PackingHeader* h, DType x) {
+          for (int64_t m : {0, 1, 5, 64, 65, 600}) {
+            const int64_t turn = tested.turn++;
+            Call call{tested.kernel, p, h, x, m, static_cast<Bias>(turn % 3)};
+            const Output whole = run(call);
+            const std::vector<int64_t>& sizes = cuts[static_cast<size_t>(turn) % cuts.size()];
+            for (int parts : {1, 2, 7}) {
+              call.parts = parts;
+              std::snprintf(g_now, sizeof g_now, "parts %d: %s", static_cast<int>(turn), call.text().c_str());
+              ++tested.checks["parts"];
+              const uint64_t wanted = parts == 2 ? 0x5555555555555555u : parts == 7 ? ~uint64_t{2} : ~uint64_t{0};
+              if (!same_in_parts(call, whole, sizes, wanted)) {
+                fail("parts: " + call.text() + " in " + std::to_string(sizes.size()) + ": other bits than as a whole");
+              }
+            }
+          }
+        });
+      }
+    }
+  }
+}
+
 double activated(double v, Activation activation) {
   switch (activation) {
     case Activation::kRelu:
@@ -266,6 +297,7 @@ int main_(int argc, char** argv) {
   check_hostile();
   check_every_half();
   check_splits();
+  check_parts();
   check_activations();
   check_bits();
   check_damage();
@@ -277,8 +309,8 @@ int main_(int argc, char** argv) {
   for (const Tested& t : g_tested) {
     levels.insert(t.kernel.kernel.isa);
     products += t.products, round_trips += t.round_trips, damaged += t.damaged, refused += t.refused;
-    for (const char* name : {"tokens", "empty", "rows", "columns", "NaN and infinity", "reals", "splits", "activations",
-                             "round trip", "damage"}) {
+    for (const char* name : {"tokens", "empty", "rows", "columns", "NaN and infinity", "reals", "splits", "parts",
+                             "activations", "round trip", "damage"}) {
       if (t.checks.count(name) == 0) fail(std::string(t.kernel.kernel.name) + ": did not run: " + name);
     }
     if (t.kernel.kernel.takes_conv && t.checks.count("convolutions") == 0) {

@@ -24,7 +24,7 @@ struct SpmmArgs {
   // Nullable; then ldx and ldy say nothing: x and y lie as `conv` says, and the m tokens are pixels of the output from
   // `first_token` on.
   const ConvShape* conv;
-  int64_t first_token;
+  int64_t first_token;  // of the whole call; x and y are those of this token where there is no convolution
 };
 
 struct SpmmKernel {

@@ -29,7 +29,7 @@ int64_t num_ranges(Spread spread);
 void parallel_for(int64_t items, Spread spread, RangeFn fn, void* ctx);
 
 // Memory that lives as long as the calling thread, grows on demand and is 64-byte aligned. Each slot is one buffer.
-enum class ScratchSlot { kWorkspace, kThread };
+enum class ScratchSlot { kWorkspace, kThread, kStraddling };
 char* thread_scratch(ScratchSlot slot, int64_t bytes);
 
 }  // namespace sparseinfer

@@ -1,0 +1,345 @@
+"""What SparseLSTM, SparseGRU and SparseRNN share: layers and directions over time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
+
+from sparseinfer.modules._parts import (
+    checked_part,
+    dense_bias,
+    dense_linear,
+    dense_weight,
+    features,
+    is_observed,
+    refuse_gradients,
+)
+from sparseinfer.modules._recurrent_names import RecurrentNames, suffixes
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class RecurrentCell(nn.Module):
+    """The matrices of one layer in one direction, modules like nn.Linear that hold the biases too.
+
+    input       [gates * hidden_size, features of the input]
+    hidden      [gates * hidden_size, features of the output]
+    projection  [proj_size, hidden_size] or None: what makes an output of an LSTM's state
+    """
+
+    def __init__(self, input: nn.Module, hidden: nn.Module, projection: nn.Module | None = None) -> None:
+        super().__init__()
+        self.input = input
+        self.hidden = hidden
+        self.projection = projection
+
+
+class Recurrent(RecurrentNames):
+    """Layers and directions over time; what happens in one step is up to the subclass.
+
+    Sequences are held as a PackedSequence holds them, one step after another and each step with the rows of
+    the sequences that are long enough; in a plain batch all of them are.
+    """
+
+    gates: ClassVar[int]
+    # Whether autocast rounds the layer's inputs; what torch's nn.GRU computes keeps their dtype.
+    _lowers: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        cells: Sequence[RecurrentCell],
+        *,
+        bidirectional: bool = False,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        """Hold, and freeze, the cells of layer 0 forward, layer 0 reverse if bidirectional, layer 1...
+
+        batch_first, dropout   as in torch's layer; dropout acts in training mode only
+
+        TypeError: a part that is not like nn.Linear. ValueError: no cells, or shapes that do not fit.
+        """
+        super().__init__()
+        directions = 2 if bidirectional else 1
+        if not cells or len(cells) % directions:
+            raise ValueError(f"cells: expected a positive multiple of {directions}, got {len(cells)}")
+        rows, self.output_size = features("cells[0].hidden", cells[0].hidden)
+        if rows % self.gates:
+            raise ValueError(f"cells[0].hidden: expected {self.gates} gates, got out_features = {rows}")
+        self.hidden_size = rows // self.gates
+        self.input_size = features("cells[0].input", cells[0].input)[1]
+        self.proj_size = 0 if cells[0].projection is None else self.output_size
+        for i, cell in enumerate(cells):
+            width = self.input_size if i < directions else directions * self.output_size
+            checked_part(f"cells[{i}].input", cell.input, rows, width)
+            checked_part(f"cells[{i}].hidden", cell.hidden, rows, self.output_size)
+            if self.proj_size:
+                name = f"cells[{i}].projection"
+                part = checked_part(name, cell.projection, self.output_size, self.hidden_size)
+                if dense_bias(part) is not None:
+                    raise ValueError(f"{name}: expected no bias, got one (nn.LSTM has none there)")
+        if not self.proj_size and self.output_size != self.hidden_size:
+            got = f"{self.output_size} without a projection"
+            raise ValueError(f"cells[0].hidden: expected in_features = {self.hidden_size}, got {got}")
+        self.cells = nn.ModuleList(cells)
+        self.num_layers = len(cells) // directions
+        self.bidirectional = bidirectional
+        self.batch_first = batch_first
+        self.dropout = dropout
+        self.requires_grad_(False)
+
+    @classmethod
+    def from_rnn(cls, rnn: nn.RNNBase, parts: Sequence[Sequence[nn.Module]] | None = None) -> Self:
+        """The same layer as `rnn` with other matrices, (input, hidden) or (input, hidden, projection) a cell.
+
+        parts   in the order of the constructor; default: `linears(rnn)`, which share the weights of `rnn`
+        """
+        own = cls.linears(rnn)
+        cells = [RecurrentCell(*cell) for cell in (own if parts is None else parts)]
+        if len(cells) != len(own):
+            raise ValueError(f"parts: expected {len(own)} cells, got {len(cells)}")
+        return cls(cells, **cls._options(rnn)).train(rnn.training)
+
+    @classmethod
+    def _options(cls, rnn: nn.RNNBase) -> dict[str, Any]:
+        return {
+            "bidirectional": rnn.bidirectional,
+            "batch_first": rnn.batch_first,
+            "dropout": rnn.dropout,
+        }
+
+    @classmethod
+    def linears(cls, rnn: nn.RNNBase) -> list[tuple[nn.Linear, ...]]:
+        """The matrices of a dense layer, a tuple for each cell, as nn.Linears that share its memory.
+
+        TypeError: not the kind of layer whose place this one takes.
+        """
+        if not isinstance(rnn, cls.dense):
+            raise TypeError(f"rnn: expected nn.{cls.dense.__name__}, got {type(rnn).__name__}")
+        found = []
+        for suffix in suffixes(rnn.num_layers, rnn.bidirectional):
+            names = ["ih", "hh"] + (["hr"] if rnn.proj_size else [])
+            found.append(
+                tuple(
+                    dense_linear(
+                        getattr(rnn, f"weight_{name}_{suffix}"),
+                        getattr(rnn, f"bias_{name}_{suffix}") if rnn.bias and name != "hr" else None,
+                    )
+                    for name in names
+                )
+            )
+        return found
+
+    def to_rnn(self) -> nn.RNNBase:
+        """The dense layer, exact to the bit. ValueError: some parts have a bias and others have none."""
+        cells = self._cells()
+        biases = {dense_bias(part) is not None for cell in cells for part in (cell.input, cell.hidden)}
+        if len(biases) != 1:
+            raise ValueError("cells: expected biases in all inputs and hiddens or in none, got some of them")
+        rnn = self._empty_rnn(bias=biases == {True})
+        rnn.dropout = self.dropout  # given to the constructor, it would warn if there is but one layer
+        for suffix, cell in zip(suffixes(self.num_layers, self.bidirectional), cells, strict=True):
+            parts = {"ih": cell.input, "hh": cell.hidden, "hr": cell.projection}
+            for name, part in parts.items():
+                if part is not None:
+                    setattr(rnn, f"weight_{name}_{suffix}", nn.Parameter(dense_weight(part)))
+                    bias = dense_bias(part)
+                    if bias is not None:
+                        setattr(rnn, f"bias_{name}_{suffix}", nn.Parameter(bias))
+        return rnn.train(self.training)
+
+    def _empty_rnn(self, bias: bool, **options: Any) -> nn.RNNBase:
+        """Without data: nothing to initialise, no random numbers drawn."""
+        return self.dense(
+            self.input_size,
+            self.hidden_size,
+            self.num_layers,
+            bias=bias,
+            batch_first=self.batch_first,
+            bidirectional=self.bidirectional,
+            device="meta",
+            **options,
+        )
+
+    def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> tuple[Any, Any]:
+        """Outputs of the last layer for every step, and the states after the last one; for inference.
+
+        input   [t, n, input_size]; n first if `batch_first`, without n if unbatched; or a PackedSequence
+        hx      [layers * directions, n, output_size], zeros by default, without n if unbatched; an LSTM's is
+                a pair, the second one [layers * directions, n, hidden_size]
+
+        Returns outputs [t, n, directions * output_size] in the form of the input, and states like hx.
+
+        ValueError: shapes or a dtype that do not fit, no steps. TypeError: an LSTM's hx that is not a pair.
+        RuntimeError: gradients are enabled and an input asks for one.
+        """
+        device = (input.data if isinstance(input, PackedSequence) else input).device.type
+        if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(device):
+            return self._autocast(device, input, hx)
+        states = self._given(hx)
+        if isinstance(input, PackedSequence):
+            x, batch_sizes, order, back = input
+            sizes = batch_sizes.tolist()
+            if states is not None and order is not None:
+                states = [state.index_select(1, order) for state in states]
+            out, finals = self._run(x, sizes, states)
+            if back is not None:
+                finals = [state.index_select(1, back) for state in finals]
+            return PackedSequence(out, batch_sizes, order, back), self._returned(finals)
+
+        if input.dim() not in (2, 3):
+            raise ValueError(f"input: expected 2 or 3 dimensions, got {input.dim()}")
+        batched = input.dim() == 3
+        x = input if batched else input.unsqueeze(1)
+        if batched and self.batch_first:
+            x = x.transpose(0, 1)
+        if not batched and states is not None:
+            states = [state.unsqueeze(1) for state in states]
+        steps, n = x.shape[:2]
+        out, finals = self._run(x.flatten(0, 1), [n] * steps, states)
+        out = out.unflatten(0, (steps, n))
+        if not batched:
+            return out.squeeze(1), self._returned([state.squeeze(1) for state in finals])
+        return out.transpose(0, 1) if self.batch_first else out, self._returned(finals)
+
+    def _autocast(self, device: str, input: Any, hx: Any) -> tuple[Any, Any]:
+        """Inputs are rounded as autocast rounds those of torch's layer, and so are its results."""
+        lower = torch.get_autocast_dtype(device)
+
+        def to(dtype: torch.dtype, value: Any) -> Any:
+            if isinstance(value, (tuple, list)) and not isinstance(value, PackedSequence):
+                return tuple(to(dtype, each) for each in value)
+            return value.to(dtype) if isinstance(value, (Tensor, PackedSequence)) else value
+
+        x = input.data if isinstance(input, PackedSequence) else input
+        result = lower if self._lowers and x.dtype != torch.float64 else x.dtype
+        with torch.autocast(device, enabled=False):
+            given = to(self._dtype(), to(result, input)), to(self._dtype(), to(result, hx))
+            return cast("tuple[Any, Any]", to(result, self.forward(*given)))
+
+    def _cells(self) -> list[RecurrentCell]:
+        return cast("list[RecurrentCell]", list(self.cells))
+
+    def _given(self, hx: Any) -> list[Tensor] | None:
+        return None if hx is None else [hx]
+
+    def _returned(self, states: list[Tensor]) -> Any:
+        return states[0]
+
+    def _widths(self) -> tuple[int, ...]:
+        """Features of each state; the first one is the output."""
+        return (self.output_size,)
+
+    def _run(self, x: Tensor, sizes: list[int], states: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
+        """x [sum of sizes, input_size] through all layers; the states [cells, n, width] before and after."""
+        if x.shape[-1] != self.input_size:
+            raise ValueError(f"input: expected {self.input_size} features, got {x.shape[-1]}")
+        if x.dtype != self._dtype():
+            raise ValueError(f"input: expected dtype {self._dtype()}, got {x.dtype}")
+        if not sizes:
+            raise ValueError("input: expected at least one step, got none")
+        shapes = [(len(self.cells), sizes[0], width) for width in self._widths()]
+        if states is None:
+            states = [x.new_zeros(shape) for shape in shapes]
+        for state, shape in zip(states, shapes, strict=True):
+            if state.shape != shape:
+                raise ValueError(f"hx: expected shape {shape}, got {tuple(state.shape)}")
+        for cell in self.cells if torch.is_grad_enabled() else ():
+            for part in cell.children():
+                refuse_gradients(**dict(part.named_parameters()))
+        refuse_gradients(input=x, **{f"hx[{i}]": state for i, state in enumerate(states)})
+
+        cells, directions = self._cells(), 2 if self.bidirectional else 1
+        if is_observed():
+            return self._run_unwritten(x, sizes, states)
+        finals = [state.clone(memory_format=torch.contiguous_format) for state in states]
+        with torch.no_grad():  # steps work in place
+            for layer in range(self.num_layers):
+                if layer:
+                    x = F.dropout(x, self.dropout, self.training)
+                outs = []
+                for direction in range(directions):
+                    i = layer * directions + direction
+                    own = [state[i] for state in finals]
+                    outs.append(self._scan(cells[i], x, sizes, own, reverse=direction == 1))
+                x = outs[0] if directions == 1 else torch.cat(outs, dim=1)
+        return x, finals
+
+    def _run_unwritten(
+        self, x: Tensor, sizes: list[int], states: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The same without writing into memory, for those who look on: torch's transforms and compilers."""
+        cells, directions = self._cells(), 2 if self.bidirectional else 1
+        finals = []
+        with torch.no_grad():
+            for layer in range(self.num_layers):
+                if layer:
+                    x = F.dropout(x, self.dropout, self.training)
+                outs = []
+                for direction in range(directions):
+                    i = layer * directions + direction
+                    own = [state[i] for state in states]
+                    steps: list[Any] = [None] * len(sizes)
+                    inputs = cells[i].input(x).split(sizes)
+                    for step in range(len(sizes))[:: -1 if direction else 1]:
+                        steps[step], own = self._stepped(cells[i], inputs[step], own)
+                    outs.append(torch.cat(steps))
+                    finals.append(own)
+                x = outs[0] if directions == 1 else torch.cat(outs, dim=1)
+        return x, [torch.stack(each) for each in zip(*finals, strict=True)]
+
+    def _stepped(self, cell: RecurrentCell, x: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """One step of the first rows: x [n, gates * hidden_size] -> y [n, output_size], and all states."""
+        n = x.shape[0]
+        if n == states[0].shape[0]:
+            return self._step(cell, x, states)
+        y, first = self._step(cell, x, [state[:n] for state in states])
+        return y, [torch.cat((new, old[n:])) for new, old in zip(first, states, strict=True)]
+
+    def _step(self, cell: RecurrentCell, x: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """One of `_steps`, out of place."""
+        raise NotImplementedError
+
+    def _scan(
+        self, cell: RecurrentCell, x: Tensor, sizes: list[int], states: list[Tensor], reverse: bool
+    ) -> Tensor:
+        """Outputs of one cell for all steps; its states [n, width] are changed in place.
+
+        Sequences that have ended keep their last state, and those that a reverse scan has not reached yet
+        their first one, because a step changes only the rows that it has.
+        """
+        out = x.new_empty(len(x), self.output_size)
+        inputs, outs = cell.input(x).split(sizes), out.split(sizes)
+        for start, stop in _equal_runs(sizes, reverse):
+            rows = [state[: sizes[start]] for state in states]
+            turn = -1 if reverse else 1
+            self._steps(cell, inputs[start:stop][::turn], outs[start:stop][::turn], rows)
+        return out
+
+    def _steps(
+        self, cell: RecurrentCell, inputs: Sequence[Tensor], outs: Sequence[Tensor], states: list[Tensor]
+    ) -> None:
+        """Steps of n rows each: inputs [n, gates * hidden_size] -> outs [n, output_size], states in place."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, " + (
+            f"batch_first={self.batch_first}, bidirectional={self.bidirectional}, proj_size={self.proj_size}"
+        )
+
+
+def _equal_runs(sizes: list[int], reverse: bool) -> Iterator[tuple[int, int]]:
+    """(start, stop) of the runs of equal sizes, the last one first if `reverse`."""
+    runs, start = [], 0
+    for _, run in groupby(sizes):
+        stop = start + len(list(run))
+        runs.append((start, stop))
+        start = stop
+    return iter(runs[::-1] if reverse else runs)

@@ -1,0 +1,186 @@
+"""A layer and what its result goes straight into as one call: activation and batch norm are part of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparseinfer import ops
+from sparseinfer.modules._packed import PackedLayer
+from sparseinfer.modules.activations import activation_name
+from sparseinfer.modules.conv import SparseConv1d, SparseConv2d
+from sparseinfer.modules.dense import PrepackedLinear
+from sparseinfer.modules.linear import SparseLinear
+from sparseinfer.modules.unwatched import is_unwatched
+
+# What a batch norm computes by, besides eps.
+_AFFINE = ("running_mean", "running_var", "weight", "bias")
+
+# Those that do an activation of the kernels' own in their epilogue.
+_ACTIVATING = frozenset({SparseLinear, SparseConv1d, SparseConv2d, PrepackedLinear})
+
+
+def chain(steps: tuple[Any, ...], *args: Any, **kwargs: Any) -> Any:
+    """steps[-1](... steps[0](*args, **kwargs)), with fewer passes over memory where that is the same.
+
+    steps   callables, mostly modules: a layer, then a batch norm or an activation or both
+
+    What each of them is and whether anybody watches it is asked at every call, so that this may stand for the
+    nested calls wherever they stand.
+    """
+    layer = steps[0]
+    if not args and list(kwargs) == ["input"]:
+        args, kwargs = (kwargs["input"],), {}
+    one = len(steps) > 1 and len(args) == 1 and not kwargs and type(args[0]) in _TENSORS
+    # A compiler joins what it likes by itself.
+    if one and type(layer) in CHAINING and is_unwatched(layer) and not torch.compiler.is_compiling():
+        if type(layer) is FoldedLayer and layer.holds(steps[1], args[0]):
+            return _activated(layer.folded, args[0], steps, 2)
+        return _activated(layer, args[0], steps, 1)
+    return _rest(layer(*args, **kwargs), steps, 1)
+
+
+def chain_in_order(layer: Any, args: Any, kwargs: Any, followers: tuple[Any, ...]) -> Any:
+    """`chain` with its arguments in the order in which one statement after another looks them up."""
+    return chain((layer, *followers), *args, **kwargs)
+
+
+def _activated(layer: Any, x: Tensor, steps: tuple[Any, ...], done: int) -> Any:
+    """The layer, which does the first `done` steps, and the rest; an activation may be done by the layer."""
+    if len(steps) > done and type(layer) in _ACTIVATING and layer.activation == "none":
+        name = activation_name(steps[done]) if _does(steps[done]) else "none"
+        if name != "none":
+            return _rest(layer.activated(x, name), steps, done + 1)
+    return _rest(layer(x), steps, done)
+
+
+def _rest(y: Any, steps: tuple[Any, ...], done: int) -> Any:
+    for step in steps[done:]:
+        y = step(y)
+    return y
+
+
+def _does(step: object) -> bool:
+    """Whether a call of it does what its class says, and nobody looks on."""
+    return not isinstance(step, nn.Module) or is_unwatched(step)
+
+
+class FoldedLayer(nn.Module):
+    """A layer that also holds its product with the batch norm that follows it, for `chain`.
+
+    plain        the layer by itself, sparse or dense: a call of this module is a call of it
+    folded       batch_norm(plain(x)) as one layer, for x as `holds` demands
+
+    The batch norm stays where it is in the model, for whatever else calls it, and is only known here. Other
+    attributes are those of `plain`.
+    """
+
+    plain: nn.Module
+    folded: nn.Module
+
+    def __init__(self, plain: nn.Module, folded: nn.Module, batch_norm: nn.Module) -> None:
+        super().__init__()
+        self.plain, self.folded = plain, folded
+        # Not a submodule: it would be saved twice.
+        object.__setattr__(self, "batch_norm", batch_norm)
+        # What was multiplied in, to be held against what the batch norm is later.
+        norm: Any = batch_norm
+        self._eps: float = norm.eps
+        for name in _AFFINE:
+            t = getattr(norm, name)
+            self.register_buffer(f"norm_{name}", None if t is None else t.detach().clone())
+        self._checked: bool | None = True
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.plain(*args, **kwargs)
+
+    def holds(self, step: Any, x: Tensor) -> bool:
+        """Whether `folded` is what `step` makes of the layer's result for x."""
+        norm = self.__dict__["batch_norm"]
+        if step is not norm or norm.training or torch._C._get_tracing_state() is not None:
+            return False
+        # The norm's channels are dimension 1: those of a matrix, or of a batch of images or sequences.
+        if x.dim() != _dims(self.plain) or not is_unwatched(norm) or self._checked is False:
+            return False
+        if self._checked is None:
+            self._checked = self._is_product()
+        # Values: torch's own batch norm writes to its statistics without counting it.
+        return self._checked and norm.eps == self._eps and self._has_not_changed(norm)
+
+    def _has_not_changed(self, norm: Any) -> bool:
+        for name in _AFFINE:
+            then, now = self._buffers[f"norm_{name}"], getattr(norm, name)
+            if then is None or now is None:
+                if then is not now:
+                    return False
+            elif not ops.same_values(then, now):
+                return False
+        return True
+
+    def _is_product(self) -> bool:
+        """Whether `folded` is made of `plain`, which it may not be after a state was loaded in part."""
+        held: dict[str, Any] = {name: self._buffers[f"norm_{name}"] for name in _AFFINE}
+        scale, shift = affine(**held, eps=self._eps)
+        plain: Any = self.plain
+        folded: Any = self.folded
+        dtype = plain.weight.dtype
+        weight = (plain.weight.double() * scale.view(-1, *[1] * (plain.weight.dim() - 1))).to(dtype)
+        bias = shift if plain.bias is None else plain.bias.double() * scale + shift
+        stored = folded.to_format().dtype if isinstance(folded, PackedLayer) else dtype
+        same = torch.equal(weight.to(stored).to(dtype), folded.weight.to(dtype))
+        return same and torch.equal(bias.to(folded.bias.dtype), folded.bias)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            plain = self.__dict__.get("_modules", {}).get("plain")
+            if plain is None or name.startswith("__"):
+                raise
+            return getattr(plain, name)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both layers."""
+        return sum(held_bytes(layer) for layer in (self.plain, self.folded))
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self._checked = None
+        super()._load_from_state_dict(*args)
+
+
+def held_bytes(module: nn.Module) -> int:
+    """Bytes of what a module holds, sparse or dense."""
+    nbytes = getattr(module, "nbytes", None)
+    return nbytes if isinstance(nbytes, int) else sum(parameter.nbytes for parameter in module.parameters())
+
+
+def affine(
+    running_mean: Tensor, running_var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """scale and shift [n] in float64: in eval mode a batch norm is scale · y + shift for each channel."""
+    scale = (running_var.detach().double() + eps).rsqrt()
+    if weight is not None:
+        scale = scale * weight.detach().double()
+    shift = -running_mean.detach().double() * scale
+    return scale, shift if bias is None else shift + bias.detach().double()
+
+
+def affine_of(norm: Any) -> tuple[Tensor, Tensor]:
+    """`affine` of a batch norm as it is."""
+    return affine(**{name: getattr(norm, name) for name in _AFFINE}, eps=norm.eps)
+
+
+def _dims(layer: nn.Module) -> int:
+    """Dimensions of an input whose result has its channels in dimension 1."""
+    if isinstance(layer, (nn.Conv2d, SparseConv2d)):
+        return 4
+    return 3 if isinstance(layer, (nn.Conv1d, SparseConv1d)) else 2
+
+
+# The first step of a chain that is worth one.
+CHAINING = frozenset({*_ACTIVATING, FoldedLayer})
+# Others may mean something else by an activation.
+_TENSORS = (Tensor, nn.Parameter)
