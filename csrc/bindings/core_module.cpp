@@ -187,6 +187,18 @@ void spmm_parts(int64_t kernel, uintptr_t x, int64_t dtype, int64_t m, int64_t k
   run_spmm(k, args, Spread{static_cast<int>(parts)}, outputs);
 }
 
+// Whether four vectors of `bytes` each, or none where the address is 0, hold what lies in `kept` one after another.
+bool same_vectors(uintptr_t kept, uintptr_t a, uintptr_t b, uintptr_t c, uintptr_t d, int64_t bytes) {
+  const char* at = pointer<const char>(kept);
+  for (const uintptr_t vector : {a, b, c, d}) {
+    if (bytes > 0 && vector != 0 && std::memcmp(at, pointer<const void>(vector), static_cast<size_t>(bytes)) != 0) {
+      return false;
+    }
+    at += bytes;
+  }
+  return true;
+}
+
 // One packing per group, each a convolution of its own: x [b, c, h, w], y [b, n, out_h, out_w], both contiguous.
 void conv(int64_t kernel, uintptr_t x, int64_t dtype, const std::array<int64_t, 4>& x_shape,
           const std::vector<uintptr_t>& packed, uintptr_t bias, int64_t bias_dtype, uintptr_t y,
@@ -307,13 +319,8 @@ PYBIND11_MODULE(_core, m) {
         unpack(h, pointer<int64_t>(crow), pointer<int32_t>(col), pointer<void>(values));
       },
       py::arg("data"), py::arg("nbytes"), py::arg("crow"), py::arg("col"), py::arg("values"));
-  m.def(
-      "same_bytes",
-      [](uintptr_t a, uintptr_t b, int64_t bytes) {
-        return bytes <= 0 ||
-               std::memcmp(pointer<const void>(a), pointer<const void>(b), static_cast<size_t>(bytes)) == 0;
-      },
-      py::arg("a"), py::arg("b"), py::arg("bytes"));
+  m.def("same_vectors", &same_vectors, py::arg("kept"), py::arg("a"), py::arg("b"), py::arg("c"), py::arg("d"),
+        py::arg("nbytes"));
   m.def("spmm", &spmm, py::arg("kernel"), py::arg("x"), py::arg("dtype"), py::arg("m"), py::arg("k"), py::arg("ldx"),
         py::arg("packed"), py::arg("bias"), py::arg("bias_dtype"), py::arg("y"), py::arg("n"), py::arg("activation"),
         py::arg("parts") = 0);

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sparseinfer.modules._packed import pack_groups
 from sparseinfer.modules.attention import SparseMultiheadAttention
-from sparseinfer.modules.chain import FoldedLayer, chain
+from sparseinfer.modules.chain import FoldedLayer
 from sparseinfer.modules.conv import SparseConv1d, SparseConv2d
 from sparseinfer.modules.dense import PrepackedLinear
 from sparseinfer.modules.linear import SparseLinear
@@ -25,6 +25,5 @@ __all__ = [
     "SparseLinear",
     "SparseMultiheadAttention",
     "SparseRNN",
-    "chain",
     "pack_groups",
 ]

@@ -37,7 +37,7 @@ def chain(steps: tuple[Any, ...], *args: Any, **kwargs: Any) -> Any:
     # A compiler joins what it likes by itself.
     if one and type(layer) in CHAINING and is_unwatched(layer) and not torch.compiler.is_compiling():
         if type(layer) is FoldedLayer and layer.holds(steps[1], args[0]):
-            return _activated(layer.folded, args[0], steps, 2)
+            return _activated(layer._modules["folded"], args[0], steps, 2)
         return _activated(layer, args[0], steps, 1)
     return _rest(layer(*args, **kwargs), steps, 1)
 
@@ -70,7 +70,7 @@ def _does(step: object) -> bool:
 class FoldedLayer(nn.Module):
     """A layer that also holds its product with the batch norm that follows it, for `chain`.
 
-    plain        the layer by itself, sparse or dense: a call of this module is a call of it
+    plain        the layer by itself: a call of this module is a call of it
     folded       batch_norm(plain(x)) as one layer, for x as `holds` demands
 
     The batch norm stays where it is in the model, for whatever else calls it, and is only known here. Other
@@ -91,7 +91,10 @@ class FoldedLayer(nn.Module):
         for name in _AFFINE:
             t = getattr(norm, name)
             self.register_buffer(f"norm_{name}", None if t is None else t.detach().clone())
+        # Dimensions of an input whose result has its channels in dimension 1.
+        self._dims = 4 if isinstance(plain, SparseConv2d) else 3 if isinstance(plain, SparseConv1d) else 2
         self._checked: bool | None = True
+        self._kept: ops.Kept | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.plain(*args, **kwargs)
@@ -102,27 +105,29 @@ class FoldedLayer(nn.Module):
         if step is not norm or norm.training or torch._C._get_tracing_state() is not None:
             return False
         # The norm's channels are dimension 1: those of a matrix, or of a batch of images or sequences.
-        if x.dim() != _dims(self.plain) or not is_unwatched(norm) or self._checked is False:
+        if x.dim() != self._dims or not is_unwatched(norm) or self._checked is False:
             return False
         if self._checked is None:
             self._checked = self._is_product()
         # Values: torch's own batch norm writes to its statistics without counting it.
-        return self._checked and norm.eps == self._eps and self._has_not_changed(norm)
+        buffers, parameters = norm._buffers, norm._parameters
+        if self._kept is None:
+            self._kept = ops.Kept(self._folded_by())
+        same = self._kept.holds(
+            buffers.get("running_mean"),
+            buffers.get("running_var"),
+            parameters.get("weight"),
+            parameters.get("bias"),
+        )
+        return same and self._checked and norm.eps == self._eps
 
-    def _has_not_changed(self, norm: Any) -> bool:
-        for name in _AFFINE:
-            then, now = self._buffers[f"norm_{name}"], getattr(norm, name)
-            if then is None or now is None:
-                if then is not now:
-                    return False
-            elif not ops.same_values(then, now):
-                return False
-        return True
+    def _folded_by(self) -> Any:
+        """Mean, variance, weight and bias of the batch norm that was multiplied in."""
+        return tuple(self._buffers[f"norm_{name}"] for name in _AFFINE)
 
     def _is_product(self) -> bool:
         """Whether `folded` is made of `plain`, which it may not be after a state was loaded in part."""
-        held: dict[str, Any] = {name: self._buffers[f"norm_{name}"] for name in _AFFINE}
-        scale, shift = affine(**held, eps=self._eps)
+        scale, shift = affine(*self._folded_by(), eps=self._eps)
         plain: Any = self.plain
         folded: Any = self.folded
         dtype = plain.weight.dtype
@@ -147,8 +152,15 @@ class FoldedLayer(nn.Module):
         return sum(held_bytes(layer) for layer in (self.plain, self.folded))
 
     def _load_from_state_dict(self, *args: Any) -> None:
-        self._checked = None
+        self._checked = self._kept = None
         super()._load_from_state_dict(*args)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._kept = None
+        return super()._apply(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None}
 
 
 def held_bytes(module: nn.Module) -> int:
@@ -171,13 +183,6 @@ def affine(
 def affine_of(norm: Any) -> tuple[Tensor, Tensor]:
     """`affine` of a batch norm as it is."""
     return affine(**{name: getattr(norm, name) for name in _AFFINE}, eps=norm.eps)
-
-
-def _dims(layer: nn.Module) -> int:
-    """Dimensions of an input whose result has its channels in dimension 1."""
-    if isinstance(layer, (nn.Conv2d, SparseConv2d)):
-        return 4
-    return 3 if isinstance(layer, (nn.Conv1d, SparseConv1d)) else 2
 
 
 # The first step of a chain that is worth one.

@@ -34,7 +34,7 @@ from sparseinfer.ops.layouts import (
 from sparseinfer.ops.packing import PackedInfo, pack
 from sparseinfer.ops.plan import Bucket, Plan, format_plan, parse_plan
 from sparseinfer.ops.reference import ACTIVATIONS, reference_conv, reference_linear
-from sparseinfer.ops.same import same_values
+from sparseinfer.ops.same import Kept
 
 _schema.define()
 _cpu.register()
@@ -64,6 +64,7 @@ __all__ = [
     "FEW_TOKENS",
     "Bucket",
     "CudaKernel",
+    "Kept",
     "KernelInfo",
     "Layout",
     "PackedInfo",
@@ -86,7 +87,6 @@ __all__ = [
     "parse_plan",
     "reference_conv",
     "reference_linear",
-    "same_values",
     "unpack",
     "watched",
 ]

@@ -1,17 +1,52 @@
-"""Whether two tensors hold the same values: a microsecond, where torch.equal takes two or three."""
+"""Whether four vectors hold what they held: a microsecond or two, where torch.equal takes twelve."""
 
 from __future__ import annotations
+
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from sparseinfer._native import core
 
+Vectors: TypeAlias = "tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]"
 
-def same_values(a: Tensor, b: Tensor) -> bool:
-    """Bit for bit on the CPU, by torch.equal elsewhere; False for other dtypes and shapes."""
-    if a.dtype != b.dtype or a.shape != b.shape:
-        return False
-    if a.is_cpu and b.is_cpu and a.is_contiguous() and b.is_contiguous():
-        return core.same_bytes(a.data_ptr(), b.data_ptr(), a.nbytes)
-    return a.device == b.device and torch.equal(a, b)
+
+class Kept:
+    """The values of up to four vectors of one length."""
+
+    def __init__(self, values: Vectors) -> None:
+        self._values = values
+        given = [v for v in values if v is not None]
+        self._all = torch.cat([given[0].new_zeros(given[0].shape) if v is None else v for v in values])
+        self._nbytes = given[0].nbytes
+        # Vectors that had these values when they were last looked at, and where they lay.
+        self._vectors: Vectors = (None, None, None, None)
+        self._addresses: tuple[int, ...] = ()
+
+    def holds(self, a: Tensor | None, b: Tensor | None, c: Tensor | None, d: Tensor | None) -> bool:
+        """Whether these have the values that were kept."""
+        known = self._vectors
+        if self._addresses and a is known[0] and b is known[1] and c is known[2] and d is known[3]:
+            at = (
+                0 if a is None else a.data_ptr(),
+                0 if b is None else b.data_ptr(),
+                0 if c is None else c.data_ptr(),
+                0 if d is None else d.data_ptr(),
+            )
+            if at == self._addresses:  # so they are as long as they were
+                return core.same_vectors(self._all.data_ptr(), *at, self._nbytes)
+        vectors = (a, b, c, d)
+        if not all(map(_equal, self._values, vectors)):
+            return False
+        given = [v for v in (*vectors, self._all) if v is not None]
+        alike = len({v.dtype for v in given}) == 1 and all(v.is_cpu and v.is_contiguous() for v in given)
+        self._vectors = vectors
+        self._addresses = tuple(0 if v is None else v.data_ptr() for v in vectors) if alike else ()
+        return True
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
