@@ -40,4 +40,4 @@ def test_pruning(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["pruner"].done
     assert sparsity(found["student"]) == pytest.approx(0.9, abs=1e-4)
     assert sparsity(found["recovered"]) == pytest.approx(0.8, abs=1e-4)
-    assert type(found["fast"]) is torch.nn.Sequential
+    assert isinstance(found["fast"], torch.nn.Sequential)

@@ -17,7 +17,7 @@ from sparseinfer.convert.cost_model import predict
 from sparseinfer.convert.weights import Weights, class_of
 from sparseinfer.formats import CSR
 from sparseinfer.modules import PrepackedLinear, SparseConv1d, SparseConv2d, SparseLinear, pack_groups
-from sparseinfer.modules.conv import conv_options, dense_conv
+from sparseinfer.modules.conv import conv_options, dense_conv, weight_in_channels_last
 from sparseinfer.ops import Layout
 from sparseinfer.ops.dense import PLAIN, dense_candidates, dense_names
 
@@ -324,6 +324,7 @@ class ConvCase(_CpuCase):
             self.weights.bias,
             buckets=buckets,
             dtype=self.dense_weights.weight.dtype,
+            channels_last=weight_in_channels_last(conv),
             **conv_options(conv),
         )
 

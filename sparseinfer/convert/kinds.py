@@ -27,6 +27,7 @@ from sparseinfer.modules import (
     SparseRNN,
 )
 from sparseinfer.modules._parts import dense_bias, dense_linear, dense_weight
+from sparseinfer.modules._stand_in import ORIGIN
 from sparseinfer.modules.recurrent import suffixes
 
 Shape = tuple[int, ...]
@@ -79,7 +80,7 @@ def restored(module: nn.Module) -> nn.Module | None:
     if isinstance(module, (SparseLinear, PrepackedLinear, SharedInputLinear)):
         weight = dense_weight(module).to(module.dtype)
         linear = dense_linear(weight, dense_bias(module)).train(module.training)
-        origin = getattr(module, _ORIGIN, None)
+        origin = getattr(module, ORIGIN, None)
         return linear if origin is None else _transposed(linear, origin)
     return None
 
@@ -117,7 +118,7 @@ def _transposed_parts(module: nn.Module) -> Mapping[str, Part] | str:
 
 
 def _transposed_assemble(module: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
-    setattr(parts[""], _ORIGIN, type(module))
+    setattr(parts[""], ORIGIN, type(module))
     return parts[""]
 
 
@@ -177,7 +178,6 @@ def _recurrent_assemble(module: Any, parts: Mapping[str, nn.Module]) -> nn.Modul
     return _RECURRENT[class_of(module)].from_rnn(module, cells)
 
 
-_ORIGIN = "_sparseinfer_origin"
 _TRANSPOSED_LINEAR = Kind(_transposed_parts, _transposed_assemble, fuses=True)
 _RECURRENT = {nn.LSTM: SparseLSTM, nn.GRU: SparseGRU, nn.RNN: SparseRNN}
 _KINDS: dict[type[nn.Module], Kind] = {

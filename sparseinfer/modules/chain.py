@@ -127,7 +127,8 @@ class FoldedLayer(nn.Module):
 
     def _is_product(self) -> bool:
         """Whether `folded` is made of `plain`, which it may not be after a state was loaded in part."""
-        scale, shift = affine(*self._folded_by(), eps=self._eps)
+        mean, variance, factor, term = self._folded_by()
+        scale, shift = affine(mean, variance, factor, term, self._eps)
         plain: Any = self.plain
         folded: Any = self.folded
         dtype = plain.weight.dtype
