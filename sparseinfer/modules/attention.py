@@ -218,13 +218,17 @@ class SparseMultiheadAttention(StandIn):
         k, v, mask = self._extended(k, v, mask)
         attended, weights = self._attend(q, k, v, mask, need_weights, is_causal)
 
-        # In the order of torch's layer, [l, n, e]: for its strides, and what a dropout draws for them.
-        y = self.out_proj(attended.permute(2, 0, 1, 3).flatten(2))
+        # As torch's layer in training mode, where a dropout draws for [l, n, e]; its fast path keeps n first.
+        steps_first = self.training or not batch_first
+        y = attended.permute(2, 0, 1, 3) if steps_first else attended.permute(0, 2, 1, 3)
+        y = self.out_proj(y.flatten(2))
+        if steps_first and batch_first:
+            y = y.transpose(0, 1)
         if weights is not None and average_attn_weights:
             weights = weights.mean(dim=1)
         if batched:
-            return y.transpose(0, 1) if self.batch_first else y, weights
-        return y.squeeze(1), None if weights is None else weights.squeeze(0)
+            return y, weights
+        return y.squeeze(0), None if weights is None else weights.squeeze(0)
 
     def _checked(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[bool, int]:
         """Whether the inputs are batched, and n."""
