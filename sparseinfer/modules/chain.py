@@ -31,14 +31,16 @@ def chain(steps: tuple[Any, ...], *args: Any, **kwargs: Any) -> Any:
     nested calls wherever they stand.
     """
     layer = steps[0]
-    if not args and list(kwargs) == ["input"]:
-        args, kwargs = (kwargs["input"],), {}
-    one = len(steps) > 1 and len(args) == 1 and not kwargs and type(args[0]) in _TENSORS
+    # Its only argument, by name or not; hooks are given it as it came.
+    x: Any = None
+    if len(args) + len(kwargs) == 1:
+        x = args[0] if args else kwargs.get("input")
+    one = len(steps) > 1 and type(x) in _TENSORS
     # A compiler joins what it likes by itself.
     if one and type(layer) in CHAINING and is_unwatched(layer) and not torch.compiler.is_compiling():
-        if type(layer) is FoldedLayer and layer.holds(steps[1], args[0]):
-            return _activated(layer._modules["folded"], args[0], steps, 2)
-        return _activated(layer, args[0], steps, 1)
+        if type(layer) is FoldedLayer and layer.holds(steps[1], x):
+            return _activated(layer._modules["folded"], x, steps, 2)
+        return _activated(layer, x, steps, 1)
     return _rest(layer(*args, **kwargs), steps, 1)
 
 
