@@ -57,7 +57,7 @@ test: $(VENV)/.test
 SECONDS ?= 600
 SEED ?=
 fuzz: $(VENV)/.test
-	$(BIN)/python tests/property_fuzz.py --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python tests/property/property_fuzz.py --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 test-native: $(VENV)/.tools
 	$(call native_tests,build-native,)

@@ -170,6 +170,6 @@ def test_needed_libraries_have_no_torch_and_no_openmp() -> None:
 
 
 def test_files_can_be_read_in_one_go() -> None:
-    for pattern in ("sparseinfer/**/*.py", "csrc/**/*.cpp", "csrc/**/*.h", "csrc/**/*.cu*", "tests/*.py"):
+    for pattern in ("sparseinfer/**/*.py", "csrc/**/*.cpp", "csrc/**/*.h", "csrc/**/*.cu*", "tests/**/*.py"):
         for path in ROOT.glob(pattern):
             assert len(path.read_text().splitlines()) <= 400, path

@@ -58,7 +58,7 @@ if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.5)  # cudaGetDriverEntryPointByVe
 endif()
 set(CMAKE_CUDA_COMPILER_LAUNCHER sh ${CMAKE_CURRENT_LIST_DIR}/keep_output.sh)
 
-# Spills and local memory are errors: no kernel here is to have any. tests/test_cuda_build.py reads what -v says.
+# Spills and local memory are errors: no kernel here is to have any. tests/cuda/test_cuda_build.py reads what -v says.
 set(SPARSEINFER_CUDA_FLAGS -Werror=all-warnings -Xptxas=-v,-warn-spills,-warn-lmem-usage -Xcompiler=-Wall,-Wextra)
 # Machine code for 8.0 and, beside it, PTX that the driver compiles for whatever is newer; for 9.0a machine code alone.
 set(SPARSEINFER_CUDA_ARCH_simt -gencode=arch=compute_80,code=[compute_80,sm_80] -gencode=arch=compute_90a,code=sm_90a)

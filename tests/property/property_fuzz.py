@@ -1,6 +1,6 @@
 """`make fuzz`: the cases of test_property.py with fresh seeds, for as long as asked.
 
-python tests/property_fuzz.py --seconds 600 --seed 1 [--keep-going]
+python tests/property/property_fuzz.py --seconds 600 --seed 1 [--keep-going]
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from sparseinfer.ops import cuda_packing
 from sparseinfer.ops.packing import DTYPES
 from sparseinfer.ops.reference import ACTIVATIONS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GUARD = 64
 MULTIPROCESSORS = 132
 

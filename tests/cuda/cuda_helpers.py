@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build-cuda"
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no usable GPU")

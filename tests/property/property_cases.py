@@ -110,7 +110,7 @@ class Case(_Plain):
 
 def script(case: Case) -> str:
     """The case as a file that runs."""
-    head = 'import sys\n\nsys.path.insert(0, "tests")\nfrom property_cases import Case, Run\n'
+    head = 'import sys\n\nsys.path.insert(0, "tests/property")\nfrom property_cases import Case, Run\n'
     body = repr(case).removeprefix("Case(")
     indented = case.source.strip("\n")
     return (

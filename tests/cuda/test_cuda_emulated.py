@@ -23,7 +23,7 @@ from sparseinfer.ops.reference import ACTIVATIONS
 
 pytestmark = [pytest.mark.slow, needs_compiler]
 
-KERNELS = Path(__file__).parents[1] / "csrc/cuda/kernels.inc"
+KERNELS = Path(__file__).parents[2] / "csrc/cuda/kernels.inc"
 TILES = {"f32": "t32", "bf16": "t64", "f16": "t64"}
 
 
