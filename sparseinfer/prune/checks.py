@@ -1,8 +1,16 @@
-"""Checks of numbers that users give."""
+"""Checks of arguments that many functions take."""
 
 from __future__ import annotations
 
 from numbers import Real
+
+from torch import nn
+
+
+def check_module(model: object) -> None:
+    """TypeError unless it is a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
 
 
 def check_int(name: str, value: object, least: int) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseinfer._timing import num_threads
-from sparseinfer.prune.masks import masks_of
+from sparseinfer.prune import masks_of
 
 STEPS = 100
 OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {

@@ -18,9 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import prune
 
 from sparseinfer import convert, convert_, densify_
-from sparseinfer.prune.masks import finalize_, hold_masks_, masks_of
-from sparseinfer.prune.rigl import RigL
-from sparseinfer.prune.torch_prune import from_torch_prune_, to_torch_prune_
+from sparseinfer.prune import RigL, finalize_, from_torch_prune_, hold_masks_, masks_of, to_torch_prune_
 
 
 def model() -> nn.Sequential:

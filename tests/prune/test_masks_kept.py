@@ -13,7 +13,7 @@ import torch
 from masks_helpers import OPTIMIZERS, assert_held, data, model, random_masks, train
 from torch import nn
 
-from sparseinfer.prune.masks import finalize_, hold_masks_, masks_of
+from sparseinfer.prune import finalize_, hold_masks_, masks_of
 
 
 def test_state_dict_round_trip() -> None:

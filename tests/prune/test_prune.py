@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from sparseinfer.prune import Magnitude, prune_
-from sparseinfer.prune.threshold import keep_largest
+from sparseinfer.prune.methods.threshold import keep_largest
 
 SPARSITIES = (0.0, 0.01, 0.5, 0.77, 0.9, 0.999)
 SHAPES = ((7, 13), (1, 1), (64, 48), (3, 1))

@@ -10,10 +10,22 @@ import torch
 from masks_helpers import OPTIMIZERS, data, model
 from torch import nn
 
-from sparseinfer.prune import ERK, NM, Magnitude, Random, Wanda, calibrate
-from sparseinfer.prune.masks import hold_masks_, masks_of
-from sparseinfer.prune.pruner import Pruner
-from sparseinfer.prune.schedules import Cubic, Geometric, Linear, OneShot, Schedule
+from sparseinfer.prune import (
+    ERK,
+    NM,
+    Cubic,
+    Geometric,
+    Linear,
+    Magnitude,
+    OneShot,
+    Pruner,
+    Random,
+    Schedule,
+    Wanda,
+    calibrate,
+    hold_masks_,
+    masks_of,
+)
 
 LAYERS = ("0", "3", "5")
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparseinfer._progress import Progress
 from sparseinfer._running import call, evaluating
 from sparseinfer._select import FilterFn, Patterns
-from sparseinfer.prune.collect import Collector
-from sparseinfer.prune.layers import Layer, prunable_layers
-from sparseinfer.prune.statistics import CalibrationStats, LayerStats
-
-Forward = Callable[[nn.Module, Any], Any]
-LossFn = Callable[[Any, Any], Tensor]
+from sparseinfer.prune.calibration.batches import Forward, checked_batches, every_batch
+from sparseinfer.prune.calibration.collect import Collector
+from sparseinfer.prune.calibration.gradients import Gradients, LossFn
+from sparseinfer.prune.calibration.statistics import CalibrationStats
+from sparseinfer.prune.layers.layer import Layer
+from sparseinfer.prune.layers.selection import prunable_layers
 
 
 def calibrate(
@@ -40,7 +39,7 @@ def calibrate(
                                 are always kept
     loss_fn(output, batch)      a scalar, whose gradients are kept too, for Gradient and Taylor
     forward(model, batch)       runs the model instead of the call above
-    filter_fn, targets, ignore  which layers, default all: see sparseinfer._select.select_modules
+    filter_fn, targets, ignore  which layers, default all: see sparseinfer.select.select_modules
     progress                    whether a terminal shows a progress bar
 
     Batches are dropped one by one. What stays in memory does not grow with their number: 4·groups·k² bytes of
@@ -73,7 +72,7 @@ def statistics_of(
     """`calibrate` for layers that are selected already."""
     batches = checked_batches(batches)
     forward = forward or call
-    gradients = None if loss_fn is None else _Gradients(layers, loss_fn)
+    gradients = None if loss_fn is None else Gradients(layers, loss_fn)
     total = len(batches) if isinstance(batches, Sized) else None
     with (
         evaluating(model),
@@ -89,73 +88,3 @@ def statistics_of(
             bar.advance()
     stats = collector.stats()
     return stats if gradients is None else gradients.joined(stats)
-
-
-def checked_batches(batches: Iterable[Any]) -> Iterable[Any]:
-    """TypeError: one batch instead of several."""
-    if isinstance(batches, (Tensor, Mapping, str)) or not isinstance(batches, Iterable):
-        hint = "a single batch goes into a list"
-        raise TypeError(f"batches: expected an iterable of batches, got {type(batches).__name__} ({hint})")
-    return batches
-
-
-def every_batch(batches: Iterable[Any]) -> Iterator[Any]:
-    """The batches; ValueError in the end if there was none."""
-    found = False
-    for batch in batches:
-        found = True
-        yield batch
-    if not found:
-        raise ValueError("batches: expected at least one, got none (was an iterator used before?)")
-
-
-class _Gradients:
-    """Sums of ∂loss/∂w over the batches. While it is open, gradients are enabled for the layers' weights."""
-
-    def __init__(self, layers: Mapping[str, Layer], loss_fn: LossFn) -> None:
-        self._loss_fn = loss_fn
-        self._layers = layers
-        self._weights = {fqn: layer.weight for fqn, layer in layers.items()}
-        self._sums = {
-            fqn: torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32)).detach()
-            for fqn, weight in self._weights.items()
-        }
-
-    def __enter__(self) -> None:
-        self._required = {weight: weight.requires_grad for weight in self._weights.values()}
-        for weight in self._required:
-            weight.requires_grad_(True)
-        self._enabled = torch.enable_grad()
-        self._enabled.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self._enabled.__exit__(*error)
-        for weight, required in self._required.items():
-            weight.requires_grad_(required)
-
-    def add(self, output: Any, batch: Any) -> None:
-        loss = self._loss_fn(output, batch)
-        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-            got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise TypeError(f"loss_fn: expected a scalar tensor that depends on the weights, got {got}")
-        if not loss.isfinite():
-            raise ValueError(f"loss_fn: expected a finite loss, got {float(loss.detach())}")
-        # autograd.grad leaves the parameters' own .grad alone.
-        found = torch.autograd.grad(loss, list(self._weights.values()), allow_unused=True)
-        for (fqn, total), grad in zip(self._sums.items(), found, strict=True):
-            if grad is not None:
-                total += grad
-                if not grad.isfinite().all():
-                    raise ValueError(f"{fqn}: expected finite gradients, got NaN or infinite ones")
-
-    def joined(self, stats: CalibrationStats) -> CalibrationStats:
-        return CalibrationStats(
-            {fqn: replace(stats.get(fqn, self._nothing(fqn)), grad=grad) for fqn, grad in self._sums.items()}
-        )
-
-    def _nothing(self, fqn: str) -> LayerStats:
-        """Of a layer whose inputs are not seen: none were counted."""
-        layer = self._layers[fqn]
-        groups, _, k = layer.shape
-        zeros = torch.zeros(groups, k, dtype=torch.float64, device=layer.weight.device)
-        return LayerStats(0, zeros, zeros)

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from sparseinfer._progress import Progress
 from sparseinfer._running import call, evaluating
-from sparseinfer.prune.calibrate import Forward, checked_batches, every_batch
-from sparseinfer.prune.collect import Collector
-from sparseinfer.prune.layers import Layer
-from sparseinfer.prune.statistics import CalibrationStats
+from sparseinfer.prune.calibration.batches import Forward, checked_batches, every_batch
+from sparseinfer.prune.calibration.collect import Collector
+from sparseinfer.prune.calibration.statistics import CalibrationStats
+from sparseinfer.prune.layers.layer import Layer
 
 PruneBlock = Callable[[Mapping[str, Layer], CalibrationStats], None]
 

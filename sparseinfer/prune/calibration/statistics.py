@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparseinfer.prune.layers import Layer
+from sparseinfer.prune.layers.layer import Layer
 
 _FORMAT = "sparseinfer calibration 1"
 

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from sparseinfer._select import Patterns
-from sparseinfer.prune.kinds import kinds_of
-from sparseinfer.prune.layers import Layer, is_named, memory_of
+from sparseinfer.prune.layers.kinds import kinds_of
+from sparseinfer.prune.layers.layer import Layer
+from sparseinfer.prune.layers.names import is_named, parameter_name
+from sparseinfer.prune.layers.weights import memory_of
 
 UNKNOWN = "it is of no kind of layer that is pruned"
 UNSEEN = "a calibration does not see its inputs"
@@ -20,16 +22,16 @@ _COMPUTED = ".parametrizations."
 
 def all_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """Floating-point parameters of two or more dimensions by name, in the order of the model, each once."""
-    found: dict[object, tuple[str, nn.Parameter]] = {}
+    named: dict[object, tuple[str, nn.Parameter]] = {}
     for name, _, weight in _weights(model):
-        found.setdefault(memory_of(weight), (name, weight))
-    return dict(found.values())
+        named.setdefault(memory_of(weight), (name, weight))
+    return dict(named.values())
 
 
 def unknown_weights(model: nn.Module, ignore: Patterns) -> dict[str, nn.Parameter]:
     """Those that are of no kind that is pruned, and that `ignore` does not name, by itself or its module."""
-    known = {memory_of(weight) for name, owner, weight in _weights(model) if _is_known(name, owner)}
-    named = {
+    of_a_kind = {memory_of(weight) for name, owner, weight in _weights(model) if _is_of_a_kind(name, owner)}
+    ignored = {
         memory_of(weight)
         for name, owner, weight in _weights(model)
         if is_named(ignore, owner, name.rpartition(".")[0], name)
@@ -37,12 +39,12 @@ def unknown_weights(model: nn.Module, ignore: Patterns) -> dict[str, nn.Paramete
     return {
         name: weight
         for name, weight in all_weights(model).items()
-        if memory_of(weight) not in known and memory_of(weight) not in named
+        if memory_of(weight) not in of_a_kind and memory_of(weight) not in ignored
     }
 
 
 def count_nonzero(weight: Tensor) -> int:
-    """All of them where nothing can be counted: without data, or in a tensor that does not know how."""
+    """How many are not zero; all where that cannot be counted: no data, or a tensor that cannot count."""
     if weight.is_meta or weight.layout != torch.strided:
         return weight.numel()
     try:
@@ -62,7 +64,7 @@ def split_by_inputs(
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
-    """Name, the module that it is a weight of, and the parameter; of a shared one every name."""
+    """(name, the module that it is a weight of, parameter); a shared parameter comes under every name."""
     modules = dict(model.named_modules(remove_duplicate=False))
     for fqn, module in modules.items():
         # A parametrization keeps the weight of its module.
@@ -71,13 +73,14 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
         for name, weight in module._parameters.items():
             if weight is None or is_lazy(weight) or not weight.is_floating_point() or weight.dim() < 2:
                 continue
-            yield f"{fqn}.{name}".removeprefix("."), holder, weight
+            yield parameter_name(fqn, name), holder, weight
 
 
-def _is_known(name: str, owner: nn.Module) -> bool:
+def _is_of_a_kind(name: str, owner: nn.Module) -> bool:
+    """Whether pruning looks at weights of this name in such a module, computed ones too."""
     name = f".{name}"
     if _COMPUTED in name:
         return name.partition(_COMPUTED)[2].partition(".")[0] in kinds_of(owner)
     # torch.nn.utils.prune and the old weight_norm keep it under such names.
-    own = name.rpartition(".")[2]
-    return any(own in (kind, f"{kind}_orig", f"{kind}_g", f"{kind}_v") for kind in kinds_of(owner))
+    parameter = name.rpartition(".")[2]
+    return any(parameter in (kind, f"{kind}_orig", f"{kind}_g", f"{kind}_v") for kind in kinds_of(owner))

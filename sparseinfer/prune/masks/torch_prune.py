@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
-from sparseinfer.prune.masks import finalize_, held_masks, hold_masks_
+from sparseinfer.prune.checks import check_module
+from sparseinfer.prune.layers.names import parameter_name
+from sparseinfer.prune.masks.held import all_held_masks, held_masks
+from sparseinfer.prune.masks.hold import hold_masks_
 
 
 def from_torch_prune_(model: nn.Module) -> nn.Module:
@@ -21,15 +24,14 @@ def from_torch_prune_(model: nn.Module) -> nn.Module:
 
     ValueError: a weight under torch.ao.pruning, whose masks are parametrizations.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    check_module(model)
     for fqn, module in model.named_modules():
         if _is_under_ao_pruning(module):
             hint = "call squash_mask() of its sparsifier first"
-            name = f"{fqn}.weight".removeprefix(".")
+            name = parameter_name(fqn, "weight")
             raise ValueError(f"{name}: expected torch.nn.utils.prune, got torch.ao.pruning ({hint})")
     pruned = {
-        f"{fqn}.{name}".removeprefix("."): (module, name)
+        parameter_name(fqn, name): (module, name)
         for fqn, module in model.named_modules()
         for name in _pruned_weights(module)
     }
@@ -48,7 +50,8 @@ def to_torch_prune_(model: nn.Module) -> nn.Module:
     masks = [
         (module, held.name, held.mask.clone()) for module in model.modules() for held in held_masks(module)
     ]
-    finalize_(model)
+    for held in all_held_masks(model):
+        held.remove()
     for module, name, mask in masks:
         prune.custom_from_mask(module, name, mask)
     return model
@@ -56,12 +59,12 @@ def to_torch_prune_(model: nn.Module) -> nn.Module:
 
 def _pruned_weights(module: nn.Module) -> list[str]:
     """Names of the parameters that torch prunes: weights, whose masks can be held."""
-    found = [
+    names = [
         hook._tensor_name
         for hook in module._forward_pre_hooks.values()
         if isinstance(hook, prune.BasePruningMethod)
     ]
-    return [name for name in found if name == "weight" or _original(module, name).dim() > 1]
+    return [name for name in names if name == "weight" or _original(module, name).dim() > 1]
 
 
 def _original(module: nn.Module, name: str) -> Any:

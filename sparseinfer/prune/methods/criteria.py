@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparseinfer.prune import importance
-from sparseinfer.prune.layers import Layer
-from sparseinfer.prune.methods import Criterion
-from sparseinfer.prune.statistics import LayerStats
-from sparseinfer.prune.threshold import Scope
+from sparseinfer.prune.calibration.statistics import LayerStats
+from sparseinfer.prune.importance import diagonal_hessian, gradient, magnitude, ria, taylor, wanda
+from sparseinfer.prune.layers.layer import Layer
+from sparseinfer.prune.methods.criterion import Criterion
+from sparseinfer.prune.methods.threshold import Scope
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Magnitude(Criterion):
     first in row-major order are pruned. TypeError or ValueError if an argument is not as described.
     """
 
+    name = "magnitude"
+
     _: KW_ONLY
     norm: int = 1
 
@@ -41,7 +43,7 @@ class Magnitude(Criterion):
         return self.norm
 
     def scores(self, layer: Layer, stats: LayerStats | None) -> Tensor:
-        return importance.magnitude(layer.matrix())
+        return magnitude(layer.matrix())
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Random(Criterion):
     sparsity, scope, pattern  see SparseMethod
     seed                      the scores of a layer depend on it and on the layer's name, on nothing else
     """
+
+    name = "random"
 
     _: KW_ONLY
     seed: int = 0
@@ -69,10 +73,11 @@ class Gradient(Criterion):
     sparsity, scope, pattern, threshold  see SparseMethod and Criterion
     """
 
+    name = "gradient"
     needs: ClassVar[frozenset[str]] = frozenset({"gradients"})
 
     def scores(self, layer: Layer, stats: LayerStats | None) -> Tensor:
-        return importance.gradient(layer.matrix(_grad(stats)))
+        return gradient(layer.matrix(_grad(stats)))
 
 
 @dataclass(frozen=True)
@@ -85,10 +90,11 @@ class Taylor(Criterion):
     sparsity, scope, pattern, threshold  see SparseMethod and Criterion
     """
 
+    name = "taylor"
     needs: ClassVar[frozenset[str]] = frozenset({"gradients"})
 
     def scores(self, layer: Layer, stats: LayerStats | None) -> Tensor:
-        return importance.taylor(layer.matrix(), layer.matrix(_grad(stats)))
+        return taylor(layer.matrix(), layer.matrix(_grad(stats)))
 
 
 @dataclass(frozen=True)
@@ -100,11 +106,12 @@ class Wanda(Criterion):
     sparsity, scope, pattern, threshold  see SparseMethod and Criterion; Row() and Column() need another scope
     """
 
+    name = "wanda"
     needs: ClassVar[frozenset[str]] = frozenset({"norms"})
     scope: Scope = "row"
 
     def scores(self, layer: Layer, stats: LayerStats | None) -> Tensor:
-        return importance.wanda(layer.matrix(), _sq(stats))
+        return wanda(layer.matrix(), _sq(stats))
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,7 @@ class RIA(Criterion):
     exponent                             of the norms of the inputs: 0.5 in the paper, 0 ignores them
     """
 
+    name = "ria"
     needs: ClassVar[frozenset[str]] = frozenset({"norms"})
     scope: Scope = "row"
     _: KW_ONLY
@@ -129,7 +137,7 @@ class RIA(Criterion):
             raise ValueError(f"exponent: expected a finite number of at least 0, got {self.exponent!r}")
 
     def scores(self, layer: Layer, stats: LayerStats | None) -> Tensor:
-        return importance.ria(layer.matrix(), _sq(stats), self.exponent)
+        return ria(layer.matrix(), _sq(stats), self.exponent)
 
 
 @dataclass(frozen=True)
@@ -142,10 +150,11 @@ class DiagonalHessian(Criterion):
     sparsity, scope, pattern, threshold  see SparseMethod and Criterion
     """
 
+    name = "hessian"
     needs: ClassVar[frozenset[str]] = frozenset({"norms"})
 
     def scores(self, layer: Layer, stats: LayerStats | None) -> Tensor:
-        return importance.diagonal_hessian(layer.matrix(), _sq(stats))
+        return diagonal_hessian(layer.matrix(), _sq(stats))
 
 
 def _sq(stats: LayerStats | None) -> Tensor:

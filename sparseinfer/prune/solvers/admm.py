@@ -32,6 +32,7 @@ class ADMM(Solver):
     refit       iterations of conjugate gradients at the end
     """
 
+    name = "admm"
     _: KW_ONLY
     iterations: int = 30
     gradual: int = 22

@@ -10,8 +10,8 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from sparseinfer.prune.layers import Layer
-from sparseinfer.prune.statistics import CalibrationStats, LayerStats
+from sparseinfer.prune.calibration.statistics import CalibrationStats, LayerStats
+from sparseinfer.prune.layers.layer import Layer
 
 # The stack level of a warning in a method's `prune`, which prune_ calls through two functions.
 CALLER_OF_PRUNE = 5

@@ -8,9 +8,10 @@ from dataclasses import KW_ONLY, dataclass, replace
 import torch
 from torch import Tensor
 
+from sparseinfer.prune.calibration.statistics import CalibrationStats
 from sparseinfer.prune.checks import check_int
-from sparseinfer.prune.layers import Layer
-from sparseinfer.prune.methods import Method, Pruned
+from sparseinfer.prune.layers.layer import Layer
+from sparseinfer.prune.methods.method import Method, Pruned
 from sparseinfer.prune.solvers.hessian import (
     check_damping,
     damped,
@@ -18,7 +19,6 @@ from sparseinfer.prune.solvers.hessian import (
     finite_gram,
     warn_of_few_tokens,
 )
-from sparseinfer.prune.statistics import CalibrationStats
 
 # Of the residual of a row, relative to its first: what float32 resolves.
 _TOLERANCE = 1e-7

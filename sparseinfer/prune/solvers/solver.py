@@ -11,9 +11,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparseinfer.prune import threshold
-from sparseinfer.prune.layers import Layer
-from sparseinfer.prune.methods import Pruned, SparseMethod
+from sparseinfer.prune.calibration.statistics import CalibrationStats
+from sparseinfer.prune.layers.layer import Layer
+from sparseinfer.prune.methods.method import Pruned
+from sparseinfer.prune.methods.sparse import SparseMethod
+from sparseinfer.prune.methods.threshold import layer_mask, n_of_m_mask, unit_scores
 from sparseinfer.prune.patterns import NM, Row, expand
 from sparseinfer.prune.solvers.hessian import (
     CALLER_OF_PRUNE,
@@ -22,7 +24,6 @@ from sparseinfer.prune.solvers.hessian import (
     finite_gram,
     warn_of_few_tokens,
 )
-from sparseinfer.prune.statistics import CalibrationStats
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,12 +100,12 @@ class Solver(SparseMethod):
 
     def _prune_rows(self, weight: Tensor, gram: Tensor, unit: tuple[int, int], sparsity: float) -> Solution:
         outputs = (weight @ gram * weight).sum(-1, keepdim=True)
-        kept = threshold.layer_mask(outputs, sparsity, self.scope)
+        kept = layer_mask(outputs, sparsity, self.scope)
         return Solution(weight, expand(kept, unit), self.damping)
 
     def choose(self, scores: Tensor, unit: tuple[int, int], sparsity: float) -> Tensor:
         """The mask [groups, n, k] that prunes the lowest scores; of a unit, the root of their mean square."""
         if isinstance(self.pattern, NM):
-            return threshold.n_of_m_mask(scores, self.pattern)
-        kept = threshold.layer_mask(threshold.unit_scores(scores, unit, 2), sparsity, self.scope)
+            return n_of_m_mask(scores, self.pattern)
+        kept = layer_mask(unit_scores(scores, unit, 2), sparsity, self.scope)
         return expand(kept, unit)

@@ -29,6 +29,7 @@ class SparseGPT(Solver):
     ValueError: reference_exact with scope="row" or a pattern that the published code does not know.
     """
 
+    name = "sparsegpt"
     _: KW_ONLY
     block_size: int = 128
     reference_exact: bool = False

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sparseinfer._running import call, evaluating
-from sparseinfer.prune.calibrate import Forward, checked_batches, every_batch
-from sparseinfer.prune.layers import layers_named
-from sparseinfer.prune.statistics import CalibrationStats, check_stats
+from sparseinfer.prune.calibration.batches import Forward, checked_batches, every_batch
+from sparseinfer.prune.calibration.statistics import CalibrationStats, check_stats
+from sparseinfer.prune.layers.selection import layers_named
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 

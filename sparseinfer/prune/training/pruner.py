@@ -13,14 +13,16 @@ from torch.optim import Optimizer
 
 from sparseinfer._select import FilterFn, Patterns
 from sparseinfer.prune.apply import prune_layers
-from sparseinfer.prune.layers import layers_named, prunable_layers
-from sparseinfer.prune.masks import held_masks
-from sparseinfer.prune.methods import Method, SparseMethod
+from sparseinfer.prune.budgets.budget import Budget
+from sparseinfer.prune.calibration.statistics import CalibrationStats
+from sparseinfer.prune.layers.names import parameter_name
+from sparseinfer.prune.layers.selection import layers_named, prunable_layers
+from sparseinfer.prune.layers.unlooked import unknown_weights
+from sparseinfer.prune.masks.held import all_held_masks, held_masks
+from sparseinfer.prune.methods.method import Method, check_method
+from sparseinfer.prune.methods.sparse import SparseMethod
 from sparseinfer.prune.report import PruneReport
-from sparseinfer.prune.schedules import OneShot, Schedule
-from sparseinfer.prune.sparsity import Budget
-from sparseinfer.prune.statistics import CalibrationStats
-from sparseinfer.prune.unlooked import unknown_weights
+from sparseinfer.prune.training.schedules import OneShot, Schedule
 
 
 class Pruner:
@@ -42,7 +44,7 @@ class Pruner:
                  those it had after that step, 0 for now; but for zeros. Frankle et al., "Linear Mode
                  Connectivity and the Lottery Ticket Hypothesis" (2020)
     optimizer    with rewind_to: its state is rewound too
-    filter_fn, targets, ignore  which layers, default all: see sparseinfer._select.select_modules
+    filter_fn, targets, ignore  which layers, default all: see sparseinfer.select.select_modules
 
     The masks are those of `prune_`: they stay on the model until `finalize_`. To resume, hold the saved masks
     (`hold_masks_(model, masks_of(state))`), load the model's state, and give `load_state_dict` this one's.
@@ -124,16 +126,15 @@ class Pruner:
             return
         for name, tensor in self._weights().items():
             tensor.copy_(self._snapshot["model"][name])
-        for module in self._model.modules():
-            for held in held_masks(module):
-                held.enforce()
+        for held in all_held_masks(self._model):
+            held.enforce()
         if self._optimizer is not None:
             self._optimizer.load_state_dict(copy.deepcopy(self._snapshot["optimizer"]))
 
     def _weights(self) -> dict[str, Tensor]:
         """Every tensor of the model's state but masks."""
         masks = {
-            f"{fqn}.{held.buffer}".removeprefix(".")
+            parameter_name(fqn, held.buffer)
             for fqn, module in self._model.named_modules(remove_duplicate=False)
             for held in held_masks(module)
         }
@@ -145,8 +146,7 @@ class Pruner:
 
 
 def _check_method(method: Method, schedule: Schedule) -> None:
-    if not isinstance(method, Method):
-        raise TypeError(f"method: expected a pruning method such as Magnitude(0.5), got {method!r}")
+    check_method(method)
     if not isinstance(schedule, Schedule):
         raise TypeError(f"schedule: expected one such as Cubic(100, 1000, 100), got {schedule!r}")
     if not isinstance(schedule, OneShot):
@@ -160,7 +160,7 @@ def _at(method: Method, schedule: Schedule, step: int) -> Method:
     final = method.sparsity if isinstance(method, SparseMethod) else None
     scheduled: float | Mapping[str, float] | Budget
     if isinstance(final, Mapping):
-        scheduled = {fqn: schedule.sparsity(step, float(each)) for fqn, each in final.items()}
+        scheduled = {fqn: schedule.sparsity(step, float(fraction)) for fqn, fraction in final.items()}
     elif isinstance(final, Budget) and hasattr(final, "sparsity"):
         budget: Any = final
         scheduled = replace(budget, sparsity=schedule.sparsity(step, budget.sparsity))

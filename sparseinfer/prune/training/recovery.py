@@ -15,7 +15,7 @@ from torch.optim import AdamW, Optimizer
 
 from sparseinfer._progress import Progress
 from sparseinfer._running import call, evaluating
-from sparseinfer.prune.calibrate import Forward, checked_batches, every_batch
+from sparseinfer.prune.calibration.batches import Forward, checked_batches, every_batch
 
 # (output, target) -> scalar; target is the teacher's output, or without a teacher the batch
 RecoveryLoss = Callable[[Any, Any], Tensor]

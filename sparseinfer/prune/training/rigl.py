@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sparseinfer.prune.checks import check_int
-from sparseinfer.prune.masks import HeldMask, held_masks
+from sparseinfer.prune.masks.held import HeldMask, all_held_masks
 
 
 class RigL:
@@ -37,7 +37,7 @@ class RigL:
     """
 
     def __init__(self, model: nn.Module, *, end: int, every: int = 100, drop_fraction: float = 0.3) -> None:
-        self._held = [held for module in model.modules() for held in held_masks(module)]
+        self._held = all_held_masks(model)
         if not self._held:
             hint = "call prune_(model, Random(ERK(0.9))) first"
             raise ValueError(f"model: expected one that holds masks, got none ({hint})")
