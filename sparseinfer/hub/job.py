@@ -95,7 +95,7 @@ class Job:
             metavar="FILE",
         ),
     )
-    # Chosen, not measured: a small model is calibrated within a minute.
+    # Both are chosen, not measured.
     samples: int = field(
         default=16, metadata=argument("most sequences of each text, drawn by the seed", positive=True)
     )

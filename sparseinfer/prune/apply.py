@@ -41,8 +41,8 @@ def prune_(
 
     Layers are nn.Linear, nn.Conv1d, nn.Conv2d and transformers' Conv1D, the projections of
     nn.MultiheadAttention, the weights of nn.LSTM, nn.GRU and nn.RNN, and experts of transformers: see
-    sparseinfer.prune.layers.Layer. What else looks like a weight is named by the report, `unlooked`; so are
-    layers whose inputs the method needs, but no calibration sees.
+    sparseinfer.prune.layers.Layer. The report names in `unlooked` what else looks like a
+    weight, and layers whose inputs the method needs but no calibration sees.
 
     method                      what to prune, such as Magnitude(0.5)
     stats                       of `calibrate`, for methods that read inputs or gradients
@@ -94,12 +94,15 @@ def prune_layers(
     unlooked: Mapping[str, nn.Parameter],
     keep_masks: bool = True,
 ) -> PruneReport:
-    """`prune_` for layers that are selected already. `unlooked`: weights of no kind that is pruned."""
+    """`prune_` for layers that are selected already.
+
+    unlooked  weights of no kind that is pruned, for the report
+    """
     layers, unseen = split_by_inputs(layers, method.all_needs)
     changes = Changes(model, undoable=False)
     with torch.no_grad():
-        for part, part_layers in _parts(method, layers, stats):
-            changes.compute(part_layers, part, stats)
+        for resolved, its_layers in _resolved(method, layers, stats):
+            changes.compute(its_layers, resolved, stats)
         changes.write()
         return changes.finish(layers, unseen, unlooked, keep_masks)
 
@@ -127,12 +130,12 @@ def _prune_sequentially(
     blocks = find_blocks(model, layers, sequential)
     changes = Changes(model, undoable=True)
     with torch.no_grad():
-        parts = _parts(method, layers, stats)
+        methods = _resolved(method, layers, stats)
 
         def prune_block(block: Mapping[str, Layer], block_stats: CalibrationStats) -> None:
-            for part, part_layers in parts:
-                in_both = {fqn: layer for fqn, layer in block.items() if fqn in part_layers}
-                changes.compute(in_both, part, block_stats)
+            for resolved, its_layers in methods:
+                in_block = {fqn: layer for fqn, layer in block.items() if fqn in its_layers}
+                changes.compute(in_block, resolved, block_stats)
             changes.write()
 
         try:
@@ -143,10 +146,14 @@ def _prune_sequentially(
         return changes.finish(layers, unseen, unlooked, keep_masks)
 
 
-def _parts(
+def _resolved(
     method: Method, layers: Mapping[str, Layer], stats: CalibrationStats | None
 ) -> list[tuple[Method, Mapping[str, Layer]]]:
-    """Methods without a budget, and the layers of each."""
+    """The method with its budget spent: methods that know the sparsity of each layer, and their layers.
+
+    ValueError: statistics that the budget needs and lacks, a sparsity for a layer that was not selected, or a
+    pattern that does not divide a weight.
+    """
     if isinstance(method, SparseMethod):
         if isinstance(method.sparsity, Budget):
             check_stats(stats, layers, method.sparsity.needs, method.sparsity)
@@ -154,9 +161,9 @@ def _parts(
             for fqn in method.sparsity:
                 if fqn not in layers:
                     raise ValueError(f"sparsity: expected names of selected layers, got {fqn!r}")
-    parts = method.spread(layers, stats)
-    for part, part_layers in parts:
-        if isinstance(part, SparseMethod):
-            for layer in part_layers.values():
-                part.pattern.unit(layer)
-    return parts
+    methods = method.spread(layers, stats)
+    for resolved, its_layers in methods:
+        if isinstance(resolved, SparseMethod):
+            for layer in its_layers.values():
+                resolved.pattern.unit(layer)
+    return methods

@@ -16,7 +16,10 @@ from sparseinfer.prune.report import PrunedLayer, PruneReport, UnlookedWeight
 
 
 class Changes:
-    """Everything that is written to a model: weights, and the masks that it holds already."""
+    """Everything that pruning writes to a model: weights, and the masks that it holds already.
+
+    undoable  whether to keep copies of what is overwritten, for `undo`
+    """
 
     def __init__(self, model: nn.Module, *, undoable: bool) -> None:
         self._model = model
@@ -41,7 +44,7 @@ class Changes:
             self._computed.append((layer, pruned))
 
     def write(self) -> None:
-        """What was computed since the last write."""
+        """Write what was computed since the last write: into the weights, and into masks that are held."""
         for layer, pruned in self._computed:
             self._masks[layer.fqn] = pruned.mask
             if held := self._held.get(id(layer.weight)):
@@ -50,6 +53,7 @@ class Changes:
         self._computed.clear()
 
     def undo(self) -> None:
+        """Put back what the model held before the first write; only if `undoable`."""
         for tensor, content in self._before:
             tensor.copy_(content)
 
@@ -60,6 +64,12 @@ class Changes:
         unlooked: Mapping[str, nn.Parameter],
         keep_masks: bool,
     ) -> PruneReport:
+        """Hold the new masks, or drop those that were held, and report.
+
+        layers    those that were pruned
+        unseen    those that were not, because no calibration sees their inputs
+        unlooked  weights of no kind that is pruned
+        """
         if keep_masks:
             hold_masks_(self._model, self._masks)
         else:

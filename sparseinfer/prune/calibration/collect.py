@@ -20,7 +20,7 @@ class Collector:
     """Sums what the layers are given, while this context is open and the model runs.
 
     Linear layers that are called one after the other with the very same tensor in the first run, such as q, k
-    and v, share their sums. Should a later run give them different tensors, they part.
+    and v, share their sums. Should a later run give them different tensors, each goes on with its own.
     """
 
     def __init__(self, layers: Mapping[str, Layer], *, gram: bool) -> None:
@@ -43,7 +43,7 @@ class Collector:
             handle.remove()
 
     def end_of_run(self) -> None:
-        """To be called after every run of the model: who has not read a tensor by now was not given it."""
+        """To be called after every run of the model: a layer that has not read a tensor by now never will."""
         for stream in set(self._streams.values()):
             self._settle(stream)
         self._latest = None
@@ -81,14 +81,19 @@ class Collector:
         self._latest = stream
 
     def _settle(self, stream: _Stream) -> None:
-        """Those who have read a tensor that others were not given get a stream of their own."""
+        """A stream of their own for layers that have read a tensor which the others were not given."""
         if stream.pending is not None:
-            parted = stream.part()
-            self._streams.update(dict.fromkeys(parted.readers, parted))
+            other = stream.split()
+            self._streams.update(dict.fromkeys(other.readers, other))
 
 
 class _Stream:
-    """The tensors that one or several layers read. One is pending, not yet summed, until all have read it."""
+    """The tensors that one or several layers read, summed up once for all of them.
+
+    readers  names of these layers
+    pending  the latest tensor, which is added to the sums once all readers have read it
+    read_by  names of those who have
+    """
 
     def __init__(self, layer: Layer, x: Tensor, gram: bool) -> None:
         self.sums = Sums(layer, x, gram)
@@ -112,14 +117,14 @@ class _Stream:
         if self.read_by == self.readers:
             self._add_pending()
 
-    def part(self) -> _Stream:
-        """A stream of those who have read the pending tensor. The others' stream is this one, without it."""
-        parted = copy.copy(self)
-        parted.sums = self.sums.copy()
-        parted.readers = self.read_by
-        parted._add_pending()
+    def split(self) -> _Stream:
+        """A new stream for the layers that have read the pending tensor, which this one then drops."""
+        other = copy.copy(self)
+        other.sums = self.sums.copy()
+        other.readers = self.read_by
+        other._add_pending()
         self.readers, self.read_by, self.pending = self.readers - self.read_by, set(), None
-        return parted
+        return other
 
     def _add_pending(self) -> None:
         assert self.pending is not None

@@ -21,7 +21,9 @@ PruneBlock = Callable[[Mapping[str, Layer], CalibrationStats], None]
 
 
 def find_blocks(model: nn.Module, layers: Mapping[str, Layer], sequential: bool | str) -> list[nn.Module]:
-    """The blocks of the nn.ModuleList of that name; of the one with most of the layers if it is True.
+    """The blocks that are pruned one after the other.
+
+    sequential  the name of their nn.ModuleList; True: the list that holds most of the layers
 
     ValueError: there is none, or a selected layer is outside of it; the message names it.
     """
@@ -72,12 +74,12 @@ def prune_blocks(
         hidden, calls_of = map(list, zip(*runs, strict=True))
         with Progress("pruning blocks", len(blocks), shown=progress) as bar:
             for i, block in enumerate(blocks):
-                if own := _inside(block, layers):
-                    with Collector(own, gram=True) as collector:
+                if block_layers := _inside(block, layers):
+                    with Collector(block_layers, gram=True) as collector:
                         for calls, x in zip(calls_of, hidden, strict=True):
                             calls[i].run(block, x)
                             collector.end_of_run()
-                    prune_block(own, collector.stats())
+                    prune_block(block_layers, collector.stats())
                 if i + 1 < len(blocks):
                     hidden = [calls[i].run(block, x) for calls, x in zip(calls_of, hidden, strict=True)]
                 bar.advance()
@@ -94,11 +96,11 @@ class _Call:
     def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
         """The hidden states that the block hands on."""
         output = self.output(block, hidden)
-        made = output[0] if isinstance(output, tuple) else output
-        if not isinstance(made, Tensor) or made.shape != hidden.shape:
-            got = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+        states = output[0] if isinstance(output, tuple) else output
+        if not isinstance(states, Tensor) or states.shape != hidden.shape:
+            got = tuple(states.shape) if isinstance(states, Tensor) else type(states).__name__
             raise ValueError(f"sequential: expected hidden states of shape {tuple(hidden.shape)}, got {got}")
-        return made
+        return states
 
     def output(self, block: Callable[..., Any], hidden: Tensor) -> Any:
         if self.by_name:
@@ -107,7 +109,7 @@ class _Call:
 
 
 def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, _Call]:
-    """Hidden states and the rest of a call, without caches."""
+    """The hidden states of a call, None if it has none, and the rest of its arguments without caches."""
     rest = {name: _without_cache(value) for name, value in kwargs.items()}
     if args:
         return args[0], _Call(tuple(map(_without_cache, args[1:])), rest, by_name=False)
@@ -160,13 +162,14 @@ def _record(
 def _replaced_forwards(
     blocks: Sequence[nn.Module], replacement: Callable[[int, Callable[..., Any]], Callable[..., Any]]
 ) -> Iterator[None]:
-    own = [vars(block).get("forward") for block in blocks]
+    # A forward of the instance, such as a hook's of accelerate, hides that of the class.
+    forwards = [vars(block).get("forward") for block in blocks]
     for i, block in enumerate(blocks):
         block.forward = replacement(i, block.forward)
     try:
         yield
     finally:
-        for block, forward in zip(blocks, own, strict=True):
+        for block, forward in zip(blocks, forwards, strict=True):
             del block.forward
             if forward is not None:
                 block.forward = forward
@@ -178,5 +181,6 @@ def _without_cache(value: Any) -> Any:
 
 
 def _inside(module: nn.Module, layers: Mapping[str, Layer]) -> dict[str, Layer]:
+    """Those of the layers that the module holds, at any depth."""
     modules = set(module.modules())
     return {fqn: layer for fqn, layer in layers.items() if layer.module in modules}

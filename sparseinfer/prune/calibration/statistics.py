@@ -65,8 +65,8 @@ class CalibrationStats(Mapping[str, LayerStats]):
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors; a Gram matrix that several layers hold counts once."""
-        held = [value for layer in self.values() for value in vars(layer).values()]
-        return sum({id(value): value.nbytes for value in held if isinstance(value, Tensor)}.values())
+        values = [value for layer in self.values() for value in vars(layer).values()]
+        return sum({id(value): value.nbytes for value in values if isinstance(value, Tensor)}.values())
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write everything into one file, a shared Gram matrix once."""
@@ -109,17 +109,17 @@ def check_stats(
         if fqn not in stats:
             hint = "they are of another model, or of other layers"
             raise ValueError(f"stats: expected statistics of {fqn!r}, got none ({hint})")
-        own = stats[fqn]
+        layer_stats = stats[fqn]
         groups, _, k = layer.shape
-        _check_shape(f"norms of {fqn!r}", (groups, k), own.sq)
-        if "gram" in needs and own.gram is None:
+        _check_shape(f"norms of {fqn!r}", (groups, k), layer_stats.sq)
+        if "gram" in needs and layer_stats.gram is None:
             hint = "calibrate with gram=True"
             raise ValueError(f"stats: expected a Gram matrix of {fqn!r}, got None ({hint})")
-        if "gradients" in needs and own.grad is None:
+        if "gradients" in needs and layer_stats.grad is None:
             hint = "calibrate with a loss_fn"
             raise ValueError(f"stats: expected gradients of {fqn!r}, got None ({hint})")
-        if own.grad is not None:
-            _check_shape(f"gradients of {fqn!r}", tuple(layer.weight.shape), own.grad)
+        if layer_stats.grad is not None:
+            _check_shape(f"gradients of {fqn!r}", tuple(layer.weight.shape), layer_stats.grad)
 
 
 def _check_shape(what: str, expected: tuple[int, ...], tensor: Tensor) -> None:

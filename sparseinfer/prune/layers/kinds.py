@@ -17,7 +17,9 @@ from sparseinfer._select import is_transposed_linear
 # What a module is called with -> what its weight is multiplied by, as `Layer.unfold` takes it.
 Read = Callable[[tuple[Any, ...], Mapping[str, Any]], Tensor]
 
-ALWAYS = (nn.Linear, nn.Conv1d, nn.Conv2d)
+# Searched for in every model, so that messages name them.
+_ALWAYS = (nn.Linear, nn.Conv1d, nn.Conv2d)
+# Searched for where a model holds one, by the base class.
 _OTHERS = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
 
 
@@ -62,32 +64,35 @@ def kinds_of(module: nn.Module) -> dict[str, Kind]:
 
 def prunable_types(model: nn.Module) -> tuple[type[nn.Module], ...]:
     """The classes to look for in a model: linear layers and convolutions, and what else it holds."""
-    found: list[type[nn.Module]] = [*ALWAYS]
+    types: list[type[nn.Module]] = [*_ALWAYS]
     for module in model.modules():
-        if kinds_of(module) and not isinstance(module, tuple(found)):
-            found.append(next((kind for kind in _OTHERS if isinstance(module, kind)), type(module)))
-    return tuple(found)
+        if kinds_of(module) and not isinstance(module, tuple(types)):
+            types.append(next((base for base in _OTHERS if isinstance(module, base)), type(module)))
+    return tuple(types)
 
 
 def attention_outputs(model: nn.Module) -> dict[nn.Module, nn.MultiheadAttention]:
-    """Layers that are never called, because torch's attention reads their weights: of which attention."""
+    """Output projections that are never called, because torch's attention reads their weights, and whose."""
     return {
         module.out_proj: module
         for module in model.modules()
-        if isinstance(module, nn.MultiheadAttention) and _is_torchs_own(module)
+        if isinstance(module, nn.MultiheadAttention) and _has_torchs_forward(module)
     }
 
 
 def output_inputs(
     attention: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Tensor:
-    """What such a layer is given in a call of its attention: the result of a call without the layer."""
+    """The inputs of the output projection in a call of its attention.
+
+    They are the result of the same call with the identity in the projection's place.
+    """
     weight, bias = attention.out_proj.weight, attention.out_proj.bias
-    without: Any = copy.copy(attention)
-    without._modules = {"out_proj": nn.Module()}
-    without.out_proj.weight = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
-    without.out_proj.bias = None if bias is None else torch.zeros_like(bias)
-    return _flat(nn.MultiheadAttention.forward(without, *args, **kwargs)[0])
+    bare: Any = copy.copy(attention)
+    bare._modules = {"out_proj": nn.Module()}
+    bare.out_proj.weight = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
+    bare.out_proj.bias = None if bias is None else torch.zeros_like(bias)
+    return _flat(nn.MultiheadAttention.forward(bare, *args, **kwargs)[0])
 
 
 def _first(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
@@ -112,13 +117,13 @@ def _state_of(size: int) -> Read:
 
 
 def _flat(x: Tensor) -> Tensor:
-    """Rows of any tensor, as of the nested ones that nn.TransformerEncoder makes where there is padding."""
+    """[..., k] as [rows, k]; nested tensors too, which nn.TransformerEncoder makes where there is padding."""
     if x.is_nested:
-        return torch.cat([each.flatten(0, -2) for each in x.unbind()])
+        return torch.cat([rows.flatten(0, -2) for rows in x.unbind()])
     return x.reshape(-1, x.shape[-1])
 
 
-def _is_torchs_own(module: nn.MultiheadAttention) -> bool:
+def _has_torchs_forward(module: nn.MultiheadAttention) -> bool:
     return type(module).forward is nn.MultiheadAttention.forward
 
 
@@ -141,16 +146,17 @@ def _attention_kinds(module: nn.MultiheadAttention) -> dict[str, Kind]:
     def only(i: int) -> Read:
         return lambda args, kwargs: _flat(given(args, kwargs)[i])
 
-    known = _is_torchs_own(module)
-    kinds = {f"{name}_proj_weight": Kind(read=only(i) if known else None) for i, name in enumerate("qkv")}
+    # What a subclass does with its arguments is not known.
+    readable = _has_torchs_forward(module)
+    kinds = {f"{name}_proj_weight": Kind(read=only(i) if readable else None) for i, name in enumerate("qkv")}
     if module._qkv_same_embed_dim:
-        kinds = {"in_proj_weight": Kind(groups=3, read=stacked if known else None)}
+        kinds = {"in_proj_weight": Kind(groups=3, read=stacked if readable else None)}
     # Classes of torch.ao that are based on it keep them elsewhere.
     return {name: kind for name, kind in kinds.items() if getattr(module, name, None) is not None}
 
 
 def _expert_kinds(module: nn.Module) -> dict[str, Kind]:
-    """By the name of the class, as transformers gives it, so that transformers need not be there."""
+    """Experts are known by the name that transformers gives their class: it need not be installed."""
     if not type(module).__name__.endswith("Experts"):
         return {}
     weights = {
@@ -165,12 +171,12 @@ def _expert_kinds(module: nn.Module) -> dict[str, Kind]:
 
 
 def _pruned_name(module: nn.Module, name: str) -> str:
-    """The name that a weight had before torch.nn.utils.prune, which computes what has that name now."""
+    """Under torch.nn.utils.prune "weight_orig" is the parameter: the name that it had before, "weight"."""
     before = name.removesuffix("_orig")
     return before if f"{before}_mask" in module._buffers else name
 
 
 def _looks_transposed(weights: Mapping[str, Tensor]) -> bool:
-    """Of experts that do not say it, such as Llama 4's: gate and up, side by side, end in what down takes."""
+    """Whether experts that do not say it, such as Llama 4's, hold [k, n]: by the sizes of up and down."""
     up, down = weights.get("gate_up_proj"), weights.get("down_proj")
     return up is not None and down is not None and up.shape[1:] == (down.shape[2], 2 * down.shape[1])

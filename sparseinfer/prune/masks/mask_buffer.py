@@ -77,7 +77,7 @@ def _numbers(value: Any) -> Any:
     if isinstance(value, Tensor):
         return as_tensor(value).float() if value.dtype == torch.bool else value
     if isinstance(value, dict):
-        return {name: _numbers(each) for name, each in value.items()}
+        return {name: _numbers(item) for name, item in value.items()}
     return type(value)(map(_numbers, value)) if isinstance(value, (list, tuple)) else value
 
 

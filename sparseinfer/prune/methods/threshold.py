@@ -63,10 +63,10 @@ def global_masks(
     else:
         weights = torch.cat([torch.full((score.numel(),), sizes[name]) for name, score in scores.items()])
         kept = _keep_heaviest(everything, weights.to(device), sparsity)
-    parts = kept.split([score.numel() for score in scores.values()])
+    masks = kept.split([score.numel() for score in scores.values()])
     return {
-        name: part.view(score.shape).to(score.device)
-        for (name, score), part in zip(scores.items(), parts, strict=True)
+        name: mask.view(score.shape).to(score.device)
+        for (name, score), mask in zip(scores.items(), masks, strict=True)
     }
 
 

@@ -25,8 +25,9 @@ class RigL:
             rigl.step()
 
     end            the last step after which masks may move; three quarters of the training in the paper
-    every          steps between two moves
-    drop_fraction  part of each layer's kept weights that the first move replaces; it decays along a cosine
+    every          steps between two moves; 100 as in the paper
+    drop_fraction  part of each layer's kept weights that the first move replaces, 0.3 as in the paper; it
+                   decays along a cosine
 
     A move drops the kept weights of smallest magnitude and grows as many where the loss has the largest
     gradient, as it was at the last step's backward; new weights start at zero. Each layer keeps its number
@@ -99,6 +100,6 @@ def _move(held: HeldMask, fraction: float) -> None:
 def _largest(scores: Tensor, candidates: Tensor, count: int) -> Tensor:
     """A mask of the largest scores among the candidates; of equal ones the first."""
     order = scores.masked_fill(~candidates, -1).flatten().argsort(descending=True, stable=True)
-    found = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
-    found[order[:count]] = True
-    return found.view(scores.shape)
+    mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
+    mask[order[:count]] = True
+    return mask.view(scores.shape)
