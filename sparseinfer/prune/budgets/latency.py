@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 
@@ -11,6 +10,7 @@ from sparseinfer.prune.budgets.knapsack import Choice, least_error, menu_of
 from sparseinfer.prune.budgets.latency_table import DENSE, LatencyTable
 from sparseinfer.prune.budgets.scan import Scan
 from sparseinfer.prune.calibration.statistics import CalibrationStats
+from sparseinfer.prune.checks import check_positive
 from sparseinfer.prune.layers.layer import Layer
 
 
@@ -41,10 +41,9 @@ class LatencyBudget(Scan):
         if (self.target_us is None) == (self.speedup is None):
             given = f"target_us={self.target_us!r} and speedup={self.speedup!r}"
             raise ValueError(f"target_us: expected either target_us or speedup, got {given}")
-        for name in ("target_us", "speedup"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name}: expected a positive number, got {value!r}")
+        for name, value in (("target_us", self.target_us), ("speedup", self.speedup)):
+            if value is not None:
+                check_positive(name, value, finite=True)
 
     def allocate(
         self, layers: Mapping[str, Layer], stats: CalibrationStats | None, method: AdjustableMethod

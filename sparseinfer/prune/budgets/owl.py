@@ -12,7 +12,7 @@ import torch
 from sparseinfer.prune.budgets.budget import AdjustableMethod, Budget
 from sparseinfer.prune.budgets.spread import spread
 from sparseinfer.prune.calibration.statistics import CalibrationStats
-from sparseinfer.prune.checks import check_fraction
+from sparseinfer.prune.checks import check_fraction, check_positive
 from sparseinfer.prune.importance import wanda
 from sparseinfer.prune.layers.layer import Layer
 
@@ -43,9 +43,8 @@ class OWL(Budget):
 
     def __post_init__(self) -> None:
         check_fraction("sparsity", self.sparsity)
-        for name in ("m", "lam"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)!r}")
+        check_positive("m", self.m)
+        check_positive("lam", self.lam)
         if self.per not in get_args(Per):
             raise ValueError(f"per: expected one of {get_args(Per)}, got {self.per!r}")
 

@@ -1,4 +1,4 @@
-"""Sums over the inputs of layers while a model runs."""
+"""Reads the inputs of layers while a model runs, and lets layers of the same inputs share their sums."""
 
 from __future__ import annotations
 

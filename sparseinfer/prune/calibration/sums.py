@@ -1,4 +1,4 @@
-"""The sums of one layer's inputs, while they grow."""
+"""Sums over what one layer, or several of the same inputs, are given."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from sparseinfer.prune.calibration.statistics import LayerStats
 from sparseinfer.prune.layers.layer import Layer
 
 # Elements of a convolution's input that are unfolded at once: 64 MiB in float32, more only for one sample.
+# Chosen for the memory that it takes, not measured.
 _PIECE = 2**24
 
 
@@ -43,6 +44,7 @@ class Sums:
             )
 
     def copy(self) -> Sums:
+        """To go on alone; what was added so far counts in both."""
         copied = copy.copy(self)
         copied._sum_x, copied._sq = self._sum_x.clone(), self._sq.clone()
         copied._gram = None if self._gram is None else self._gram.clone()
@@ -52,7 +54,7 @@ class Sums:
         return LayerStats(self._tokens, self._sum_x, self._sq, self._gram)
 
     def _pieces(self, x: Tensor) -> Sequence[Tensor]:
-        """x, or the samples of a convolution's batch few by few: unfolded they are kh·kw times as large."""
+        """x, of a convolution some samples at a time: unfolded they are kh·kw times as large."""
         if not self._layer.is_conv or x.dim() < self._layer.weight.dim() or not len(x):
             return [x]
         return x.split(max(1, _PIECE // (x[0].numel() * self._layer.positions)))

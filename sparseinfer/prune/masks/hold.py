@@ -1,4 +1,4 @@
-"""Masks onto a model, and back from a model or a file."""
+"""`hold_masks_` puts masks on a model; `masks_of` reads them back, from the model or its state."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def masks_of(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_mask_of_matrices(state: Mapping[str, Any], key: str, mask: object) -> bool:
-    """Beside a weight of that name and shape; of biases, torch's own are left to torch."""
+    """Whether the state holds a weight of its name and shape. Masks of biases are not ours: they stay torch's."""
     name = key.removesuffix(ENDING)
     weight = state.get(name, state.get(f"{name}_orig"))
     if not isinstance(mask, Tensor) or not isinstance(weight, Tensor):
@@ -93,7 +93,7 @@ def _is_mask_of_matrices(state: Mapping[str, Any], key: str, mask: object) -> bo
 
 
 def _place(modules: Mapping[str, nn.Module], key: str) -> tuple[nn.Module, str]:
-    """The module and the parameter that a mask of this name is for."""
+    """(module, name of its parameter) that a mask of this name is for."""
     if key in modules:
         return modules[key], "weight"
     owner, _, name = key.rpartition(".")

@@ -16,6 +16,7 @@ from torch.optim import AdamW, Optimizer
 from sparseinfer._progress import Progress
 from sparseinfer._running import call, evaluating
 from sparseinfer.prune.calibration.batches import Forward, checked_batches, every_batch
+from sparseinfer.prune.checks import check_positive
 
 # (output, target) -> scalar; target is the teacher's output, or without a teacher the batch
 RecoveryLoss = Callable[[Any, Any], Tensor]
@@ -124,8 +125,7 @@ def cosine_loss(output: Tensor, target: Tensor) -> Tensor:
 
 def distillation_loss(temperature: float = 2.0) -> RecoveryLoss:
     """T² · KL(softmax(target / T) ‖ softmax(output / T)) of logits [..., classes], the mean over the rows."""
-    if not temperature > 0:
-        raise ValueError(f"temperature: expected a positive number, got {temperature}")
+    check_positive("temperature", temperature)
 
     def loss(output: Tensor, target: Tensor) -> Tensor:
         p, q = (F.log_softmax(logits.flatten(0, -2) / temperature, -1) for logits in (target, output))
