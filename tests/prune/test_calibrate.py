@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from generators import values
-from prune_helpers import KINDS, layer_of_kind, linears
+from prune_helpers import KINDS, layer_of_kind, linears, snapshot
 from torch import Tensor, nn
 
 from sparseinfer.prune import CalibrationStats, Magnitude, Wanda, calibrate, prunable_layers, prune_
@@ -33,10 +33,6 @@ def gram_of(*batches: Tensor) -> Tensor:
 def close(sums: Tensor, expected: Tensor) -> None:
     """Sums of fewer than 64 float32 products of values below 8 in magnitude."""
     torch.testing.assert_close(sums.double(), expected, rtol=0, atol=64 * 64 * 64 * 1.2e-7)
-
-
-def snapshot(model: nn.Module) -> dict[str, bytes]:
-    return {name: t.numpy().tobytes() for name, t in model.state_dict().items()}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from convert_helpers import Script, linear
 from generators import values
+from masks_helpers import descend
 from torch import Tensor, nn
 from torch.ao.pruning import WeightNormSparsifier
 from torch.nn.parallel import DistributedDataParallel
@@ -39,9 +40,7 @@ X = values(6, 1, 8)
 
 
 def step(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    optimizer.zero_grad()
-    net(X).square().mean().backward()
-    optimizer.step()
+    descend(optimizer, net(X).square().mean())
 
 
 class TestTorchPrune:
@@ -150,9 +149,7 @@ def trained_in_parallel(rank: int, moves: bool) -> dict[str, Tensor | None]:
     rigl = RigL(net, end=10 if moves else 1, every=4)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     for count in range(10):
-        optimizer.zero_grad()
-        parallel(X + rank + count).square().mean().backward()
-        optimizer.step()
+        descend(optimizer, parallel(X + rank + count).square().mean())
         rigl.step()
     return {**net.state_dict(), "grad": net[0].weight.grad}
 

@@ -84,7 +84,7 @@ def masks_of(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_mask_of_matrices(state: Mapping[str, Any], key: str, mask: object) -> bool:
-    """Whether the state holds a weight of its name and shape. Masks of biases are not ours: they stay torch's."""
+    """Whether the state holds a weight of its name and shape; torch's masks of biases are left to torch."""
     name = key.removesuffix(ENDING)
     weight = state.get(name, state.get(f"{name}_orig"))
     if not isinstance(mask, Tensor) or not isinstance(weight, Tensor):
