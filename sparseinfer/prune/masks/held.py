@@ -90,7 +90,7 @@ class HeldMask:
 
     @torch.no_grad()
     def enforce(self) -> None:
-        """Zeros where the mask prunes, in the weight and in its gradients from now on."""
+        """Write zeros where the mask prunes, and mask the weight's gradients from now on."""
         weight = self.weight
         if weight is not None:
             self._claim(weight)
@@ -109,6 +109,7 @@ class HeldMask:
         del self.module._buffers[self.buffer]
 
     def _claim(self, weight: nn.Parameter) -> None:
+        """Mask the gradients of the parameter that the module has now."""
         if weight is not self._claimed:
             self._release()
             self._claimed = weight
@@ -128,7 +129,7 @@ class HeldMask:
         self._handle = self._claimed = self._versions = None
 
     def _versions_of(self, weight: nn.Parameter) -> tuple[int, int] | None:
-        """They count writes. Inference tensors have none."""
+        """How often weight and mask were written in place; None of inference tensors, which do not count."""
         if weight.is_inference() or self.mask.is_inference():
             return None
         return weight._version, self.mask._version

@@ -49,6 +49,11 @@ def filled(weight: Tensor) -> Tensor:
     return weight != 0
 
 
+def squared_outputs(weight: Tensor, gram: Tensor) -> Tensor:
+    """‖X·w‖² of each row w of a weight, or a change of one, [groups, n, k], as [groups, n, 1]."""
+    return (weight @ gram * weight).sum(-1, keepdim=True)
+
+
 def damped(gram: Tensor, damping: float) -> Tensor:
     """A Gram matrix [groups, k, k] with `damping` times the mean of its diagonal added to the diagonal."""
     diagonal = gram.diagonal(dim1=-2, dim2=-1)

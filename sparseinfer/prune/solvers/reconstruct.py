@@ -17,6 +17,7 @@ from sparseinfer.prune.solvers.hessian import (
     damped,
     filled,
     finite_gram,
+    squared_outputs,
     warn_of_few_tokens,
 )
 
@@ -123,13 +124,8 @@ def reconstruct(
         scaled = residual * inverse_diagonal
         previous, energy = energy, (residual * scaled).sum(-1, keepdim=True)
         direction = scaled + torch.where(active, energy / previous, 0.0) * direction
-    better = _error(weight - solution, gram) < _error(weight - start, gram)
+    better = squared_outputs(weight - solution, gram) < squared_outputs(weight - start, gram)
     return torch.where(better, solution, start)
-
-
-def _error(change: Tensor, gram: Tensor) -> Tensor:
-    """Squared error of each row's output, [groups, n, 1]."""
-    return (change @ gram * change).sum(-1, keepdim=True)
 
 
 def _checked_masks(masks: Mapping[str, Tensor], layers: Mapping[str, Layer]) -> dict[str, Pruned]:

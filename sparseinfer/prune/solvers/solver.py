@@ -22,6 +22,7 @@ from sparseinfer.prune.solvers.hessian import (
     check_damping,
     filled,
     finite_gram,
+    squared_outputs,
     warn_of_few_tokens,
 )
 
@@ -99,8 +100,8 @@ class Solver(SparseMethod):
         return pruned
 
     def _prune_rows(self, weight: Tensor, gram: Tensor, unit: tuple[int, int], sparsity: float) -> Solution:
-        outputs = (weight @ gram * weight).sum(-1, keepdim=True)
-        kept = layer_mask(outputs, sparsity, self.scope)
+        """The rows of the smallest outputs, without new values: no other row can make up for one."""
+        kept = layer_mask(squared_outputs(weight, gram), sparsity, self.scope)
         return Solution(weight, expand(kept, unit), self.damping)
 
     def choose(self, scores: Tensor, unit: tuple[int, int], sparsity: float) -> Tensor:

@@ -112,7 +112,7 @@ def synflow_(
 
 @dataclass(frozen=True, eq=False)
 class _Given(Method):
-    """Masks that are known already."""
+    """A method that prunes by masks that it is given, by the names of the layers."""
 
     masks: Mapping[str, Tensor]
 
@@ -121,6 +121,7 @@ class _Given(Method):
 
 
 def _ones(inputs: Any) -> Any:
+    """Inputs of the same form, with ones for all numbers that are not integers."""
     if isinstance(inputs, Tensor):
         return torch.ones_like(inputs, dtype=torch.float64) if inputs.is_floating_point() else inputs
     if isinstance(inputs, Mapping):

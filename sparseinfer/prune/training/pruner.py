@@ -37,7 +37,7 @@ class Pruner:
 
     method       what is pruned in the end. Before, its sparsity is the schedule's: of all layers, of each
                  (a mapping), or of a budget such as ERK(0.9)
-    schedule     when, and how much by then: OneShot, Linear, Cubic or Geometric of prune.schedules
+    schedule     when, and how much by then: OneShot, Linear, Cubic or Geometric
     calibration  () -> CalibrationStats, called before each pruning, for methods that need them, such as
                  lambda: calibrate(model, batches)
     rewind_to    a step before the first pruning: after each pruning the model's weights and buffers are again
