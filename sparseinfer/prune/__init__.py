@@ -1,4 +1,18 @@
-"""Pruning: where to put zeros. Pure torch; nothing here needs the native module."""
+"""Pruning: where to put zeros. Pure torch; nothing here needs the native module.
+
+An import points down only:
+
+    training      pruning while a model is trained, and recovery
+    apply         `prune_`; what it writes to a model is in changes
+    solvers       methods that give kept weights new values
+    methods       criteria, and what every method is
+    budgets       sparsities that differ from layer to layer
+    calibration   what layers are given
+    masks         zeros that stay zeros; finalize takes the masks off again
+    layers        which weights of a model, each seen as matrices
+
+Beside them patterns, importance, checks, and registry: what can be chosen by name.
+"""
 
 from __future__ import annotations
 
