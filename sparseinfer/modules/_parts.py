@@ -123,11 +123,14 @@ def unseen() -> Iterator[None]:
         set_state(tracing)
 
 
-@torch.compiler.assume_constant_result
 def _constant(layer: Any, times_held: int) -> tuple[Tensor]:
     """In a tuple, because inductor refuses a graph with two tensors from the same function."""
     with _disable_current_modes():
         return (layer.constant_matrix(),)
+
+
+# All that torch.compiler.assume_constant_result does; but that loads the compiler, which takes a second.
+_constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def constant(layer: Any, times_held: int) -> Tensor:
