@@ -24,10 +24,10 @@ def test_loads_no_heavy_package(package: str) -> None:
 
 def test_constants_of_graphs_are_marked_as_torch_does() -> None:
     """The mark is set by hand, because the decorator loads the compiler."""
-    from sparseinfer.modules import _parts
+    from sparseinfer.modules import _tracing
 
     @torch.compiler.assume_constant_result
     def marked() -> None: ...
 
-    assert vars(marked).items() <= vars(_parts._constant).items()
+    assert vars(marked).items() <= vars(_tracing._constant).items()
     assert vars(marked)

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from sparseinfer.modules._parts import (
+from sparseinfer.modules._recurrent_names import RecurrentNames, suffixes
+from sparseinfer.modules._tracing import is_observed
+from sparseinfer.modules.parts import (
     checked_part,
     dense_bias,
     dense_linear,
     dense_weight,
     features,
-    is_observed,
-    refuse_gradients,
 )
-from sparseinfer.modules._recurrent_names import RecurrentNames, suffixes
+from sparseinfer.ops.transforms import refuse_gradients
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -39,6 +39,10 @@ class RecurrentCell(nn.Module):
         self.input = input
         self.hidden = hidden
         self.projection = projection
+
+
+# (index of the cell, cell, x [rows, features], whether in reverse) -> its outputs [rows, output_size]
+Scan: TypeAlias = Callable[[int, RecurrentCell, Tensor, bool], Tensor]
 
 
 class Recurrent(RecurrentNames):
@@ -256,44 +260,48 @@ class Recurrent(RecurrentNames):
                 refuse_gradients(**dict(part.named_parameters()))
         refuse_gradients(input=x, **{f"hx[{i}]": state for i, state in enumerate(states)})
 
-        cells, directions = self._cells(), 2 if self.bidirectional else 1
-        if is_observed():
-            return self._run_unwritten(x, sizes, states)
+        run = self._run_unwritten if is_observed() else self._run_in_place
+        with torch.no_grad():
+            return run(x, sizes, states)
+
+    def _run_in_place(self, x: Tensor, sizes: list[int], states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Steps write to memory that was made here, which is faster."""
         finals = [state.clone(memory_format=torch.contiguous_format) for state in states]
-        with torch.no_grad():  # steps work in place
-            for layer in range(self.num_layers):
-                if layer:
-                    x = F.dropout(x, self.dropout, self.training)
-                outs = []
-                for direction in range(directions):
-                    i = layer * directions + direction
-                    own = [state[i] for state in finals]
-                    outs.append(self._scan(cells[i], x, sizes, own, reverse=direction == 1))
-                x = outs[0] if directions == 1 else torch.cat(outs, dim=1)
-        return x, finals
+
+        def scan(i: int, cell: RecurrentCell, x: Tensor, reverse: bool) -> Tensor:
+            return self._scan(cell, x, sizes, [state[i] for state in finals], reverse)
+
+        return self._through_layers(x, scan), finals
 
     def _run_unwritten(
         self, x: Tensor, sizes: list[int], states: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
         """The same without writing into memory, for those who look on: torch's transforms and compilers."""
+        finals: list[list[Tensor]] = []
+
+        def scan(i: int, cell: RecurrentCell, x: Tensor, reverse: bool) -> Tensor:
+            outs: list[Any] = [None] * len(sizes)
+            inputs, last = cell.input(x).split(sizes), [state[i] for state in states]
+            for step in range(len(sizes))[:: -1 if reverse else 1]:
+                outs[step], last = self._stepped(cell, inputs[step], last)
+            finals.append(last)
+            return torch.cat(outs)
+
+        out = self._through_layers(x, scan)
+        return out, [torch.stack(cells) for cells in zip(*finals, strict=True)]
+
+    def _through_layers(
+        self, x: Tensor, scan: Callable[[int, RecurrentCell, Tensor, bool], Tensor]
+    ) -> Tensor:
+        """x [rows, features] through all layers; scan(i, cell, x, reverse) is what cell i makes of it."""
         cells, directions = self._cells(), 2 if self.bidirectional else 1
-        finals = []
-        with torch.no_grad():
-            for layer in range(self.num_layers):
-                if layer:
-                    x = F.dropout(x, self.dropout, self.training)
-                outs = []
-                for direction in range(directions):
-                    i = layer * directions + direction
-                    own = [state[i] for state in states]
-                    steps: list[Any] = [None] * len(sizes)
-                    inputs = cells[i].input(x).split(sizes)
-                    for step in range(len(sizes))[:: -1 if direction else 1]:
-                        steps[step], own = self._stepped(cells[i], inputs[step], own)
-                    outs.append(torch.cat(steps))
-                    finals.append(own)
-                x = outs[0] if directions == 1 else torch.cat(outs, dim=1)
-        return x, [torch.stack(each) for each in zip(*finals, strict=True)]
+        for layer in range(self.num_layers):
+            if layer:
+                x = F.dropout(x, self.dropout, self.training)
+            first = layer * directions
+            outs = [scan(first + d, cells[first + d], x, d == 1) for d in range(directions)]
+            x = outs[0] if directions == 1 else torch.cat(outs, dim=1)
+        return x
 
     def _stepped(self, cell: RecurrentCell, x: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """One step of the first rows: x [n, gates * hidden_size] -> y [n, output_size], and all states."""

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from sparseinfer.modules._parts import dense_bias, dtype_of
-from sparseinfer.modules._stand_in import StandIn
+from sparseinfer.modules.parts import dense_bias, dtype_of
+from sparseinfer.modules.stand_in import StandIn
 
 _NAME = re.compile(r"(weight|bias)_(ih|hh|hr)_l(\d+)(_reverse)?")
 _PARTS = {"ih": "input", "hh": "hidden", "hr": "projection"}

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparseinfer.modules._parts import checked_part, dense_bias, dense_linear, dense_weight, features
 from sparseinfer.modules._read_only import ReadOnlyTensor
-from sparseinfer.modules._stand_in import StandIn
+from sparseinfer.modules.parts import checked_part, dense_bias, dense_linear, dense_weight, features
+from sparseinfer.modules.stand_in import StandIn
 
 
 class SparseMultiheadAttention(StandIn):

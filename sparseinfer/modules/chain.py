@@ -8,18 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from sparseinfer import ops
-from sparseinfer.modules._packed import PackedLayer
 from sparseinfer.modules.activations import activation_name
 from sparseinfer.modules.conv import SparseConv1d, SparseConv2d
-from sparseinfer.modules.dense import PrepackedLinear
 from sparseinfer.modules.linear import SparseLinear
+from sparseinfer.modules.packed import PackedLayer
+from sparseinfer.modules.prepacked import PrepackedLinear
+from sparseinfer.modules.semi_structured import SemiStructuredLinear
 from sparseinfer.modules.unwatched import is_unwatched
 
 # What a batch norm computes by, besides eps.
 _AFFINE = ("running_mean", "running_var", "weight", "bias")
 
 # Those that do an activation of the kernels' own in their epilogue.
-_ACTIVATING = frozenset({SparseLinear, SparseConv1d, SparseConv2d, PrepackedLinear})
+_ACTIVATING = frozenset({SparseLinear, SparseConv1d, SparseConv2d, PrepackedLinear, SemiStructuredLinear})
 
 
 def chain(steps: tuple[Any, ...], *args: Any, **kwargs: Any) -> Any:

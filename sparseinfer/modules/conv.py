@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from sparseinfer import ops
 from sparseinfer.formats import CSR
-from sparseinfer.modules._packed import PackedLayer, as_layouts, pack_groups
+from sparseinfer.modules.groups import as_layouts, pack_groups
+from sparseinfer.modules.packed import PackedLayer
 from sparseinfer.ops.schema import as_channels_last, in_channels_last
 
 Self = TypeVar("Self", bound="_SparseConv")

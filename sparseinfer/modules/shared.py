@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from sparseinfer import ops
-from sparseinfer.modules._stand_in import StandIn
 from sparseinfer.modules.linear import SparseLinear
+from sparseinfer.modules.stand_in import StandIn, StateLoad
 
 
 class SharedInputLinear(StandIn):
@@ -66,9 +66,9 @@ class SharedInputLinear(StandIn):
         """The modules in `parent` that share with this one, itself among them."""
         return [m for m in parent.modules() if isinstance(m, SharedInputLinear) and m._shared is self._shared]
 
-    def _load_from_state_dict(self, *args: Any) -> None:
+    def _load(self, load: StateLoad) -> None:
         self._shared.forget()
-        super()._load_from_state_dict(*args)
+        super()._load(load)
 
     @property
     def weight(self) -> Tensor:

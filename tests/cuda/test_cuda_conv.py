@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sparseinfer.formats import CSR
-from sparseinfer.modules._packed import split_rows
+from sparseinfer.modules.groups import split_rows
 from sparseinfer.ops import cuda, cuda_conv, cuda_packing
 from sparseinfer.ops.reference import reference_conv
 from sparseinfer.ops.schema import conv_fake
