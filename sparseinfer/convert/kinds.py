@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparseinfer._select import is_transposed_linear
+from sparseinfer._transposed import is_transposed_linear
 from sparseinfer.convert.weights import Weights, class_of, read
 from sparseinfer.modules import (
     ChannelsLastMaxPool2d,

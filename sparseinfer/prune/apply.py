@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseinfer._select import FilterFn, Patterns
+from sparseinfer.select import FilterFn, Patterns
 from sparseinfer.prune.calibrate import Forward, statistics_of
 from sparseinfer.prune.layers import Layer, prunable_layers
 from sparseinfer.prune.masks import held_masks, hold_masks_
@@ -55,7 +55,7 @@ def prune_(
                                 make of the batches. True finds the model's nn.ModuleList of blocks, a string
                                 names it. See sparseinfer.prune.sequential
     keep_masks                  whether the zeros stay zeros while the model is trained, until `finalize_`
-    filter_fn, targets, ignore  which layers, default all: see sparseinfer._select.select_modules
+    filter_fn, targets, ignore  which layers, default all: see sparseinfer.select.select_modules
     progress                    whether a terminal shows a progress bar
 
     Weights are of any floating dtype, device and strides. A weight that several modules share is pruned and

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseinfer._running import call
-from sparseinfer._select import FilterFn, Patterns
+from sparseinfer.select import FilterFn, Patterns
 from sparseinfer.prune.apply import prune_, prune_layers
 from sparseinfer.prune.calibrate import Forward, LossFn, calibrate
 from sparseinfer.prune.checks import check_fraction
@@ -43,7 +43,7 @@ def snip_(
     sparsity                    in [0, 1), of all selected layers together
     batches, loss_fn, forward   see `calibrate`; one batch with some examples of each class is what the paper
                                 takes
-    filter_fn, targets, ignore  which layers, default all: see sparseinfer._select.select_modules
+    filter_fn, targets, ignore  which layers, default all: see sparseinfer.select.select_modules
 
     Masks stay on the model until `finalize_`. After any error, see `calibrate` and `prune_`, it is unchanged.
     """
@@ -72,7 +72,7 @@ def synflow_(
     sparsity                    in [0, 1), of all selected layers together
     example_inputs              one batch: a tensor, a tuple or a mapping. Only shapes count, and integers,
                                 such as token ids
-    filter_fn, targets, ignore  which layers, default all: see sparseinfer._select.select_modules
+    filter_fn, targets, ignore  which layers, default all: see sparseinfer.select.select_modules
 
     All is done on a copy in float64; weights keep their values. Scores are what the paper describes where
     activations do nothing to positive numbers, as ReLU. Masks stay on the model until `finalize_`. After any

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparseinfer._progress import Progress
 from sparseinfer._running import call, evaluating
-from sparseinfer._select import FilterFn, Patterns
+from sparseinfer.select import FilterFn, Patterns
 from sparseinfer.prune.collect import Collector
 from sparseinfer.prune.layers import Layer, prunable_layers
 from sparseinfer.prune.statistics import CalibrationStats, LayerStats
@@ -40,7 +40,7 @@ def calibrate(
                                 are always kept
     loss_fn(output, batch)      a scalar, whose gradients are kept too, for Gradient and Taylor
     forward(model, batch)       runs the model instead of the call above
-    filter_fn, targets, ignore  which layers, default all: see sparseinfer._select.select_modules
+    filter_fn, targets, ignore  which layers, default all: see sparseinfer.select.select_modules
     progress                    whether a terminal shows a progress bar
 
     Batches are dropped one by one. What stays in memory does not grow with their number: 4·groups·k² bytes of

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from sparseinfer._select import FilterFn, Patterns, select_modules
+from sparseinfer.select import FilterFn, Patterns, select_modules
 from sparseinfer.prune.kinds import Kind, attention_outputs, kinds_of, output_inputs, prunable_types
 
 
@@ -160,7 +160,7 @@ def prunable_layers(
     `weight`, such as "lstm.weight_hh_l0", that weight alone. `filter_fn` is asked for the module.
 
     A warning names modules that were not selected but share a selected weight. TypeError or ValueError: an
-    argument of the wrong kind (see sparseinfer._select.select_modules), or a selected weight that cannot be
+    argument of the wrong kind (see sparseinfer.select.select_modules), or a selected weight that cannot be
     pruned in place: not yet materialised (lazy or meta), holding NaN, expanded, an inference tensor, or
     computed from other parameters by torch.nn.utils.prune or a parametrization, which would overwrite the
     zeros on the next forward.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparseinfer._select import FilterFn, Patterns
+from sparseinfer.select import FilterFn, Patterns
 from sparseinfer.prune.apply import prune_layers
 from sparseinfer.prune.layers import layers_named, prunable_layers
 from sparseinfer.prune.masks import held_masks
@@ -42,7 +42,7 @@ class Pruner:
                  those it had after that step, 0 for now; but for zeros. Frankle et al., "Linear Mode
                  Connectivity and the Lottery Ticket Hypothesis" (2020)
     optimizer    with rewind_to: its state is rewound too
-    filter_fn, targets, ignore  which layers, default all: see sparseinfer._select.select_modules
+    filter_fn, targets, ignore  which layers, default all: see sparseinfer.select.select_modules
 
     The masks are those of `prune_`: they stay on the model until `finalize_`. To resume, hold the saved masks
     (`hold_masks_(model, masks_of(state))`), load the model's state, and give `load_state_dict` this one's.
