@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from sparseinfer._running import deep_copy, run
-from sparseinfer.select import FilterFn, Patterns, select_modules
 from sparseinfer.convert.chains import part_
 from sparseinfer.convert.conversion import Conversion, prepare
 from sparseinfer.convert.fusion import join_all_
@@ -23,6 +22,7 @@ from sparseinfer.convert.undisturbed import undisturbed
 from sparseinfer.modules import FoldedLayer, SparseMultiheadAttention
 from sparseinfer.modules.shared import share_in, unshare_in
 from sparseinfer.prune.masks import finalize_
+from sparseinfer.select import FilterFn, Patterns, select_modules
 
 # On an encoder that used nested tensors before.
 _NESTED = "_sparseinfer_used_nested_tensors"

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from sparseinfer._progress import Progress
-from sparseinfer.select import FilterFn, Patterns, select_modules
 from sparseinfer.convert.conversion import Layer as ConvertLayer
 from sparseinfer.convert.conversion import Survey, Unit, case_of, surveyed
 from sparseinfer.convert.kinds import types_in
@@ -25,6 +24,7 @@ from sparseinfer.prune.latency import DENSE, LatencyTable
 from sparseinfer.prune.layers import Layer
 from sparseinfer.prune.patterns import NM, Pattern, Unstructured
 from sparseinfer.prune.sparsity import Option
+from sparseinfer.select import FilterFn, Patterns, select_modules
 
 
 def latency_table(

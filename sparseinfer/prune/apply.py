@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseinfer.select import FilterFn, Patterns
 from sparseinfer.prune.calibrate import Forward, statistics_of
 from sparseinfer.prune.layers import Layer, prunable_layers
 from sparseinfer.prune.masks import held_masks, hold_masks_
@@ -25,6 +24,7 @@ from sparseinfer.prune.unlooked import (
     split_by_inputs,
     unknown_weights,
 )
+from sparseinfer.select import FilterFn, Patterns
 
 
 def prune_(

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from sparseinfer._running import call
-from sparseinfer.select import FilterFn, Patterns
 from sparseinfer.prune.apply import prune_, prune_layers
 from sparseinfer.prune.calibrate import Forward, LossFn, calibrate
 from sparseinfer.prune.checks import check_fraction
@@ -23,6 +22,7 @@ from sparseinfer.prune.report import PruneReport
 from sparseinfer.prune.statistics import CalibrationStats
 from sparseinfer.prune.threshold import global_masks
 from sparseinfer.prune.unlooked import unknown_weights
+from sparseinfer.select import FilterFn, Patterns
 
 
 def snip_(

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from sparseinfer._progress import Progress
 from sparseinfer._running import call, evaluating
-from sparseinfer.select import FilterFn, Patterns
 from sparseinfer.prune.collect import Collector
 from sparseinfer.prune.layers import Layer, prunable_layers
 from sparseinfer.prune.statistics import CalibrationStats, LayerStats
+from sparseinfer.select import FilterFn, Patterns
 
 Forward = Callable[[nn.Module, Any], Any]
 LossFn = Callable[[Any, Any], Tensor]

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from sparseinfer.select import FilterFn, Patterns, select_modules
 from sparseinfer.prune.kinds import Kind, attention_outputs, kinds_of, output_inputs, prunable_types
+from sparseinfer.select import FilterFn, Patterns, select_modules
 
 
 @dataclass(frozen=True, eq=False)

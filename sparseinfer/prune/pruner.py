@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparseinfer.select import FilterFn, Patterns
 from sparseinfer.prune.apply import prune_layers
 from sparseinfer.prune.layers import layers_named, prunable_layers
 from sparseinfer.prune.masks import held_masks
@@ -21,6 +20,7 @@ from sparseinfer.prune.schedules import OneShot, Schedule
 from sparseinfer.prune.sparsity import Budget
 from sparseinfer.prune.statistics import CalibrationStats
 from sparseinfer.prune.unlooked import unknown_weights
+from sparseinfer.select import FilterFn, Patterns
 
 
 class Pruner:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sparseinfer.select import Patterns
 from sparseinfer.prune.kinds import kinds_of
 from sparseinfer.prune.layers import Layer, is_named, memory_of
+from sparseinfer.select import Patterns
 
 UNKNOWN = "it is of no kind of layer that is pruned"
 UNSEEN = "a calibration does not see its inputs"
