@@ -1,4 +1,4 @@
-"""What a figure needs beside it to mean anything: the machine, the instruction set, the versions."""
+"""The machine, the instruction set and the versions that a measurement was made with."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def describe_machine(isa: str) -> dict[str, object]:
 
 def versions() -> dict[str, str]:
     """Versions of Python, torch, sparseinfer and of the optional packages that are installed."""
-    found = {"python": platform.python_version(), "torch": torch.__version__}
-    found |= {name: _version(name) for name in _VERSIONED}
-    return {name: version for name, version in found.items() if version}
+    all_versions = {"python": platform.python_version(), "torch": torch.__version__}
+    all_versions |= {name: _version(name) for name in _VERSIONED}
+    return {name: version for name, version in all_versions.items() if version}
 
 
 def cpu_model() -> str:

@@ -1,4 +1,4 @@
-"""A progress bar on stderr, where somebody looks: on a terminal, and gone when the work is done."""
+"""A progress bar on stderr: shown only on a terminal, and removed when the work is done."""
 
 from __future__ import annotations
 

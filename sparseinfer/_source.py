@@ -1,4 +1,4 @@
-"""The source of a function, as the syntax tree of what really runs, and what names in it stand for."""
+"""The source of a function as a syntax tree, where it is certain to be what runs, and what its names refer to."""
 
 from __future__ import annotations
 import __future__

@@ -1,4 +1,4 @@
-"""What nn.MultiheadAttention can be asked besides being called, for the layer that takes its place."""
+"""The attributes of nn.MultiheadAttention, such as in_proj_weight, for the layer that takes its place."""
 
 from __future__ import annotations
 

@@ -73,10 +73,10 @@ class Recurrent(RecurrentSteps):
 
         parts   in the order of the constructor; default: `linears(rnn)`, which share the weights of `rnn`
         """
-        own = cls.linears(rnn)
-        cells = [RecurrentCell(*cell) for cell in (own if parts is None else parts)]
-        if len(cells) != len(own):
-            raise ValueError(f"parts: expected {len(own)} cells, got {len(cells)}")
+        linears = cls.linears(rnn)
+        cells = [RecurrentCell(*cell) for cell in (linears if parts is None else parts)]
+        if len(cells) != len(linears):
+            raise ValueError(f"parts: expected {len(linears)} cells, got {len(cells)}")
         return cls(cells, **cls._options(rnn)).train(rnn.training)
 
     @classmethod
@@ -95,10 +95,10 @@ class Recurrent(RecurrentSteps):
         """
         if not isinstance(rnn, cls.dense):
             raise TypeError(f"rnn: expected nn.{cls.dense.__name__}, got {type(rnn).__name__}")
-        found = []
+        cells = []
         for suffix in suffixes(rnn.num_layers, rnn.bidirectional):
             names = ["ih", "hh"] + (["hr"] if rnn.proj_size else [])
-            found.append(
+            cells.append(
                 tuple(
                     dense_linear(
                         getattr(rnn, f"weight_{name}_{suffix}"),
@@ -107,7 +107,7 @@ class Recurrent(RecurrentSteps):
                     for name in names
                 )
             )
-        return found
+        return cells
 
     def to_rnn(self) -> nn.RNNBase:
         """The dense layer, exact to the bit. ValueError: some parts have a bias and others have none."""
@@ -187,14 +187,14 @@ class Recurrent(RecurrentSteps):
 
         def to(dtype: torch.dtype, value: Any) -> Any:
             if isinstance(value, (tuple, list)) and not isinstance(value, PackedSequence):
-                return tuple(to(dtype, each) for each in value)
+                return tuple(to(dtype, state) for state in value)
             return value.to(dtype) if isinstance(value, (Tensor, PackedSequence)) else value
 
         x = input.data if isinstance(input, PackedSequence) else input
         result = lower if self._lowers and x.dtype != torch.float64 else x.dtype
         with torch.autocast(device, enabled=False):
-            given = to(self._dtype(), to(result, input)), to(self._dtype(), to(result, hx))
-            return cast("tuple[Any, Any]", to(result, self.forward(*given)))
+            inputs = to(self._dtype(), to(result, input)), to(self._dtype(), to(result, hx))
+            return cast("tuple[Any, Any]", to(result, self.forward(*inputs)))
 
     def _given(self, hx: Any) -> list[Tensor] | None:
         return None if hx is None else [hx]

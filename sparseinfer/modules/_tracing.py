@@ -13,9 +13,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 
 def is_observed() -> bool:
-    """Whether torch looks on at what is computed, and would lose sight of writes into memory.
+    """Whether torch follows what is computed and would miss writes into memory.
 
-    That is: torch.compile, torch.export, jit.trace, the transforms of torch.func, and forward mode.
+    That is under torch.compile, torch.export, jit.trace, the transforms of torch.func, and forward mode:
+    fewer than `ops.watched` asks about, which is for calls that pass torch's dispatcher by.
     """
     return (
         torch.compiler.is_compiling()
@@ -27,7 +28,7 @@ def is_observed() -> bool:
 
 @contextmanager
 def unseen() -> Iterator[None]:
-    """What is computed here is a constant to jit.trace and to the transforms of torch.func."""
+    """A block that jit.trace and the transforms of torch.func do not see: its results are constants."""
     state: Any = torch._C
     tracing, set_state = state._get_tracing_state(), state._set_tracing_state
     set_state(None)

@@ -91,7 +91,7 @@ class SparseMultiheadAttention(AttentionNames):
     ) -> SparseMultiheadAttention:
         """`mha` with these projections; default: `linears(mha)`, which share its weights."""
         own_in, own_out = cls.linears(mha)
-        made = cls(
+        attention = cls(
             own_in if in_proj is None else in_proj,
             own_out if out_proj is None else out_proj,
             mha.num_heads,
@@ -101,10 +101,10 @@ class SparseMultiheadAttention(AttentionNames):
             bias_v=mha.bias_v,
             add_zero_attn=mha.add_zero_attn,
         )
-        got, own = ((m.embed_dim, m.kdim, m.vdim) for m in (made, mha))
-        if got != own:
-            raise ValueError(f"in_proj: expected embed_dim, kdim, vdim = {own} like mha, got {got}")
-        return made.train(mha.training)
+        got, expected = ((m.embed_dim, m.kdim, m.vdim) for m in (attention, mha))
+        if got != expected:
+            raise ValueError(f"in_proj: expected embed_dim, kdim, vdim = {expected} like mha, got {got}")
+        return attention.train(mha.training)
 
     @staticmethod
     def linears(mha: nn.MultiheadAttention, *, split: bool = False) -> tuple[list[nn.Linear], nn.Linear]:
@@ -186,8 +186,8 @@ class SparseMultiheadAttention(AttentionNames):
         batch_dim = 0 if self.batch_first else 1
         batched = query.dim() == 3
         n = query.shape[batch_dim] if batched else 1
-        given = (("query", query, self.embed_dim), ("key", key, self.kdim), ("value", value, self.vdim))
-        for name, x, width in given:
+        inputs = (("query", query, self.embed_dim), ("key", key, self.kdim), ("value", value, self.vdim))
+        for name, x, width in inputs:
             if x.dim() != query.dim():
                 raise ValueError(f"{name}: expected {query.dim()} dimensions like query, got {x.dim()}")
             if x.shape[-1] != width:

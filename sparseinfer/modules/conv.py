@@ -188,8 +188,8 @@ class _SparseConv(PackedLayer, Generic[Dense]):
     def _check_kernels(self) -> None:
         if self._info.device == "cuda":
             return  # there images are unfolded, for any kernel
-        known = [kernel for kernel in ops.kernels() if kernel.conv]
-        names = {kernel.base_name for kernel in known} | {kernel.name for kernel in known}
+        kernels = [kernel for kernel in ops.kernels() if kernel.conv]
+        names = {kernel.base_name for kernel in kernels} | {kernel.name for kernel in kernels}
         for bucket in ops.parse_plan(self.plan):
             if bucket.kernel not in names:
                 raise ValueError(f"buckets: expected kernels that take a convolution, got {bucket.kernel}")
@@ -229,7 +229,7 @@ class SparseConv2d(_SparseConv[nn.Conv2d]):
 
     _dims = 2
     _dense = nn.Conv2d
-    _conv_forward = nn.Conv2d._conv_forward  # of other weights
+    _conv_forward = nn.Conv2d._conv_forward  # its arguments are weights of the caller's
 
 
 class SparseConv1d(_SparseConv[nn.Conv1d]):

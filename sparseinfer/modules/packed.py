@@ -47,20 +47,7 @@ class PackedLayer(HeldWeight):
         groups: int = 1,
     ) -> None:
         super().__init__()
-        if not packings:
-            raise ValueError("packings: expected at least one, got none")
-        if groups < 1 or len(packings) % groups:
-            raise ValueError(
-                f"packings: expected one of each layout for {groups} groups, got {len(packings)}"
-            )
-        infos = [ops.describe(packed) for packed in packings]
-        for first in range(groups):
-            if len({(info.n, info.k, info.nnz, info.dtype) for info in infos[first::groups]}) != 1:
-                raise ValueError(f"packings: expected packings of one matrix, got {infos[first::groups]}")
-        for first in range(0, len(infos), groups):
-            alike = infos[first : first + groups]
-            if len({(info.n, info.k, info.dtype, ops.Layout.of(info)) for info in alike}) != 1:
-                raise ValueError(f"packings: expected groups of one shape in one layout, got {alike}")
+        infos = _described(packings, groups)
         if buckets is None:
             buckets = self._default_buckets(ops.Layout.of(infos[0]))
         for bucket in buckets:
@@ -202,9 +189,9 @@ class PackedLayer(HeldWeight):
         """The format that these tensors are, if it is a weight of this layer: same kind, shape and dtype."""
         kind = BSR if self._info.packing == "bsr" else CSR
         fmt = kind(values, crow, col, self.matrix_shape)
-        own = DTYPES[self._info.dtype]
-        if fmt.dtype != own:
-            raise TypeError(f"values: expected dtype {own}, got {fmt.dtype}")
+        expected = DTYPES[self._info.dtype]
+        if fmt.dtype != expected:
+            raise TypeError(f"values: expected dtype {expected}, got {fmt.dtype}")
         return fmt
 
     def __deepcopy__(self: Self, memo: dict[int, Any]) -> Self:
@@ -215,9 +202,8 @@ class PackedLayer(HeldWeight):
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle: the format and the packings' layouts, because a packing belongs to one machine."""
-        state = self.__dict__.copy()
-        own = set(self._packing_names)
-        state["_buffers"] = {name: buffer for name, buffer in self._buffers.items() if name not in own}
+        state, packings = self.__dict__.copy(), set(self._packing_names)
+        state["_buffers"] = {name: buffer for name, buffer in self._buffers.items() if name not in packings}
         state["format"] = self.to_format()
         state["layouts"] = self._layouts()
         del state["_noted"]
@@ -230,3 +216,20 @@ class PackedLayer(HeldWeight):
         for name, packed in zip(self._packing_names, packings, strict=True):
             self._buffers[name] = packed
         self._note_packed()
+
+
+def _described(packings: Sequence[Tensor], groups: int) -> list[ops.PackedInfo]:
+    """What they hold. ValueError unless it is one matrix in each layout, a packing for each group of rows."""
+    if not packings:
+        raise ValueError("packings: expected at least one, got none")
+    if groups < 1 or len(packings) % groups:
+        raise ValueError(f"packings: expected one of each layout for {groups} groups, got {len(packings)}")
+    infos = [ops.describe(packed) for packed in packings]
+    for first in range(groups):
+        if len({(info.n, info.k, info.nnz, info.dtype) for info in infos[first::groups]}) != 1:
+            raise ValueError(f"packings: expected packings of one matrix, got {infos[first::groups]}")
+    for first in range(0, len(infos), groups):
+        of_layout = infos[first : first + groups]
+        if len({(info.n, info.k, info.dtype, ops.Layout.of(info)) for info in of_layout}) != 1:
+            raise ValueError(f"packings: expected groups of one shape in one layout, got {of_layout}")
+    return infos

@@ -1,4 +1,4 @@
-"""What composite modules ask of their parts, which are modules like nn.Linear, sparse or dense."""
+"""What attention and recurrent layers ask of their parts: modules like nn.Linear, sparse or dense."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def dense_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def dtype_of(part: nn.Module) -> torch.dtype:
-    """Of the part's inputs and results."""
-    own = getattr(part, "dtype", None)
-    if isinstance(own, torch.dtype):
-        return own
+    """The dtype of the part's inputs and results."""
+    dtype = getattr(part, "dtype", None)
+    if isinstance(dtype, torch.dtype):
+        return dtype
     weight = part.weight
     assert isinstance(weight, Tensor)
     return weight.dtype
@@ -52,9 +52,9 @@ def dtype_of(part: nn.Module) -> torch.dtype:
 
 def dense_weight(part: nn.Module) -> Tensor:
     """A copy of the part's dense weight [n, k]."""
-    own: Any = getattr(part, "dense_matrix", None)
-    weight: Any = part.weight if own is None else own()
-    if own is None:
+    dense_matrix: Any = getattr(part, "dense_matrix", None)
+    weight: Any = part.weight if dense_matrix is None else dense_matrix()
+    if dense_matrix is None:
         weight = weight.detach().clone()
     assert isinstance(weight, Tensor)
     return weight
