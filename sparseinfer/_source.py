@@ -1,4 +1,4 @@
-"""The source of a function as a syntax tree, where it is certain to be what runs, and what its names refer to."""
+"""The source of a function as a syntax tree, if it surely is what runs, and what the names in it refer to."""
 
 from __future__ import annotations
 import __future__

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 import statistics
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -74,6 +75,7 @@ STILL: dict[str, set[str]] = {
     },
 }
 
+HAVE_DOCSTRINGS = (ast.Module, ast.ClassDef, ast.FunctionDef)
 LINES_OF_A_FILE, LINES_OF_A_FUNCTION = 400, 80
 MEDIAN_LINES = {"sparseinfer": 120, "csrc": 120, "bench": 120, "tests": 200}
 POSITIONS, POSITIONS_OF_A_BINDING = 8, 6
@@ -150,6 +152,26 @@ def test_imports_only_point_down() -> None:
     assert used == set(SIDE_DOORS), "expected each side door to be needed"
 
 
+@pytest.mark.parametrize(
+    ("module", "imported", "allowed"),
+    [
+        ("high.upper.part", "high.lower", True),
+        ("high.lower", "high.upper.part", False),
+        ("high.lower", "high.lower.part", True),
+        ("high.lower", "high", False),
+        ("high", "high.upper", True),
+        ("high.lower", "low", True),
+        ("low", "high.lower", False),
+        ("beside", "high.lower", False),
+        ("high", "beside.part", False),
+    ],
+)
+def test_what_points_down(module: str, imported: str, allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = {"low": 0, "high": 1, "beside": 1, "high.lower": 0, "high.upper": 1}
+    monkeypatch.setattr(sys.modules[__name__], "LAYERS", layers)
+    assert points_down(module, imported) is allowed
+
+
 def test_what_a_package_never_imports() -> None:
     for module in modules():
         refused = [name for package, names in NEVER.items() if within(module, package) for name in names]
@@ -182,6 +204,14 @@ def test_private_modules_are_imported_by_their_package_alone() -> None:
             if name.startswith("_") and package and not within(module, package):
                 used.add(imported)
     assert used == STILL["private"]
+
+
+def test_public_docstrings_point_to_public_modules() -> None:
+    for module in modules():
+        if "._" not in f".{module}":
+            holders = [n for n in ast.walk(tree(modules()[module])) if isinstance(n, HAVE_DOCSTRINGS)]
+            texts = [ast.get_docstring(holder) or "" for holder in holders]
+            assert not [text for text in texts if re.search(r"sparseinfer(\.\w+)*\._[a-z]", text)], module
 
 
 def functions(module: str) -> Iterator[tuple[str, ast.FunctionDef]]:
