@@ -1,4 +1,4 @@
-"""Modules that take the place of torch's dense ones, and the layers that hold them."""
+"""The modules that convert puts in the place of torch's dense ones, and what they are made of."""
 
 from __future__ import annotations
 
