@@ -1,4 +1,4 @@
-"""The kernel registry as Python sees it."""
+"""The CPU's kernels as Python sees them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from sparseinfer._native import core
+from sparseinfer.ops.kernel import Kernel
 
 
 @dataclass(frozen=True)
-class KernelInfo:
+class KernelInfo(Kernel):
     """One compiled kernel. `available`: this machine has the instructions of its level `isa`.
 
-    `conv`: it computes convolutions too. `native`: its level has the instructions for the storage's arithmetic.
-    min_tokens to max_tokens (0: no limit) and min_sparsity to max_sparsity are the calls and the weights it is
-    meant for; see csrc/cpu/kernels.inc. `tile_tokens`: it computes so many tokens together; 0: no fixed number.
+    `conv`: it computes convolutions too. `native`: its level has the instructions for the storage's
+    arithmetic; elsewhere others emulate them. The rest is what `Kernel` says of every device.
     """
 
     name: str
@@ -34,11 +34,6 @@ class KernelInfo:
     wide_panel: int
     tile_tokens: int
     format: str
-
-    @property
-    def base_name(self) -> str:
-        """The name without the instruction-set suffix, as plans write it."""
-        return self.name.rsplit("__", 1)[0]
 
 
 @lru_cache(maxsize=1)
