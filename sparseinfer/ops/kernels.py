@@ -12,9 +12,10 @@ from sparseinfer._native import core
 class KernelInfo:
     """One compiled kernel. `available`: this machine has the instructions of its level `isa`.
 
-    `conv`: it computes convolutions too. `native`: its level has the instructions for the storage's arithmetic.
-    min_tokens to max_tokens (0: no limit) and min_sparsity to max_sparsity are the calls and the weights it is
-    meant for; see csrc/cpu/kernels.inc. `tile_tokens`: it computes so many tokens together; 0: no fixed number.
+    `conv`: it computes convolutions too. `native`: its level has instructions for the storage's arithmetic.
+    min_tokens to max_tokens (0: no limit) and min_sparsity to max_sparsity are the calls and the weights
+    that it is meant for; see csrc/cpu/kernels.inc. `tile_tokens`: tokens that it computes together; 0: no
+    fixed number. `format`: what its packing is made from, "csr" or "bsr".
     """
 
     name: str
