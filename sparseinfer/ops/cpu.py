@@ -127,17 +127,10 @@ def run(
         bias_address = bias.data_ptr()
     core.spmm(
         kernel,
-        rows.data_ptr(),
-        dtype_number,
-        m,
-        k,
-        stride,
+        (rows.data_ptr(), dtype_number, m, k, stride),
         address(packings[index]),
-        bias_address,
-        bias_dtype,
-        y.data_ptr(),
-        n,
-        number,
+        (bias_address, bias_dtype, number),
+        (y.data_ptr(), n),
         parts,
     )
     return y

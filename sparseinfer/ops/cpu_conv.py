@@ -68,19 +68,10 @@ def run(
     y = x.new_empty((b, n, out_h, out_w))
     core.conv(
         kernel,
-        x.data_ptr(),
-        number,
-        (b, c, h, w),
+        (x.data_ptr(), y.data_ptr(), number, (b, c, h, w), (b, n, out_h, out_w)),
         [address(packed) for packed in packings[index * groups : (index + 1) * groups]],
-        bias_address,
-        bias_dtype,
-        y.data_ptr(),
-        (b, n, out_h, out_w),
-        kernel_size,
-        stride,
-        padding,
-        dilation,
-        ACTIVATIONS[activation],
+        (bias_address, bias_dtype, ACTIVATIONS[activation]),
+        (kernel_size, stride, padding, dilation),
         parts,
     )
     return as_channels_last(y) if channels_last else y

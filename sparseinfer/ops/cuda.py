@@ -70,21 +70,15 @@ def run(x: Tensor, packings: list[Tensor], bias: Tensor | None, n: int, plan: st
         y = rows.new_empty(m, n)
         cuda().spmm(
             kernel,
-            index,
-            torch.cuda.current_stream(x.device).cuda_stream,
-            address("header", known.header),
-            packed.data_ptr(),
-            known.info.nbytes,
-            rows.data_ptr(),
-            DTYPE_NUMBERS[known.info.dtype],
-            m,
-            k,
-            max(rows.stride(0), k),
-            0 if bias is None else bias.data_ptr(),
-            0 if bias is None else DTYPE_NUMBERS[DTYPE_NAMES[bias.dtype]],
-            y.data_ptr(),
-            n,
-            ACTIVATIONS[activation],
+            (index, torch.cuda.current_stream(x.device).cuda_stream),
+            (address("header", known.header), packed.data_ptr(), known.info.nbytes),
+            (rows.data_ptr(), DTYPE_NUMBERS[known.info.dtype], m, k, max(rows.stride(0), k)),
+            (
+                0 if bias is None else bias.data_ptr(),
+                0 if bias is None else DTYPE_NUMBERS[DTYPE_NAMES[bias.dtype]],
+                ACTIVATIONS[activation],
+            ),
+            (y.data_ptr(), n),
         )
     return y.to(x.dtype).view(*x.shape[:-1], n)
 
@@ -102,13 +96,9 @@ def _scratch(kernel: int, packed: Tensor, known: Resident) -> Tensor:
     header, device = address("header", known.header), packed.device.index
     cuda().decompress(
         kernel,
-        device,
-        stream,
-        header,
-        packed.data_ptr(),
-        known.info.nbytes,
-        dense.data_ptr(),
-        dense.stride(0),
+        (device, stream),
+        (header, packed.data_ptr(), known.info.nbytes),
+        (dense.data_ptr(), dense.stride(0)),
     )
     return dense
 
