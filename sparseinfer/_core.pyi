@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Structs of csrc/bindings; dtypes and activations are numbers, positions in `dtypes` and `activations`, except in
-# Dense and Compressed, which have names.
+# Structs of csrc/bindings. Dtypes and activations are numbers, positions in `dtypes` and `activations`; Dense
+# and Compressed have the names of dtypes instead.
 Tokens = tuple[int, int, int, int, int]  # x [m, k]: address, dtype, m, k, elements from row to row
 Bias = tuple[int, int]  # address or 0 for none, dtype
 Epilogue = tuple[int, int, int]  # bias, its dtype, activation
