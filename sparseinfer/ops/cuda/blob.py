@@ -70,7 +70,7 @@ class Blob:
         self, packing: str, values: Tensor, shape: tuple[int, int], nnz: int, block: int, units: int
     ) -> None:
         dtype = DTYPE_NUMBERS[values.dtype]
-        header, nbytes = core.gpu_header(packing, dtype, *shape, nnz, block, units)
+        header, nbytes = core.gpu_header(packing, dtype, shape, nnz, block, units)
         self._header = torch.from_numpy(header)
         self._where = core.gpu_describe(address("header", self._header), nbytes)
         self.units = units
