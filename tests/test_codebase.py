@@ -28,6 +28,23 @@ LAYERS: dict[str, int] = {
     "_native": 1,
     "formats": 2,
     "ops": 3,
+    "ops.dense": 0,
+    "ops.geometry": 0,
+    "ops.kernel": 0,
+    "ops.names": 0,
+    "ops.plan": 0,
+    "ops.same": 0,
+    "ops.arguments": 1,
+    "ops.packed": 1,
+    "ops.schema": 1,
+    "ops.cpu": 2,
+    "ops.cuda": 2,
+    "ops.backend": 3,
+    "ops.layout": 4,
+    "ops.reference": 4,
+    "ops.transforms": 4,
+    "ops.candidates": 5,
+    "ops.eager": 5,
     "_machine": 4,
     "_progress": 4,
     "_running": 4,
@@ -58,27 +75,17 @@ NEVER = {"prune": ("_core", "_cuda", "_native", "ops", "modules")}
 
 # What breaks a rule below, by the rule's name. These sets only shrink: one that is no longer needed fails.
 STILL: dict[str, set[str]] = {
-    "private": {"formats._checks"},
+    "private": set(),
     "cycles": {"convert.cases, convert.measure, convert.planner", "prune.methods, prune.sparsity"},
     "function": {"sparseinfer/prune/recovery.py: recover_"},
-    # Called by torch, in the order of the operator's schema.
-    "positions": {"ops.cpu_conv.run", "ops.cuda_conv.run", "ops.schema.conv_fake"},
-    "bindings": {
-        "_core.conv",
-        "_core.dense_to_csr",
-        "_core.gpu_header",
-        "_core.pack",
-        "_core.spmm",
-        "_core.spmm_parts",
-        "_cuda.decompress",
-        "_cuda.spmm",
-    },
+    "positions": set(),
+    "bindings": set(),
 }
 
-HAVE_DOCSTRINGS = (ast.Module, ast.ClassDef, ast.FunctionDef)
+HAVE_DOCSTRINGS = (ast.ClassDef, ast.FunctionDef)
 LINES_OF_A_FILE, LINES_OF_A_FUNCTION = 400, 80
 MEDIAN_LINES = {"sparseinfer": 120, "csrc": 120, "bench": 120, "tests": 200}
-POSITIONS, POSITIONS_OF_A_BINDING = 8, 6
+POSITIONS, ARGUMENTS_OF_A_BINDING = 8, 6
 
 
 @cache
@@ -263,10 +270,10 @@ def test_public_functions_take_few_arguments_by_position() -> None:
     assert long == STILL["positions"]
 
 
-def test_bindings_take_few_arguments_by_position() -> None:
+def test_bindings_take_few_arguments() -> None:
     bindings = [pair for module in ("_core", "_cuda") for pair in functions(module)]
-    long = {name for name, function in bindings if positions(function) > POSITIONS_OF_A_BINDING}
-    assert long == STILL["bindings"]
+    taken = {name: len(function.args.kwonlyargs) + positions(function) for name, function in bindings}
+    assert {name for name, count in taken.items() if count > ARGUMENTS_OF_A_BINDING} == STILL["bindings"]
 
 
 def sources(*folders: str) -> list[Path]:

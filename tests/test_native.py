@@ -23,8 +23,9 @@ INCLUDES = {
     "include": ("sparseinfer/",),
     "cpu": ("cpu/", "sparseinfer/"),
     "cuda": ("cuda/", "sparseinfer/"),
-    "core": ("core/", "cpu/levels.inc", "sparseinfer/"),
-    "bindings": ("core/", "cuda/", "sparseinfer/"),
+    "packings": ("packings/", "sparseinfer/"),
+    "core": ("core/", "sparseinfer/", "cuda/kernels.inc"),
+    "bindings": ("bindings/", "sparseinfer/", "cuda/launch.h"),
 }
 
 

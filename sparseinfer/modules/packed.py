@@ -14,7 +14,7 @@ from sparseinfer.formats import BSR, CSR
 from sparseinfer.modules._held_weight import HeldWeight, checked_bias, destination
 from sparseinfer.modules._tracing import unseen
 from sparseinfer.modules.groups import join_rows, pack_groups
-from sparseinfer.ops.packing import DTYPES
+from sparseinfer.ops.names import DTYPES
 
 Self = TypeVar("Self", bound="PackedLayer")
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from sparseinfer import ops
-from sparseinfer.formats._checks import WrongDtype
+from sparseinfer.formats.checks import WrongDtype
 from sparseinfer.modules.rearranged import RearrangedLinear
 from sparseinfer.ops.dense import prepack_available
 from sparseinfer.ops.transforms import refuse_gradients
