@@ -12,7 +12,8 @@ from sparseinfer.modules.rearranged import RearrangedLinear
 from sparseinfer.ops.dense import prepack_available
 from sparseinfer.ops.transforms import refuse_gradients
 
-# How oneDNN does an activation: attr and algorithm of `torch.ops.mkldnn._linear_pointwise`.
+# Activations that oneDNN does with the product: attr and algorithm of `torch.ops.mkldnn._linear_pointwise`.
+# Any other of `ops.ACTIVATIONS` follows it.
 _FUSED = {
     "none": ("none", ""),
     "relu": ("relu", ""),
@@ -89,8 +90,10 @@ class PrepackedLinear(RearrangedLinear):
             raise WrongDtype(f"x: expected {self.dtype} on cpu, got {x.dtype} on {x.device}")
         if x.shape[-1:] != (self.in_features,):
             raise ValueError(f"x: expected shape [..., {self.in_features}], got {tuple(x.shape)}")
-        attr, algorithm = _FUSED[activation]
+        attr, algorithm = _FUSED.get(activation, ("none", ""))
         y = torch.ops.mkldnn._linear_pointwise(x, self._held[0], bias, attr, [], algorithm)
+        if activation not in _FUSED:
+            y = ops.ACTIVATIONS[activation](y)
         return y.to(torch.get_autocast_dtype("cpu")) if autocast else y
 
     def extra_repr(self) -> str:

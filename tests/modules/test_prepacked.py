@@ -13,6 +13,7 @@ from generators import noncontiguous, tokens, values, weight
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparseinfer import ops
 from sparseinfer.modules import PrepackedLinear, prepacked, rearranged
 from sparseinfer.ops.dense import prepack_available
 
@@ -100,6 +101,13 @@ class TestForward:
         sums = eps if dtype != torch.bfloat16 else torch.finfo(torch.float32).eps  # the dtype that sums have
         tolerance = 1.13 * 2 * sums * (K + 1) * float(x.abs().max() * w.abs().max())
         assert (off <= tolerance + 4 * eps * (wanted.abs() + 1)).all()
+
+    def test_an_activation_that_onednn_does_not_have(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(ops.ACTIVATIONS, "negative", torch.neg)
+        linear, x = dense(), tokens(3, K, integer=True)
+        with torch.no_grad():
+            y = PrepackedLinear.from_linear(linear, activation="negative")(x)
+            assert torch.equal(y, -linear(x))
 
     def test_values_of_every_kind_come_back(self) -> None:
         for dtype, integer in ((torch.float32, torch.int32), (torch.bfloat16, torch.int16)):
