@@ -181,9 +181,7 @@ class _SparseConv(PackedLayer, Generic[Dense]):
 
     @staticmethod
     def _default_buckets(layout: ops.Layout) -> tuple[ops.Bucket, ...]:
-        if layout.device == "cuda":
-            return layout.buckets(0)
-        return (ops.Bucket(None, 0, layout.kernel(ops.FEW_TOKENS + 1)),)
+        return layout.conv_buckets(0)
 
     def _check_kernels(self) -> None:
         if self._info.device == "cuda":
