@@ -47,6 +47,19 @@ struct F32x4 {
   static void store(float* p, V v) { vst1q_f32(p, v); }
   static void store(BF16* p, V v) { vst1_u16(reinterpret_cast<uint16_t*>(p), narrow_bf16(v)); }
   static void store(F16* p, V v) { vst1_u16(reinterpret_cast<uint16_t*>(p), vreinterpret_u16_f16(vcvt_f16_f32(v))); }
+  // Dtypes without instructions of their own: one value at a time (halves.h).
+  template <class T>
+  static V load(const T* p) {
+    float values[L];
+    for (int i = 0; i < L; ++i) values[i] = sparseinfer::widen(p[i]);
+    return load(values);
+  }
+  template <class T>
+  static void store(T* p, V v) {
+    float values[L];
+    store(values, v);
+    for (int i = 0; i < L; ++i) sparseinfer::narrow(values[i], p + i);
+  }
   template <class T>
   static V load_partial(const T* p, int count) {
     if (count == L) return load(p);
@@ -214,7 +227,8 @@ struct Level {
   using Row = F32x4;
   using Transposer = F32x4;
   static constexpr int kRegisters = 32;
-  static constexpr int kSellTokens = 3;  // as many windows and sums as the registers hold
+  static constexpr bool kPairDot = false;  // no instruction multiplies pairs of bf16
+  static constexpr int kSellTokens = 3;    // as many windows and sums as the registers hold
 
   // sell: 64 bytes of x in four registers, the last value of them zero, looked up by byte index.
   static constexpr int kWindows[2] = {16, 0}, kPairWindow = 32;

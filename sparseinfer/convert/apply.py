@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseinfer._running import deep_copy, run
-from sparseinfer._select import FilterFn, Patterns, select_modules
+from sparseinfer.select import FilterFn, Patterns, select_modules
 from sparseinfer.convert.chains import part_
 from sparseinfer.convert.conversion import Conversion, prepare
 from sparseinfer.convert.fusion import join_all_
@@ -67,7 +67,7 @@ def convert(
                      these inputs, nothing is fused
     fold_batch_norm  with `example_inputs`: a batch norm that alone reads a layer's result is folded into
                      its weights, which are then no longer those of the model
-    filter_fn, targets, ignore   which modules: see `sparseinfer._select.select_modules`
+    filter_fn, targets, ignore   which modules: see `sparseinfer.select.select_modules`
 
     Zeros count however they came: in the weight itself, by torch.nn.utils.prune or by a parametrization; the
     last two are resolved and do not come along, nor do masks that prune_ left. A layer that is faster dense

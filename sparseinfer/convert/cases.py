@@ -16,8 +16,16 @@ from sparseinfer._timing import sample
 from sparseinfer.convert.cost_model import predict
 from sparseinfer.convert.weights import Weights, class_of
 from sparseinfer.formats import CSR
-from sparseinfer.modules import PrepackedLinear, SparseConv1d, SparseConv2d, SparseLinear, pack_groups
+from sparseinfer.modules import (
+    PrepackedLinear,
+    SemiStructuredLinear,
+    SparseConv1d,
+    SparseConv2d,
+    SparseLinear,
+    pack_groups,
+)
 from sparseinfer.modules.conv import conv_options, dense_conv, weight_in_channels_last
+from sparseinfer.modules.rearranged import RearrangedLinear
 from sparseinfer.ops import Layout
 from sparseinfer.ops.dense import PLAIN, dense_candidates, dense_names
 
@@ -227,8 +235,7 @@ class LinearCase(_CpuCase):
         if plan.is_sparse:
             return self.sparse_module(plan.packings, plan.buckets)
         if plan.prepack:
-            weight, bias = self.dense_weights.weight, self.dense_weights.bias
-            return PrepackedLinear(weight, bias, tokens=plan.times[-1].tokens)
+            return rearranged_linear(self.dense_weights, plan.times[-1].tokens)
         return None
 
     def sparse_module(
@@ -237,6 +244,13 @@ class LinearCase(_CpuCase):
         dtype = self.dense_weights.weight.dtype
         each = [packed for (packed,) in packings]
         return SparseLinear(each, self.weights.bias, buckets=buckets, dtype=dtype)
+
+
+def rearranged_linear(weights: Weights, tokens: int | None = None) -> RearrangedLinear:
+    """The dense layer in the layout of torch's that was timed: oneDNN's on the CPU, 2:4 on a GPU."""
+    if weights.on_gpu:
+        return SemiStructuredLinear(weights.weight, weights.bias)
+    return PrepackedLinear(weights.weight, weights.bias, tokens=tokens)
 
 
 @dataclass(eq=False)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sparseinfer._machine import last_level_cache_bytes
 from sparseinfer._progress import Progress
 from sparseinfer._running import evaluating, preserved
-from sparseinfer.convert.cases import Case, ConvCase, LinearCase
+from sparseinfer.convert.cases import Case, ConvCase, LinearCase, rearranged_linear
 from sparseinfer.convert.cuda_case import CudaLinearCase
 from sparseinfer.convert.cuda_conv_case import CudaConvCase
 from sparseinfer.convert.cudnn import slower_than_cudnn
@@ -30,13 +30,13 @@ from sparseinfer.convert.report import LayerReport
 from sparseinfer.convert.weights import Weights, refusals, require_inference
 from sparseinfer.modules import (
     FoldedLayer,
-    PrepackedLinear,
     SharedInputLinear,
     SparseLinear,
     SparseMultiheadAttention,
 )
-from sparseinfer.modules._parts import dense_linear
 from sparseinfer.modules.chain import held_bytes
+from sparseinfer.modules.parts import dense_linear
+from sparseinfer.modules.rearranged import RearrangedLinear
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ def _decide(unit: Unit, survey: Survey, options: Options, timer: Timer, found: _
         modules = list(parts)
     elif decision.prepack:
         each = [layer.parts[unit.part].weights for layer in unit.layers]
-        modules = [PrepackedLinear(w.weight, w.bias) for w in each]
+        modules = [rearranged_linear(weights) for weights in each]
     _report(unit, decision, modules, found)
     for layer, module in zip(unit.layers, modules, strict=True):
         if module is not None:
@@ -257,8 +257,8 @@ def _with_norm(
         return module
     exact = replace(options, weights=None, activations=None)
     weights = layer.parts[unit.part].weights
-    if isinstance(module, PrepackedLinear):
-        return FoldedLayer(PrepackedLinear(weights.weight, weights.bias, tokens=module.tokens), module, norm)
+    if isinstance(module, RearrangedLinear):
+        return FoldedLayer(rearranged_linear(weights, getattr(module, "tokens", None)), module, norm)
     alone, _ = case_of(replace(unit, weights=weights), recording, exact)
     assert not isinstance(alone, str)
     return FoldedLayer(alone.compact_module(), module, norm)

@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparseinfer._select import is_transposed_linear
+from sparseinfer._transposed import is_transposed_linear
 from sparseinfer.convert.weights import Weights, class_of, read
 from sparseinfer.modules import (
     ChannelsLastMaxPool2d,
     FoldedLayer,
-    PrepackedLinear,
     SharedInputLinear,
     SparseConv1d,
     SparseConv2d,
@@ -26,9 +25,10 @@ from sparseinfer.modules import (
     SparseMultiheadAttention,
     SparseRNN,
 )
-from sparseinfer.modules._parts import dense_bias, dense_linear, dense_weight
-from sparseinfer.modules._stand_in import ORIGIN
+from sparseinfer.modules.parts import dense_bias, dense_linear, dense_weight
+from sparseinfer.modules.rearranged import RearrangedLinear
 from sparseinfer.modules.recurrent import suffixes
+from sparseinfer.modules.stand_in import ORIGIN
 
 Shape = tuple[int, ...]
 
@@ -47,7 +47,7 @@ class Kind:
 
     parts         the module's matrices by name, or why it has to stay dense
     assemble      the module that takes its place, from modules that multiply by those matrices, each a
-                  SparseLinear, a PrepackedLinear or an nn.Linear
+                  SparseLinear, a RearrangedLinear or an nn.Linear
     fuses         its only part may do an activation that follows
     shares_input  its only part may be one matrix with others of the same input
     """
@@ -77,7 +77,7 @@ def restored(module: nn.Module) -> nn.Module | None:
         return module.to_rnn()
     if isinstance(module, (SparseConv1d, SparseConv2d)):
         return module.to_conv(activation=False)
-    if isinstance(module, (SparseLinear, PrepackedLinear, SharedInputLinear)):
+    if isinstance(module, (SparseLinear, RearrangedLinear, SharedInputLinear)):
         weight = dense_weight(module).to(module.dtype)
         linear = dense_linear(weight, dense_bias(module)).train(module.training)
         origin = getattr(module, ORIGIN, None)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseinfer._progress import Progress
-from sparseinfer._select import FilterFn, Patterns, select_modules
+from sparseinfer.select import FilterFn, Patterns, select_modules
 from sparseinfer.convert.conversion import Layer as ConvertLayer
 from sparseinfer.convert.conversion import Survey, Unit, case_of, surveyed
 from sparseinfer.convert.kinds import types_in

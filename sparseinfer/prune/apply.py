@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparseinfer._select import FilterFn, Patterns
+from sparseinfer.select import FilterFn, Patterns
 from sparseinfer.prune.budgets.budget import Budget
 from sparseinfer.prune.calibration.batches import Forward
 from sparseinfer.prune.calibration.calibrate import statistics_of

@@ -13,8 +13,8 @@ from generators import weight
 
 from sparseinfer._native import core
 from sparseinfer.formats import CSR
-from sparseinfer.ops import cuda_packing
-from sparseinfer.ops.cuda_tiles import DELTA, TILED
+from sparseinfer.ops.cuda import packing as cuda_packing
+from sparseinfer.ops.cuda.tiles import DELTA, TILED
 
 BF16 = torch.bfloat16
 PAIR_BYTES = {"delta4": 160, "delta8": 192}
@@ -138,9 +138,13 @@ def test_one_entry(packing: str, change: Callable[[Blob], None], expected: str) 
 @pytest.mark.parametrize("packing", TILED)
 def test_sizes(packing: str, change: dict[str, int], expected: str) -> None:
     sizes = {"dtype": 1, "n": 5, "k": 5, "nnz": 25, "block": 64, "units": 4}
-    assert core.gpu_header(packing, **sizes)[1] > 128
+
+    def header(n: int, k: int, **rest: int) -> tuple[object, int]:
+        return core.gpu_header(packing, shape=(n, k), **rest)
+
+    assert header(**sizes)[1] > 128
     with pytest.raises(ValueError, match=f"packed: expected {expected}"):
-        core.gpu_header(packing, **sizes | change)
+        header(**sizes | change)
 
 
 @pytest.mark.parametrize("packing", TILED)

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from sparseinfer import _core, ops
 from sparseinfer.formats import BSR, CSR
-from sparseinfer.ops import cpu_conv
+from sparseinfer.ops.cpu import conv as cpu_conv
+from sparseinfer.ops.geometry import Geometry
 
 KERNELS = [k for k in ops.kernels() if k.available and k.conv]
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -117,11 +118,7 @@ def forced(
         packed(kernel, w, case.groups),
         bias,
         w.shape[0],
-        list(w.shape[2:]),
-        list(case.stride),
-        list(case.padding),
-        list(case.dilation),
-        case.groups,
+        Geometry(w.shape[2:], case.stride, case.padding, case.dilation, case.groups),
         f"*:0:{kernel.name}",
         activation,
         parts=parts,
@@ -260,7 +257,19 @@ def test_a_plan_picks_by_pixels() -> None:
     plan = f"40:0:{kernels[0].base_name},*:1:{kernels[1].base_name}"
     for size in ((5, 8), (5, 9)):
         x = replace(case, size=size).x()
-        y = ops.conv(x, packings, None, 8, [3, 3], [1, 1], [1, 1], [1, 1], 2, plan, "none")
+        y = ops.conv(
+            x,
+            packings,
+            None,
+            8,
+            kernel_size=[3, 3],
+            stride=[1, 1],
+            padding=[1, 1],
+            dilation=[1, 1],
+            groups=2,
+            plan=plan,
+            activation="none",
+        )
         assert torch.equal(y.double(), ops.reference_conv(x, w, **case.geometry))
 
 
@@ -322,6 +331,17 @@ def test_kernels_for_few_tokens_refuse_a_convolution() -> None:
             forced(other, case, case.x().to(dtype), w)
 
 
+def native_conv(arguments: dict[str, object]) -> None:
+    """The native call, from its fields by name."""
+    names = {
+        "images": ("x", "y", "dtype", "x_shape", "y_shape"),
+        "epilogue": ("bias", "bias_dtype", "activation"),
+        "window": ("kernel_size", "stride", "padding", "dilation"),
+    }
+    structs = {struct: tuple(arguments[name] for name in fields) for struct, fields in names.items()}
+    _core.conv(arguments["kernel"], packed=arguments["packed"], **structs)
+
+
 def test_sizes_are_not_trusted() -> None:
     """The native call refuses what the operator would never pass, before it reads or writes."""
     case = Case()
@@ -364,7 +384,7 @@ def test_sizes_are_not_trusted() -> None:
         ("bias_dtype", 2),
     ]:
         with pytest.raises(ValueError, match="expected"):
-            _core.conv(**{**arguments, name: value})
+            native_conv(arguments | {name: value})
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from torch import nn
 
-from sparseinfer._select import FilterFn, Patterns, select_modules
+from sparseinfer.select import FilterFn, Patterns, select_modules
 from sparseinfer.prune.checks import check_module
 from sparseinfer.prune.layers.kinds import attention_outputs, kinds_of, prunable_types
 from sparseinfer.prune.layers.layer import Layer

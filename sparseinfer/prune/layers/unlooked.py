@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sparseinfer._select import Patterns
+from sparseinfer.select import Patterns
 from sparseinfer.prune.layers.kinds import kinds_of
 from sparseinfer.prune.layers.layer import Layer
 from sparseinfer.prune.layers.names import is_named, parameter_name

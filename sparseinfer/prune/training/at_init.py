@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseinfer._running import call
-from sparseinfer._select import FilterFn, Patterns
+from sparseinfer.select import FilterFn, Patterns
 from sparseinfer.prune.apply import prune_, prune_layers
 from sparseinfer.prune.calibration.batches import Forward
 from sparseinfer.prune.calibration.calibrate import calibrate

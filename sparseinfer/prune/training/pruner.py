@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparseinfer._select import FilterFn, Patterns
+from sparseinfer.select import FilterFn, Patterns
 from sparseinfer.prune.apply import prune_layers
 from sparseinfer.prune.budgets.budget import Budget
 from sparseinfer.prune.calibration.statistics import CalibrationStats
