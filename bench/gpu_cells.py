@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparseinfer import ops
-from sparseinfer.convert.cuda_case import HALF_BOUNDS
+from sparseinfer.convert.candidates.layouts import HALF_BOUNDS
 from sparseinfer.formats import BSR, CSR
 from sparseinfer.ops import cuda, cuda_layouts, cuda_packing
 from sparseinfer.ops.cuda_registry import DTYPE_NUMBERS, CudaKernel, cuda_kernels

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sparseinfer._machine import describe_machine
 from sparseinfer._running import call
-from sparseinfer.convert.recording import tensors_of
+from sparseinfer.convert.survey.recording import tensors_of
 from sparseinfer.ops import active_isa
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sparseinfer import ops
-from sparseinfer.convert.weights import Weights
+from sparseinfer.convert.survey.weights import Weights
 from sparseinfer.ops import cuda, cuda_conv, cuda_packing, cuda_registry
 from sparseinfer.ops.cuda_registry import CudaKernel
 from sparseinfer.ops.cuda_tiles import TILED
