@@ -18,7 +18,7 @@ from torch import Tensor
 
 Call = Callable[[], object]
 
-# A sample shorter than this repeats its call: the clock and the Python loop, some 0.2 us together, then cost
+# A sample shorter than this repeats its call: the clock and the Python loop, some 0.3 us together, then cost
 # less than 1 % of it.
 _MIN_SAMPLE_S = 50e-6
 # One call of at least this tells how slow a candidate is; of faster ones the least of three. Chosen, not
