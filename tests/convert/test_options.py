@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from convert_helpers import kinds, linear
-from torch import nn
+from convert_helpers import K, N, Script, kinds, linear
+from torch import Tensor, nn
 
 from sparseinfer import ConvertOptions, SparseLinear, convert, convert_, explain, latency_table
+from sparseinfer.convert import apply
 from sparseinfer.convert.options import COMPACT, SPEED, ConvertKeywords, TimingKeywords
 
 pytestmark = pytest.mark.usefixtures("script")
@@ -68,9 +69,34 @@ def test_they_check_themselves() -> None:
     assert ConvertOptions(memory="compact").memory_limit == COMPACT
     with pytest.raises(ValueError, match="tokens: expected positive integers, got"):
         replace(options, tokens=(0,))
-    with pytest.raises(
-        ValueError, match=r"weights: expected torch.bfloat16 with these activations"
-    ):
+    with pytest.raises(ValueError, match=r"weights: expected torch.bfloat16 with these activations"):
         ConvertOptions(activations=torch.bfloat16)
     with pytest.raises(FrozenInstanceError):
         options.fuse = False  # type: ignore[misc]
+
+
+def test_plainer_attempts_take_over_what_stays_the_same(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model runs once to be looked at; with the norm folded, without, and unfused are one plan more."""
+    runs: list[int] = []
+
+    class Counting(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            runs.append(len(x))
+            return x
+
+    dense = nn.Sequential(linear(), nn.BatchNorm1d(N), nn.ReLU(), linear(K, N))
+    model = nn.Sequential(Counting(), dense).eval()
+    attempts = []
+
+    def accepted(*args: Any, last: bool) -> bool:
+        attempts.append(last)
+        return last
+
+    monkeypatch.setattr(apply, "accepted", accepted)
+    fast = convert(model, example_inputs=torch.ones(3, K), fold_batch_norm=True)
+    assert attempts == [False, False, True]
+    assert runs == [3]
+    assert len(script.calls) == 3
+    assert kinds(fast[1]) == [SparseLinear, nn.BatchNorm1d, nn.ReLU, SparseLinear]
