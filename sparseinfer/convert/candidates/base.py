@@ -1,4 +1,4 @@
-"""What `plan` and `Timer` ask of the candidates for a product, and what those on a CPU have in common."""
+"""What `plan` and `Timer` ask of the candidates for a product, and what all of these have in common."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol, TypeAlias
+from typing import ClassVar, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from sparseinfer import ops
 from sparseinfer._timing import Call
 from sparseinfer.convert.candidates.cost_model import predict
-from sparseinfer.convert.candidates.layouts import CPU_LIMITS, MIN_SPARSITY
+from sparseinfer.convert.candidates.layouts import min_sparsity, token_limits
 from sparseinfer.convert.survey.weights import Weights
 from sparseinfer.formats import CSR
 from sparseinfer.ops import Layout
@@ -86,8 +86,10 @@ class Candidates(Protocol):
 
 
 @dataclass(eq=False)
-class CpuCandidates(ABC):
-    """What the candidates of a Linear and of a convolution have in common; see Candidates."""
+class BaseCandidates(ABC):
+    """See Candidates. By default of a CPU."""
+
+    device: ClassVar[str] = "cpu"
 
     dense_weights: Weights
     weights: Weights
@@ -99,11 +101,11 @@ class CpuCandidates(ABC):
 
     @property
     def limits(self) -> tuple[int | None, ...]:
-        return CPU_LIMITS
+        return token_limits(self.device)
 
     @property
     def min_sparsity(self) -> float:
-        return MIN_SPARSITY
+        return min_sparsity(self.device, self.weights.weight.dtype)
 
     def packed(self, layout: Layout) -> tuple[Tensor, ...]:
         if layout not in self._packings:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from sparseinfer import ops
 from sparseinfer._timing import Call, sample
-from sparseinfer.convert.candidates.base import CpuCandidates, Maker, kind_text
-from sparseinfer.convert.candidates.layouts import cpu_conv_kernel, cpu_conv_layouts
+from sparseinfer.convert.candidates.base import BaseCandidates, Maker, kind_text
+from sparseinfer.convert.candidates.layouts import candidate_layouts, conv_kernel
 from sparseinfer.convert.survey.weights import class_of
 from sparseinfer.modules import SparseConv1d, SparseConv2d, pack_groups
 from sparseinfer.modules.conv import conv_options, dense_conv, weight_in_channels_last
@@ -20,7 +20,7 @@ from sparseinfer.ops.dense import PLAIN
 
 
 @dataclass(eq=False)
-class ConvCandidates(CpuCandidates):
+class ConvCandidates(BaseCandidates):
     """y = conv(x) + bias, by the kernels for many tokens; a token is a pixel of the output.
 
     `shapes` gives for each number of tokens the shape of x [b, c, ...] or [c, ...] that brings them. The
@@ -47,13 +47,14 @@ class ConvCandidates(CpuCandidates):
         return ops.compact_layout(self.weights.weight.dtype, torch.float32)
 
     def layouts(self, tokens: int) -> tuple[Layout, ...]:
-        return cpu_conv_layouts(tokens, self.weights.sparsity)
+        dtype, sparsity = self.weights.weight.dtype, self.weights.sparsity
+        return candidate_layouts("cpu", dtype, dtype, tokens, sparsity, conv=True)
 
     def kernel(self, layout: Layout, tokens: int) -> str:
-        return cpu_conv_kernel(layout)
+        return conv_kernel(layout)
 
     def buckets(self, layout: Layout) -> tuple[ops.Bucket, ...]:
-        return (ops.Bucket(None, 0, cpu_conv_kernel(layout)),)
+        return (ops.Bucket(None, 0, conv_kernel(layout)),)
 
     def _pack(self, layout: Layout) -> tuple[Tensor, ...]:
         return tuple(pack_groups(self._format, [layout], self.conv.groups))

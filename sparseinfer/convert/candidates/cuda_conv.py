@@ -15,7 +15,7 @@ from sparseinfer.convert.candidates.base import Candidate, Maker
 from sparseinfer.convert.candidates.conv import ConvCandidates
 from sparseinfer.convert.candidates.cuda_linear import CudaLinearCandidates
 from sparseinfer.convert.candidates.cuda_model import gpu_of
-from sparseinfer.convert.candidates.layouts import gpu_layouts
+from sparseinfer.convert.candidates.layouts import candidate_layouts
 from sparseinfer.convert.survey.weights import Weights
 from sparseinfer.ops import Bucket, Layout
 from sparseinfer.ops.dense import PLAIN
@@ -33,6 +33,8 @@ class CudaConvCandidates(ConvCandidates):
     are timed with images that lie as the recorded run brought them: `channels_last` or contiguous.
     """
 
+    device = "cuda"
+
     channels_last: bool
 
     @cached_property
@@ -41,14 +43,6 @@ class CudaConvCandidates(ConvCandidates):
         groups = self.conv.groups
         both = zip(_split(self.dense_weights, groups), _split(self.weights, groups), strict=True)
         return tuple(CudaLinearCandidates(dense, sparse, sparse.weight.dtype) for dense, sparse in both)
-
-    @property
-    def limits(self) -> tuple[int | None, ...]:
-        return self._by_group[0].limits
-
-    @property
-    def min_sparsity(self) -> float:
-        return self._by_group[0].min_sparsity
 
     @property
     def kind(self) -> str:
@@ -70,7 +64,8 @@ class CudaConvCandidates(ConvCandidates):
 
     @cached_property
     def _scattered(self) -> tuple[Layout, ...]:
-        return gpu_layouts(self.weights.weight.dtype, self.weights.sparsity)
+        dtype = self.weights.weight.dtype
+        return candidate_layouts("cuda", dtype, dtype, 1, self.weights.sparsity)
 
     def kernel(self, layout: Layout, tokens: int) -> str:
         return layout.kernel(tokens)

@@ -23,17 +23,15 @@ from sparseinfer.convert.candidates.cuda_model import (
     tiled_terms,
 )
 from sparseinfer.convert.candidates.layouts import (
-    GPU_LIMITS,
+    candidate_layouts,
     decompresses,
-    gpu_layouts,
-    gpu_min_sparsity,
-    is_tiled,
     tile_tokens,
 )
 from sparseinfer.convert.candidates.linear import LinearCandidates
 from sparseinfer.formats._checks import DTYPE_NAMES
 from sparseinfer.ops import Layout, cuda_packing
 from sparseinfer.ops.cuda_blob import offsets
+from sparseinfer.ops.cuda_tiles import TILED
 from sparseinfer.ops.dense import PLAIN, SEMI_STRUCTURED, semi_structured_available
 
 # Blocks are tried where they hold at most so many times the weights that are not zero. Chosen, not measured:
@@ -55,19 +53,13 @@ class CudaLinearCandidates(LinearCandidates):
     wait for its end.
     """
 
-    @property
-    def limits(self) -> tuple[int | None, ...]:
-        return GPU_LIMITS
+    device = "cuda"
 
     @property
     def kind(self) -> str:
         device = self.weights.weight.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         return f"{super().kind} on {name}"
-
-    @property
-    def min_sparsity(self) -> float:
-        return gpu_min_sparsity(self.weights.weight.dtype)
 
     def compact_layout(self) -> Layout:
         """Of those for scattered zeros; they have kernels for any number of tokens."""
@@ -78,7 +70,8 @@ class CudaLinearCandidates(LinearCandidates):
 
     @cached_property
     def _scattered(self) -> tuple[Layout, ...]:
-        return gpu_layouts(self.weights.weight.dtype, self.weights.sparsity)
+        dtype = self.weights.weight.dtype
+        return candidate_layouts("cuda", dtype, dtype, 1, self.weights.sparsity)
 
     @cached_property
     def _blocks(self) -> tuple[Layout, ...]:
@@ -137,7 +130,7 @@ class CudaLinearCandidates(LinearCandidates):
         (packed,) = self.packed(candidate)
         if decompresses(candidate, tokens):
             return 2 * LAUNCH_US + decompress_us(gpu, n, k, tokens, packed.nbytes)
-        if is_tiled(candidate):
+        if candidate.packing in TILED:
             tile = tile_tokens(candidate, tokens)
             terms = tiled_terms(gpu, candidate.packing, tile, n, k, tokens, packed.nbytes)
         elif candidate.packing == "bsr":

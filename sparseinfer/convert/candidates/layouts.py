@@ -8,14 +8,9 @@ from sparseinfer import ops
 from sparseinfer.formats._checks import DTYPE_NAMES
 from sparseinfer.ops import Layout
 from sparseinfer.ops.cuda_layouts import CUDA_LIMITS
-from sparseinfer.ops.cuda_tiles import TILED
 
 # Below this sparsity no layout has beaten the best dense at any token count, so none is tried.
-MIN_SPARSITY = 0.3
-
-# Upper ends of the token buckets of a CPU, where other tiles begin.
-CPU_LIMITS = (4, ops.FEW_TOKENS, 47, None)
-GPU_LIMITS = CUDA_LIMITS
+_MIN_SPARSITY = 0.3
 
 # Sparsities at which a packing of scattered zeros in 16 bits may be fastest on a GPU: by the bytes and
 # instructions of cuda_model.py, not measured.
@@ -25,38 +20,47 @@ HALF_BOUNDS = {"bitmap": (0.2, 0.85), "delta4": (0.6, 0.9), "delta8": (0.8, 1.0)
 _MANY_TOKENS = ops.FEW_TOKENS + 1
 
 
-def cpu_layouts(dtype: torch.dtype, x_dtype: torch.dtype, tokens: int, sparsity: float) -> tuple[Layout, ...]:
-    """Those that may be fastest for weights of `dtype` and activations that are rounded to `x_dtype`."""
-    return tuple(layout for layout in ops.layouts(dtype, x_dtype, tokens) if ops.may_win(layout, sparsity))
+def token_limits(device: str) -> tuple[int | None, ...]:
+    """Upper ends of the token buckets, ascending, where other kernels begin; None = no limit."""
+    return (4, ops.FEW_TOKENS, 47, None) if device == "cpu" else CUDA_LIMITS
 
 
-def cpu_conv_layouts(tokens: int, sparsity: float) -> tuple[Layout, ...]:
-    """Of a convolution: the kernels for many tokens, in float32."""
-    return cpu_layouts(torch.float32, torch.float32, max(tokens, _MANY_TOKENS), sparsity)
+def min_sparsity(device: str, dtype: torch.dtype) -> float:
+    """Below it no layout of scattered zeros is tried."""
+    if device == "cpu" or dtype == torch.float32:
+        return _MIN_SPARSITY
+    return min(low for low, _ in HALF_BOUNDS.values())
 
 
-def cpu_conv_kernel(layout: Layout) -> str:
-    """Base name of the kernel that convolves by this layout."""
-    return layout.kernel(_MANY_TOKENS)
+def candidate_layouts(
+    device: str,
+    dtype: torch.dtype,
+    x_dtype: torch.dtype,
+    tokens: int,
+    sparsity: float,
+    *,
+    conv: bool = False,
+) -> tuple[Layout, ...]:
+    """Those for zeros anywhere that may be fastest, for activations that are rounded to `x_dtype`."""
+    if device == "cuda":
+        fit = [name for name, (low, high) in HALF_BOUNDS.items() if low <= sparsity <= high]
+        packings = ["csr"] if dtype == torch.float32 else fit or ["bitmap"]
+        return tuple(Layout(packing, DTYPE_NAMES[dtype], device="cuda") for packing in packings)
+    if conv:
+        dtype, x_dtype, tokens = torch.float32, torch.float32, max(tokens, _MANY_TOKENS)
+    layouts = ops.layouts(dtype, x_dtype, tokens)
+    return tuple(layout for layout in layouts if ops.may_win(layout, sparsity))
 
 
-def every_cpu_layout(dtype: torch.dtype, x_dtype: torch.dtype) -> tuple[Layout, ...]:
-    """For any number of tokens and any sparsity."""
+def all_layouts(device: str, dtype: torch.dtype, x_dtype: torch.dtype) -> tuple[Layout, ...]:
+    """For any number of tokens and any sparsity, on a CPU."""
     layouts = [layout for m in (1, 8, 16, 64) for layout in ops.layouts(dtype, x_dtype, m)]
     return tuple(dict.fromkeys((*layouts, ops.compact_layout(dtype, x_dtype))))
 
 
-def gpu_min_sparsity(dtype: torch.dtype) -> float:
-    """Below it no layout of scattered zeros is tried."""
-    return MIN_SPARSITY if dtype == torch.float32 else min(low for low, _ in HALF_BOUNDS.values())
-
-
-def gpu_layouts(dtype: torch.dtype, sparsity: float) -> tuple[Layout, ...]:
-    """Those for zeros anywhere that may be fastest on a GPU; at least one."""
-    storage = DTYPE_NAMES[dtype]
-    fit = [name for name, (low, high) in HALF_BOUNDS.items() if low <= sparsity <= high]
-    packings = ["csr"] if dtype == torch.float32 else fit or ["bitmap"]
-    return tuple(Layout(packing, storage, device="cuda") for packing in packings)
+def conv_kernel(layout: Layout) -> str:
+    """Base name of the CPU's kernel that convolves by this layout."""
+    return layout.kernel(_MANY_TOKENS)
 
 
 def decompresses(layout: Layout, tokens: int) -> bool:
@@ -65,9 +69,5 @@ def decompresses(layout: Layout, tokens: int) -> bool:
 
 
 def tile_tokens(layout: Layout, tokens: int) -> int:
-    """How many tokens the kernel of a tiled layout multiplies at once."""
+    """How many tokens the GPU's kernel of a tiled layout multiplies at once."""
     return int(layout.kernel(tokens).rsplit("_t", 1)[1])
-
-
-def is_tiled(layout: Layout) -> bool:
-    return layout.packing in TILED

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from sparseinfer import ops
 from sparseinfer._timing import Call, sample
-from sparseinfer.convert.candidates.base import CpuCandidates, Maker, kind_text
-from sparseinfer.convert.candidates.layouts import cpu_layouts
+from sparseinfer.convert.candidates.base import BaseCandidates, Maker, kind_text
+from sparseinfer.convert.candidates.layouts import candidate_layouts
 from sparseinfer.ops import Layout
 from sparseinfer.ops.dense import dense_candidates, dense_names
 
 
 @dataclass(eq=False)
-class LinearCandidates(CpuCandidates):
+class LinearCandidates(BaseCandidates):
     """y = x · Wᵀ + bias. `x_dtype`: what the kernels round x to."""
 
     x_dtype: torch.dtype
@@ -38,7 +38,8 @@ class LinearCandidates(CpuCandidates):
         return ops.compact_layout(self.weights.weight.dtype, self.x_dtype)
 
     def layouts(self, tokens: int) -> tuple[Layout, ...]:
-        return cpu_layouts(self.weights.weight.dtype, self.x_dtype, tokens, self.weights.sparsity)
+        weights = self.weights
+        return candidate_layouts("cpu", weights.weight.dtype, self.x_dtype, tokens, weights.sparsity)
 
     def kernel(self, layout: Layout, tokens: int) -> str:
         return layout.kernel(tokens)
