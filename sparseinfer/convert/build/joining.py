@@ -14,8 +14,16 @@ from typing import Any
 from torch import nn
 
 from sparseinfer._source import source_of
-from sparseinfer.convert.survey.chains import BASE, Joins, Pair, base_class, chains_in, pair
-from sparseinfer.convert.survey.rewriting import CHAIN, CHAIN_IN_ORDER, TAKE, Rewriter
+from sparseinfer.convert.survey.chains import (
+    BASE,
+    JoinedForward,
+    Joins,
+    Pair,
+    base_class,
+    chains_in,
+    definition_of,
+)
+from sparseinfer.convert.survey.rewriting import CHAIN, CHAIN_IN_ORDER, TAKE
 from sparseinfer.modules.activations import activation_name
 from sparseinfer.modules.chain import CHAINING, chain, chain_in_order
 from sparseinfer.modules.owned import may_take, take
@@ -41,9 +49,9 @@ def join_all_(model: nn.Module, *, fuse: bool) -> None:
 def join_(module: nn.Module, joins: Joins) -> None:
     """Give the module a class whose forward chains what `joins` allows; nothing where there is nothing."""
     chains = chains_in(module, joins)
-    if chains.steps or chains.pairs:
+    if chains.steps or chains.forward.pairs:
         base: Any = base_class(module)
-        module.__class__ = _class(base, chains.pairs)
+        module.__class__ = _class(base, chains.forward)
 
 
 def part_(module: nn.Module) -> None:
@@ -53,21 +61,20 @@ def part_(module: nn.Module) -> None:
 
 
 @lru_cache(maxsize=1024)
-def _class(base: Any, pairs: frozenset[Pair]) -> Any:
-    """A class that passes for `base`, whose forward chains these pairs; `base` itself without its source."""
+def _class(base: Any, joined: JoinedForward) -> Any:
+    """A class that passes for `base`, with this forward; `base` itself where that has no source."""
     forward: Any = _sequential_forward
     if base.forward is not nn.Sequential.forward:
         source = source_of(base.forward)
         if source is None:
             return base
-        rewriter = Rewriter(source, lambda first, then: pair(first, then) in pairs)
-        definition = ast.fix_missing_locations(rewriter.visit(source.copy()))
+        definition = ast.fix_missing_locations(definition_of(joined, source))
         forward = source.compiled(definition, {CHAIN: chain, CHAIN_IN_ORDER: chain_in_order, TAKE: take})
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
         how, args, *rest = base.__reduce_ex__(self, protocol)
         if getattr(how, "__name__", "") == "__newobj__" and args[0] is kind:
-            return _made, (base, pairs, *args[1:]), *rest
+            return _made, (base, joined.pairs, *args[1:]), *rest
         # In an older protocol, which names the class that others know.
         return how, tuple(base if item is kind else item for item in args), *rest
 
@@ -81,7 +88,7 @@ def _class(base: Any, pairs: frozenset[Pair]) -> Any:
 
 def _made(base: Any, pairs: frozenset[Pair], *args: Any) -> nn.Module:
     """For copies and pickles, which know no class that was made here."""
-    kind = _class(base, pairs)
+    kind = _class(base, JoinedForward(pairs))
     made: nn.Module = kind.__new__(kind, *args)
     return made
 

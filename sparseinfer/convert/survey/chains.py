@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
 from torch import fx, nn
 
-from sparseinfer._source import resolved, source_of
+from sparseinfer._source import Source, resolved, source_of
 from sparseinfer.convert.survey.rewriting import Rewriter
 
 # The text of two expressions in a forward whose calls are joined: the first, and what is called with its
@@ -33,15 +33,22 @@ _IN_SEQUENTIAL: Pair = ("", "")  # nn.Sequential looks at its steps at every cal
 
 
 @dataclass(frozen=True)
-class Chains:
-    """What joins in the forward of one module.
+class JoinedForward:
+    """A forward in which these pairs are joined, places of `take` included: equal where the pairs are.
 
-    steps   (layer, what follows, ...) of each place, in the order of the forward
-    pairs   the same by the text of the source, places of `take` included
+    `definition` is its source, if it has been written; `definition_of` writes it.
     """
 
-    steps: tuple[tuple[Any, ...], ...] = ()
     pairs: frozenset[Pair] = frozenset()
+    definition: ast.FunctionDef | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class Chains:
+    """What joins in the forward of one module: (layer, what follows, ...) of each place, in its order."""
+
+    steps: tuple[tuple[Any, ...], ...] = ()
+    forward: JoinedForward = JoinedForward()
 
 
 def chains_in(module: nn.Module, joins: Joins) -> Chains:
@@ -62,13 +69,22 @@ def chains_in(module: nn.Module, joins: Joins) -> Chains:
         b = None if then is None else resolved(then, module, function)
         if a is None or (b is None and then is not None) or not joins(a, b):
             return False
-        pairs.add(pair(first, then))
+        pairs.add(_pair(first, then))
         return True
 
     rewriter = Rewriter(source, join)
-    rewriter.visit(source.copy())
+    definition = rewriter.visit(source.copy())
     steps = (tuple(resolved(path, module, function) for path in paths) for paths in rewriter.chains)
-    return Chains(tuple(steps), frozenset(pairs))
+    return Chains(tuple(steps), JoinedForward(frozenset(pairs), definition))
+
+
+def definition_of(forward: JoinedForward, source: Source) -> ast.FunctionDef:
+    """The source's definition with these pairs joined."""
+    if forward.definition is not None:
+        return forward.definition
+    rewriter = Rewriter(source, lambda first, then: _pair(first, then) in forward.pairs)
+    definition: ast.FunctionDef = rewriter.visit(source.copy())
+    return definition
 
 
 def base_class(module: nn.Module) -> type[nn.Module]:
@@ -77,7 +93,7 @@ def base_class(module: nn.Module) -> type[nn.Module]:
     return base
 
 
-def pair(first: ast.expr, then: ast.expr | None) -> Pair:
+def _pair(first: ast.expr, then: ast.expr | None) -> Pair:
     return ast.unparse(first), "" if then is None else ast.unparse(then)
 
 
@@ -87,7 +103,8 @@ def _chains_in_sequential(module: nn.Module, joins: Joins) -> Chains:
         return Chains()
     steps = list(module._modules.values())
     takes = any(joins(step, None) for step in steps)
-    return Chains(tuple(_runs(steps, joins)), frozenset({_IN_SEQUENTIAL} if takes else ()))
+    pairs = frozenset({_IN_SEQUENTIAL} if takes else ())
+    return Chains(tuple(_runs(steps, joins)), JoinedForward(pairs))
 
 
 def _may_be_derived(module: nn.Module) -> bool:
