@@ -26,7 +26,6 @@ from sparseinfer._timing import geometric_mean
 from sparseinfer.bench.layer import random_layer
 from sparseinfer.convert.candidates import cost_model
 from sparseinfer.convert.candidates.cost_model import CALL_US
-from sparseinfer.convert.candidates.layouts import all_layouts
 from sparseinfer.convert.candidates.linear import LinearCandidates
 from sparseinfer.convert.survey.weights import Weights
 from sparseinfer.convert.timing.timer import time_candidates
@@ -57,7 +56,7 @@ def fit() -> dict[str, dict[str, list[list[float]]]]:
         weight, bias = random_layer(n, k, sparsity)
         dense = Weights(weight.to(dtype), bias.to(dtype))
         candidates = LinearCandidates(dense, Weights(weight.to(weights_dtype), dense.bias), x_dtype)
-        layouts = all_layouts("cpu", weights_dtype, x_dtype)
+        layouts = ops.all_layouts("cpu", weights_dtype, x_dtype)
         for name, timing in time_candidates(candidates, layouts, tokens).items():
             us = timing.min_us
             cost = max(us - CALL_US, 0.05 * us) * 1e6 / (n * k * tokens)

@@ -38,8 +38,9 @@ from sparseinfer.convert.candidates.cuda_model import (
     tile_count,
     tiled_terms,
 )
-from sparseinfer.ops import Layout, cuda_packing
-from sparseinfer.ops.cuda_tiles import TILED, piece_count
+from sparseinfer.ops import Layout
+from sparseinfer.ops.cuda import packing as cuda_packing
+from sparseinfer.ops.cuda.tiles import TILED, piece_count
 
 SASS = Path(__file__).parent / "results/gpu_sass.json"
 SHAPES = ((4096, 4096), (11008, 4096), (28672, 8192))
@@ -106,14 +107,13 @@ def predict_dense(n: int, k: int, m: int, gpu: Gpu = H100) -> float:
 
 def _predict(packing: str, n: int, k: int, m: int, sparsity: float, counted: Counted, gpu: Gpu) -> Prediction:
     tile = sample(packing, sparsity, max(1, round(k / 64 / piece_count(n))))
-    base_name = Layout(packing, "bf16", device="cuda").kernel(m)
-    tokens = int(base_name.rsplit("_t", 1)[1])
-    kernel = f"{base_name}__{'sm90' if gpu.clusters else 'sm80'}"
+    row = Layout(packing, "bf16", device="cuda").row(m)
+    kernel = f"{row.base_name}__{'sm90' if gpu.clusters else 'sm80'}"
     own = None
     if kernel in counted:
         own = instructions(Counts.loaded(counted[kernel]["counts"]).at(tile.pairs, tile.nbytes))
     nbytes = round(tile.nbytes * tile_count(n, k))
-    terms = tiled_terms(gpu, packing, tokens, n, k, m, nbytes, own)
+    terms = tiled_terms(gpu, packing, row.tile_tokens, n, k, m, nbytes, own)
     us = GRAPH_US + longest(terms)
     return Prediction(n, k, m, sparsity, kernel, nbytes, terms, us, predict_dense(n, k, m, gpu))
 

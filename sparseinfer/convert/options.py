@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, TypedDict, TypeVar
 import torch
 
 from sparseinfer import ops
-from sparseinfer.formats._checks import DTYPE_NAMES
+from sparseinfer.formats.dtypes import DTYPE_NAMES
 
 # Named values of `memory`, as `ConvertOptions.memory_limit` gives them.
 SPEED = math.inf

@@ -17,7 +17,8 @@ from sparseinfer.convert.plan import Plan, plan
 from sparseinfer.convert.survey.recording import record
 from sparseinfer.convert.survey.weights import Weights
 from sparseinfer.convert.timing.timer import Timer
-from sparseinfer.ops import Layout, cuda_packing
+from sparseinfer.ops import Layout
+from sparseinfer.ops.cuda import packing as cuda_packing
 from sparseinfer.ops.dense import PLAIN
 
 BF16 = torch.bfloat16

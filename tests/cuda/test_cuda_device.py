@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from sparseinfer import SparseConv2d, SparseLinear, convert, densify_, explain, ops
 from sparseinfer.formats import BSR, CSR
-from sparseinfer.ops import cuda, cuda_packing
-from sparseinfer.ops.cuda_registry import cuda_kernel_id
-from sparseinfer.ops.cuda_tiles import TILED
-from sparseinfer.ops.packing import DTYPES
-from sparseinfer.ops.reference import ACTIVATIONS
+from sparseinfer.ops.cuda import linear as cuda
+from sparseinfer.ops.cuda import packing as cuda_packing
+from sparseinfer.ops.cuda.kernels import cuda_kernel_id
+from sparseinfer.ops.cuda.tiles import TILED
+from sparseinfer.ops.names import ACTIVATIONS, DTYPES
 
 pytestmark = [
     needs_gpu,
@@ -62,7 +62,7 @@ def test_integers_are_exact(kernel: ops.CudaKernel) -> None:
     for fmt in formats(kernel, integer=True):
         bias = torch.arange(fmt.shape[0]).float() % 7
         for m in (1, 3, 4, 7, 8, 16, 30, 64, 129, 300):
-            if kernel.max_tokens and m > kernel.max_tokens:
+            if kernel.most_tokens and m > kernel.most_tokens:
                 break
             x = tokens(m, fmt.shape[1], integer=True, dtype=fmt.dtype)
             wanted = ops.reference_linear(x, fmt, bias).to(fmt.dtype)

@@ -14,7 +14,6 @@ from torch import Tensor
 from sparseinfer import ops
 from sparseinfer._timing import Call
 from sparseinfer.convert.candidates.cost_model import predict
-from sparseinfer.convert.candidates.layouts import min_sparsity, token_limits
 from sparseinfer.convert.survey.weights import Weights
 from sparseinfer.formats import CSR
 from sparseinfer.ops import Layout
@@ -101,11 +100,11 @@ class BaseCandidates(ABC):
 
     @property
     def limits(self) -> tuple[int | None, ...]:
-        return token_limits(self.device)
+        return ops.token_limits(self.device)
 
     @property
     def min_sparsity(self) -> float:
-        return min_sparsity(self.device, self.weights.weight.dtype)
+        return ops.min_sparsity(self.device, self.weights.weight.dtype)
 
     def packed(self, layout: Layout) -> tuple[Tensor, ...]:
         if layout not in self._packings:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from sparseinfer import ops
 from sparseinfer._timing import Call, sample
 from sparseinfer.convert.candidates.base import BaseCandidates, Maker, kind_text
-from sparseinfer.convert.candidates.layouts import candidate_layouts, conv_kernel
 from sparseinfer.convert.survey.weights import class_of
 from sparseinfer.modules import SparseConv1d, SparseConv2d, pack_groups
 from sparseinfer.modules.conv import conv_options, dense_conv, weight_in_channels_last
@@ -48,13 +47,13 @@ class ConvCandidates(BaseCandidates):
 
     def layouts(self, tokens: int) -> tuple[Layout, ...]:
         dtype, sparsity = self.weights.weight.dtype, self.weights.sparsity
-        return candidate_layouts("cpu", dtype, dtype, tokens, sparsity, conv=True)
+        return ops.candidate_layouts("cpu", dtype, dtype, tokens, sparsity, conv=True)
 
     def kernel(self, layout: Layout, tokens: int) -> str:
-        return conv_kernel(layout)
+        return layout.conv_kernel(tokens)
 
     def buckets(self, layout: Layout) -> tuple[ops.Bucket, ...]:
-        return (ops.Bucket(None, 0, conv_kernel(layout)),)
+        return layout.conv_buckets(0)
 
     def _pack(self, layout: Layout) -> tuple[Tensor, ...]:
         return tuple(pack_groups(self._format, [layout], self.conv.groups))

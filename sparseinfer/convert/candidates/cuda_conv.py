@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparseinfer import ops
 from sparseinfer._timing import Call, waited_for
 from sparseinfer.convert.candidates.base import Candidate, Maker
 from sparseinfer.convert.candidates.conv import ConvCandidates
 from sparseinfer.convert.candidates.cuda_linear import CudaLinearCandidates
 from sparseinfer.convert.candidates.cuda_model import gpu_of
-from sparseinfer.convert.candidates.layouts import candidate_layouts
 from sparseinfer.convert.survey.weights import Weights
 from sparseinfer.ops import Bucket, Layout
 from sparseinfer.ops.dense import PLAIN
@@ -65,7 +65,7 @@ class CudaConvCandidates(ConvCandidates):
     @cached_property
     def _scattered(self) -> tuple[Layout, ...]:
         dtype = self.weights.weight.dtype
-        return candidate_layouts("cuda", dtype, dtype, 1, self.weights.sparsity)
+        return ops.candidate_layouts("cuda", dtype, dtype, 1, self.weights.sparsity)
 
     def kernel(self, layout: Layout, tokens: int) -> str:
         return layout.kernel(tokens)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparseinfer import ops
 from sparseinfer._timing import Call, waited_for
 from sparseinfer.convert.candidates.base import Candidate, Maker
 from sparseinfer.convert.candidates.cuda_model import (
@@ -22,16 +23,12 @@ from sparseinfer.convert.candidates.cuda_model import (
     longest,
     tiled_terms,
 )
-from sparseinfer.convert.candidates.layouts import (
-    candidate_layouts,
-    decompresses,
-    tile_tokens,
-)
 from sparseinfer.convert.candidates.linear import LinearCandidates
-from sparseinfer.formats._checks import DTYPE_NAMES
-from sparseinfer.ops import Layout, cuda_packing
-from sparseinfer.ops.cuda_blob import offsets
-from sparseinfer.ops.cuda_tiles import TILED
+from sparseinfer.formats.dtypes import DTYPE_NAMES
+from sparseinfer.ops import Layout
+from sparseinfer.ops.cuda import packing as cuda_packing
+from sparseinfer.ops.cuda.blob import offsets
+from sparseinfer.ops.cuda.tiles import TILED
 from sparseinfer.ops.dense import PLAIN, SEMI_STRUCTURED, semi_structured_available
 
 # Blocks are tried where they hold at most so many times the weights that are not zero. Chosen, not measured:
@@ -71,7 +68,7 @@ class CudaLinearCandidates(LinearCandidates):
     @cached_property
     def _scattered(self) -> tuple[Layout, ...]:
         dtype = self.weights.weight.dtype
-        return candidate_layouts("cuda", dtype, dtype, 1, self.weights.sparsity)
+        return ops.candidate_layouts("cuda", dtype, dtype, 1, self.weights.sparsity)
 
     @cached_property
     def _blocks(self) -> tuple[Layout, ...]:
@@ -128,10 +125,11 @@ class CudaLinearCandidates(LinearCandidates):
             dense = dense_terms(gpu, self.dense_weights.weight.dtype, n, k, tokens)
             return LAUNCH_US + longest(dense) / gain
         (packed,) = self.packed(candidate)
-        if decompresses(candidate, tokens):
+        kernel = candidate.row(tokens)
+        if kernel.op == "decompress":
             return 2 * LAUNCH_US + decompress_us(gpu, n, k, tokens, packed.nbytes)
         if candidate.packing in TILED:
-            tile = tile_tokens(candidate, tokens)
+            tile = kernel.tile_tokens
             terms = tiled_terms(gpu, candidate.packing, tile, n, k, tokens, packed.nbytes)
         elif candidate.packing == "bsr":
             terms = bsr_terms(gpu, n, k, tokens, cuda_packing.describe(packed).nnz, packed.nbytes)

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from sparseinfer.ops.cuda_layouts import CUDA_FEW_TOKENS
-from sparseinfer.ops.cuda_tiles import piece_count
+from sparseinfer.formats.dtypes import DTYPE_NAMES
+from sparseinfer.ops import Layout
+from sparseinfer.ops.cuda.tiles import piece_count
 
 # Microseconds per call by name of what takes them.
 Terms = Mapping[str, float]
@@ -228,13 +229,13 @@ def dense_terms(gpu: Gpu, dtype: torch.dtype, n: int, k: int, m: int) -> Terms:
 
 # Multiply-adds per clock and multiprocessor: three quarters of the bounds in csrc/cuda/simt/csr_tile.cu.
 _CSR = {2: 35, 4: 24}
-_CSR_TOKENS = {2: 64, 4: 32}
 
 
 def csr_terms(gpu: Gpu, dtype: torch.dtype, n: int, k: int, m: int, nnz: int, nbytes: int) -> Terms:
     """Of spmm_csr: W, x and y once, and multiply-adds that shared memory feeds."""
-    size = dtype.itemsize
-    at_once = 1 if m <= CUDA_FEW_TOKENS else _CSR_TOKENS[size]
+    size, layout = dtype.itemsize, Layout("csr", DTYPE_NAMES[dtype], device="cuda")
+    # Tokens are rounded up to a tile, but for the kernel that is for few.
+    at_once = 1 if m <= layout.row(1).max_tokens else layout.row(m).tile_tokens
     tokens = -(-m // at_once) * at_once
     return {
         "HBM": (nbytes + size * m * (n + k)) / gpu.hbm,

@@ -11,7 +11,6 @@ from torch import Tensor
 from sparseinfer import ops
 from sparseinfer._timing import Call, sample
 from sparseinfer.convert.candidates.base import BaseCandidates, Maker, kind_text
-from sparseinfer.convert.candidates.layouts import candidate_layouts
 from sparseinfer.ops import Layout
 from sparseinfer.ops.dense import dense_candidates, dense_names
 
@@ -39,7 +38,7 @@ class LinearCandidates(BaseCandidates):
 
     def layouts(self, tokens: int) -> tuple[Layout, ...]:
         weights = self.weights
-        return candidate_layouts("cpu", weights.weight.dtype, self.x_dtype, tokens, weights.sparsity)
+        return ops.candidate_layouts("cpu", weights.weight.dtype, self.x_dtype, tokens, weights.sparsity)
 
     def kernel(self, layout: Layout, tokens: int) -> str:
         return layout.kernel(tokens)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sparseinfer import ops
-from sparseinfer.formats._checks import VALUE_DTYPES
+from sparseinfer.formats.dtypes import VALUE_DTYPES
 
 # A weight lies "in blocks" if more of its 4x4 blocks are empty than this, and than 1.5 times what zeros at
 # random would leave empty. Both chosen, not measured: the word is for reports, no plan depends on it.

@@ -1,0 +1,72 @@
+"""The CPU's kernels as Python sees them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from sparseinfer._native import core
+from sparseinfer.ops.kernel import Kernel
+
+
+@dataclass(frozen=True)
+class KernelInfo(Kernel):
+    """One compiled kernel. `available`: this machine has the instructions of its level `isa`.
+
+    `conv`: it computes convolutions too. `native`: its level has the instructions for the storage's
+    arithmetic; elsewhere others emulate them. The rest is what `Kernel` says of every device.
+    """
+
+    name: str
+    op: str
+    packing: str
+    storage: str
+    tile: str
+    isa: str
+    conv: bool
+    available: bool
+    native: bool
+    min_tokens: int
+    bucket_tokens: int
+    max_tokens: int
+    min_sparsity: float
+    max_sparsity: float
+    wide_panel: int
+    tile_tokens: int
+    format: str
+
+
+@lru_cache(maxsize=1)
+def kernels() -> tuple[KernelInfo, ...]:
+    """Every kernel of this build, at every level, slowest level first."""
+    return tuple(KernelInfo(**row) for row in core.kernels())
+
+
+def isa_levels() -> list[str]:
+    """Instruction-set levels that this build has and this machine supports, slowest first."""
+    return core.isa_levels()
+
+
+def active_isa() -> str:
+    """The level in use: the best one, or the one SPARSEINFER_ISA names.
+
+    ValueError: the variable names an unknown or unsupported level.
+    """
+    return core.active_isa()
+
+
+@lru_cache(maxsize=1024)
+def kernel_id(base_name: str) -> int:
+    """Id, for `_core.spmm`, of the kernel at the active level. A full name, with suffix, forces its level.
+
+    ValueError: no such kernel, or not on this machine.
+    """
+    levels = isa_levels()
+    wanted = [f"{base_name}__{active_isa()}", base_name]
+    for index, kernel in enumerate(kernels()):
+        if kernel.name in wanted and kernel.isa in levels:
+            return index
+    names = sorted({k.base_name for k in kernels()})
+    raise ValueError(
+        f"kernel: expected one of {', '.join(names)} (levels {', '.join(levels)}), got {base_name}"
+    )

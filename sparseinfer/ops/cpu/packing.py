@@ -1,0 +1,96 @@
+"""Packings of the CPU's kernels: private layouts of a weight, each one a uint8 tensor.
+
+A packing is made from a format in memory and never written to disk; `unpack` gives the format back, bit for
+bit.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from sparseinfer._native import core
+from sparseinfer.formats import BSR, CSR
+from sparseinfer.formats.checks import address
+from sparseinfer.ops.names import DTYPE_NAMES
+from sparseinfer.ops.packed import PackedInfo, unpacked
+
+
+def pack(
+    fmt: CSR | BSR,
+    packing: str,
+    *,
+    storage: str = "f32",
+    isa: str = "",
+    panel: int = 0,
+    max_splits: int = 64,
+) -> Tensor:
+    """Pack a format for the kernels of `packing`: "bsr" from BSR, any other from CSR.
+
+    storage      how the weights are held: "f32", which holds every dtype; "bf16", in pairs for bf16
+                 activations; "wbf16" and "wf16", two bytes that are widened to fp32 when they are read
+    isa          instruction-set level to lay the weights out for; default: the active one
+    panel        columns whose slice of x stays in the L1 cache; 0: what the packing finds best
+    max_splits   bound on the row ranges that threads share
+
+    Returns a uint8 tensor [nbytes]. ValueError: an unknown packing, storage or level, a storage that cannot
+    hold the dtype exactly or has no kernels, a panel that is too wide. TypeError: blocks where it wants none.
+    """
+    if packing not in core.packings:
+        raise ValueError(f"packing: expected one of {', '.join(core.packings)}, got {packing!r}")
+    wanted = BSR if packing == "bsr" else CSR
+    if not isinstance(fmt, wanted):
+        raise TypeError(f"format: expected {wanted.__name__} for packing {packing}, got {type(fmt).__name__}")
+    fmt.validate()  # its tensors may have been written to since it was made
+    block_size = fmt.block_size if isinstance(fmt, BSR) else (1, 1)
+    n, k = fmt.shape
+    array = core.pack(
+        packing,
+        DTYPE_NAMES[fmt.dtype],
+        n,
+        k,
+        fmt.nnz,
+        *block_size,
+        address("crow_indices", fmt.crow_indices),
+        address("col_indices", fmt.col_indices),
+        address("values", fmt.values),
+        storage,
+        isa,
+        max_splits,
+        panel,
+    )
+    with torch.inference_mode(False):  # an inference tensor could not be told apart from a changed one
+        return torch.from_numpy(array)
+
+
+def pack_on(
+    device: torch.device | None, fmt: CSR | BSR, packing: str, *, storage: str, panel: int, isa: str = ""
+) -> Tensor:
+    """`pack`, as every device has it."""
+    return pack(fmt, packing, storage=storage, isa=isa, panel=panel)
+
+
+def describe(packed: Tensor) -> PackedInfo:
+    """Read a CPU packing's header. ValueError: not a packing."""
+    check_tensor(packed)
+    header = core.describe(address("packed", packed), packed.numel())
+    return PackedInfo(
+        **{name: value for name, value in header.items() if name in PackedInfo.__dataclass_fields__}
+    )
+
+
+def unpack(packed: Tensor) -> CSR | BSR:
+    """The format a CPU packing was made from, bit for bit. ValueError: not an intact packing."""
+    info = describe(packed)
+    return unpacked(info, partial(core.unpack, address("packed", packed), packed.numel()))
+
+
+def check_tensor(packed: Tensor) -> None:
+    """ValueError unless `packed` is a contiguous uint8 vector in CPU memory, as `pack` makes them."""
+    if packed.device.type != "cpu" or packed.dtype != torch.uint8 or not packed.is_contiguous():
+        raise ValueError(
+            "packed: expected a contiguous uint8 tensor on the CPU, "
+            f"got {packed.dtype} on {packed.device} with stride {packed.stride()}"
+        )
