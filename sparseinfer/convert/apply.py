@@ -21,7 +21,7 @@ from sparseinfer.convert.rows import rows_of
 from sparseinfer.convert.survey.kinds import types_in
 from sparseinfer.convert.survey.survey import Survey, products_of, survey_of
 from sparseinfer.modules import FoldedLayer
-from sparseinfer.prune.masks import finalize_
+from sparseinfer.prune import finalize_
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

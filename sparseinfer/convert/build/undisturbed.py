@@ -1,7 +1,8 @@
-"""Whether a forward can write to x between calls of several Linears on it: read in its source.
+"""Whether a forward writes to no tensor between its calls of several Linears: read in its source.
 
-torch counts what is written to a tensor, but not through `.data`, nor in inference mode. Where the source
-does not say that nothing is written, results that are shared are held against the values of x.
+Linears that share one matrix compute the results of all for the first of them, and the others take theirs if
+x is still the same. torch counts what is written to a tensor, but not through `.data`, nor in inference mode.
+Where the source does not show that nothing is written, a copy of x is kept and compared.
 """
 
 from __future__ import annotations

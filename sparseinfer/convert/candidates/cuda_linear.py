@@ -44,10 +44,10 @@ _SEMI_STRUCTURED_GAIN = 1.6
 class CudaLinearCandidates(LinearCandidates):
     """y = x · Wᵀ + bias on the GPU that the weights are on.
 
-    They are, by sparsity, `bitmap`, `delta4`, `delta8` and `csr`, which for many tokens are written out
-    densely and multiplied by cuBLAS, `bsr` where zeros lie in blocks, and the dense layer, in torch's 2:4
-    form too where the zeros allow it. A weight in float32 is offered `csr` alone. Times hold a launch and the
-    wait for its end.
+    Sparse ones are the layouts `bitmap`, `delta4`, `delta8` and `csr`, as far as the sparsity makes them
+    worth trying, which for many tokens are written out densely and multiplied by cuBLAS; and `bsr` where the
+    zeros lie in blocks. Dense ones are the layer as it is, and torch's 2:4 form where the zeros allow it. For
+    a weight in float32 there is only `csr`. A time is that of a launch and of the wait for its end.
     """
 
     device = "cuda"

@@ -23,7 +23,8 @@ _HELD = "_sparseinfer_held"
 PathsJoin: TypeAlias = Callable[[ast.expr, "ast.expr | None"], bool]
 
 _BLOCKS = (ast.FunctionDef, ast.If, ast.For, ast.While)
-# Functions of their own, and what may go on after an error, and see what a statement left behind.
+# Left as they are: functions of their own, and blocks in which an error may be caught, after which a variable
+# could be read that a merged statement no longer sets.
 _OPAQUE = (
     ast.Try,
     ast.With,
@@ -61,7 +62,7 @@ class Rewriter(ast.NodeTransformer):
         return node.name == self._source.definition.name
 
     def _merge(self, body: list[ast.stmt]) -> None:
-        """`v = a(...)` and then `v = b(v)`: `v = b(a(...))`, where the two join."""
+        """Makes `v = b(a(...))` of `v = a(...)` with `v = b(v)` as the next statement, where a and b join."""
         i = 0
         while i + 1 < len(body):
             if self._merges(body[i], body[i + 1]):
@@ -72,7 +73,11 @@ class Rewriter(ast.NodeTransformer):
         body[:] = [line for statement in body for line in self._taken(statement)]
 
     def _taken(self, statement: ast.stmt) -> list[ast.stmt]:
-        """`v = act(v)`: v is let go of first, so that the activation may find itself alone with it."""
+        """Makes `held = [v]; del v; v = take(act, held)` of `v = act(v)`, where `joins` allows it.
+
+        The list is then the only thing in this forward that holds the tensor, so `take` may find that nobody
+        else does, and write over it.
+        """
         if not isinstance(statement, (ast.Assign, ast.Return)) or not _is_step(statement.value):
             return [statement]
         call: Any = statement.value
@@ -93,6 +98,10 @@ class Rewriter(ast.NodeTransformer):
         return name in code.co_varnames and name not in code.co_cellvars
 
     def _merges(self, first: ast.stmt, then: ast.stmt) -> bool:
+        """Puts the call of the first statement in the place of its variable in the second, if it may.
+
+        `v = a(...)` and `w = c(b(v))`: v is read nowhere else, or `w` is `v` itself.
+        """
         if not isinstance(first, ast.Assign) or len(first.targets) != 1:
             return False
         (target,) = first.targets
@@ -121,6 +130,7 @@ class Rewriter(ast.NodeTransformer):
         return True
 
     def _chained(self, node: ast.Call) -> Any:
+        """One call in the place of nested ones, as many as join from the outermost on."""
         steps = [node]
         while _is_step(steps[-1]) and _is_call(steps[-1].args[0]):
             inner: Any = steps[-1].args[0]
@@ -137,13 +147,13 @@ class Rewriter(ast.NodeTransformer):
 
 
 def _nested(paths: list[ast.expr], first: ast.Call) -> ast.Call:
-    """What nested calls are called by is looked up before what the first is given."""
+    """`chain((a, b), x)` for `b(a(x))`, where Python looks b up before a, and a before x."""
     steps = ast.Tuple(paths, ast.Load())
     return ast.Call(ast.Name(CHAIN, ast.Load()), [steps, *first.args], first.keywords)
 
 
 def _in_order(paths: list[ast.expr], first: ast.Call) -> ast.Call:
-    """What a later statement calls is looked up after it."""
+    """`chain_in_order(a, (x,), {}, (b,))` for `v = a(x)` and then `b(v)`: b is looked up last."""
     named = ast.Dict(
         [None if word.arg is None else ast.Constant(word.arg) for word in first.keywords],
         [word.value for word in first.keywords],

@@ -51,7 +51,6 @@ class Timer:
         on_start: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._deadline = time.perf_counter() + budget_s
-        self._measure = measure
         self._cold = cold
         self._on_start = on_start
         self._verdicts = Verdicts() if measure else None
