@@ -147,7 +147,7 @@ class Rewriter(ast.NodeTransformer):
 
 
 def _nested(paths: list[ast.expr], first: ast.Call) -> ast.Call:
-    """`chain((a, b), x)` for `b(a(x))`, where Python looks b up before a, and a before x."""
+    """`chain((a, b), x)` for `b(a(x))`: there too a and b are looked up before x."""
     steps = ast.Tuple(paths, ast.Load())
     return ast.Call(ast.Name(CHAIN, ast.Load()), [steps, *first.args], first.keywords)
 
