@@ -27,6 +27,7 @@ LAYERS = {
     "ops": 3,
     "modules": 4,
     "_machine": 4,
+    "_packages": 4,
     "_progress": 4,
     "_running": 4,
     "_select": 4,

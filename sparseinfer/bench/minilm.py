@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseinfer.bench import corpus, packages
-from sparseinfer.prune import ADMM, CalibrationStats, calibrate, prune_
-from sparseinfer.prune.recovery import History, cosine_loss, recover_
+from sparseinfer.prune import ADMM, CalibrationStats, History, calibrate, cosine_loss, prune_, recover_
 
 # Input ids, attention mask and token type ids, each [sentences, tokens] int64.
 Batch = tuple[Tensor, Tensor, Tensor]

@@ -20,9 +20,9 @@ from sparseinfer.convert.survey.kinds import types_in
 from sparseinfer.convert.survey.survey import Product, Site, Survey, products_of, survey_of
 from sparseinfer.convert.timing.timer import Timer
 from sparseinfer.prune import NM, LatencyTable, Layer, Pattern, Random, Unstructured
+from sparseinfer.prune.budgets.budget import Option
+from sparseinfer.prune.budgets.latency_table import DENSE
 from sparseinfer.prune.checks import check_fraction
-from sparseinfer.prune.latency import DENSE
-from sparseinfer.prune.sparsity import Option
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
