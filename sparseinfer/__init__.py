@@ -5,6 +5,9 @@ import sparseinfer as si
 si.prune_(model, si.Magnitude(sparsity=0.9))
 fast = si.convert(model, example_inputs=(x,))
 print(si.explain(fast))
+
+Names stand here if the README uses them, in an example or in its text; everything else is in the packages:
+sparseinfer.convert, .prune, .prune.solvers, .modules, .formats, .ops, .select.
 """
 
 from __future__ import annotations

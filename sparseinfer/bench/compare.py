@@ -10,17 +10,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from sparseinfer._machine import describe_machine
 from sparseinfer._running import call
 from sparseinfer.convert.survey.recording import tensors_of
 from sparseinfer.ops import active_isa
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -65,6 +66,8 @@ class Comparison:
         return json.dumps(figures, indent=2)
 
     def table(self) -> Table:
+        from rich.table import Table
+
         title = f"{self.runs} runs each, {self.threads} thread(s), {self.speed_up:.2f}x faster"
         table = Table(title=title, title_justify="left")
         for name in ("", "p50 ms", "p99 ms", "min ms", "model bytes", "peak RSS"):
@@ -76,6 +79,8 @@ class Comparison:
         return table
 
     def __str__(self) -> str:
+        from rich.console import Console
+
         text = io.StringIO()
         Console(file=text, width=100, color_system=None).print(self.table())
         return "\n".join(line.rstrip() for line in text.getvalue().splitlines())

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from sparseinfer._running import deep_copy
-from sparseinfer._select import FilterFn, Patterns, select_modules
 from sparseinfer.convert.accept import accepted
 from sparseinfer.convert.build.build import Build, build
 from sparseinfer.convert.build.places import replace_
@@ -22,6 +21,7 @@ from sparseinfer.convert.survey.kinds import types_in
 from sparseinfer.convert.survey.survey import Survey, products_of, survey_of
 from sparseinfer.modules import FoldedLayer
 from sparseinfer.prune import finalize_
+from sparseinfer.select import FilterFn, Patterns, select_modules
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from sparseinfer._progress import Progress
-from sparseinfer._select import FilterFn, Patterns, select_modules
 from sparseinfer.convert.candidates.choose import candidates_of
 from sparseinfer.convert.options import ConvertOptions, TimingKeywords, options_of, shows_keywords
 from sparseinfer.convert.plan import Plan, plan
@@ -23,6 +22,7 @@ from sparseinfer.prune import NM, LatencyTable, Layer, Pattern, Random, Unstruct
 from sparseinfer.prune.budgets.budget import Option
 from sparseinfer.prune.budgets.latency_table import DENSE
 from sparseinfer.prune.checks import check_fraction
+from sparseinfer.select import FilterFn, Patterns, select_modules
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

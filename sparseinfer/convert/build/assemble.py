@@ -8,13 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from sparseinfer._select import is_transposed_linear
+from sparseinfer._transposed import is_transposed_linear
 from sparseinfer.convert.survey.kinds import matrix_names
 from sparseinfer.convert.survey.weights import class_of
 from sparseinfer.modules import (
     ChannelsLastMaxPool2d,
     FoldedLayer,
-    PrepackedLinear,
     SharedInputLinear,
     SparseConv1d,
     SparseConv2d,
@@ -24,8 +23,9 @@ from sparseinfer.modules import (
     SparseMultiheadAttention,
     SparseRNN,
 )
-from sparseinfer.modules._parts import dense_bias, dense_linear, dense_weight
-from sparseinfer.modules._stand_in import ORIGIN
+from sparseinfer.modules.parts import dense_bias, dense_linear, dense_weight
+from sparseinfer.modules.stand_in import ORIGIN
+from sparseinfer.modules.rearranged import RearrangedLinear
 from sparseinfer.modules.recurrent import suffixes
 
 # By the names of `survey.kinds`; each multiplies by one matrix of the layer.
@@ -52,7 +52,7 @@ def restored(module: nn.Module) -> nn.Module | None:
         return module.to_rnn()
     if isinstance(module, (SparseConv1d, SparseConv2d)):
         return module.to_conv(activation=False)
-    if isinstance(module, (SparseLinear, PrepackedLinear, SharedInputLinear)):
+    if isinstance(module, (SparseLinear, RearrangedLinear, SharedInputLinear)):
         weight = dense_weight(module).to(module.dtype)
         linear = dense_linear(weight, dense_bias(module)).train(module.training)
         origin = getattr(module, ORIGIN, None)

@@ -17,7 +17,7 @@ from sparseinfer.convert.options import COMPACT, ConvertOptions
 from sparseinfer.convert.survey.survey import Site, Survey
 from sparseinfer.convert.timing.cudnn import slower_than_cudnn
 from sparseinfer.modules import FoldedLayer, SharedInputLinear, SparseMultiheadAttention
-from sparseinfer.modules._parts import dense_linear
+from sparseinfer.modules.parts import dense_linear
 
 # By site and name of its matrix; those that stay as they are have none.
 Multipliers = Mapping["tuple[Site, str]", nn.Module]

@@ -9,7 +9,13 @@ from sparseinfer.convert.decisions import Decision
 from sparseinfer.convert.plan import Plan
 from sparseinfer.convert.survey.survey import Product
 from sparseinfer.convert.survey.weights import Weights
-from sparseinfer.modules import FoldedLayer, PrepackedLinear, SharedInputLinear, SparseLinear
+from sparseinfer.modules import (
+    FoldedLayer,
+    PrepackedLinear,
+    SemiStructuredLinear,
+    SharedInputLinear,
+    SparseLinear,
+)
 from sparseinfer.ops.dense import PLAIN, SEMI_STRUCTURED
 
 
@@ -60,5 +66,5 @@ def _sparse_linear(plan: Plan, weights: Weights) -> SparseLinear:
 def _dense_linear(way: str, weights: Weights, tokens: int | None) -> nn.Module:
     """A dense weight in the form that a way named in `ops.dense` wants."""
     if way == SEMI_STRUCTURED:
-        return PrepackedLinear(weights.weight, weights.bias)  # which holds such a weight in that form
+        return SemiStructuredLinear(weights.weight, weights.bias)
     return PrepackedLinear(weights.weight, weights.bias, tokens=tokens)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparseinfer._select import is_transposed_linear
+from sparseinfer._transposed import is_transposed_linear
 from sparseinfer.convert.survey.weights import Weights, class_of, read
 from sparseinfer.modules.recurrent import suffixes
 

@@ -9,7 +9,11 @@ from typing import TypeAlias
 
 from torch import nn
 
+__all__ = ["FilterFn", "Patterns", "select_modules"]
+
+# filter_fn(module, fully qualified name): whether the module is selected.
 FilterFn: TypeAlias = Callable[[nn.Module, str], bool]
+# Of `targets` and `ignore`: names, class names, or "re:" and a regular expression.
 Patterns: TypeAlias = "str | Collection[str] | None"
 
 
@@ -24,14 +28,18 @@ def select_modules(
 ) -> dict[str, nn.Module]:
     """Modules of `types`, subclasses included, by fully qualified name, in the order of `named_modules()`.
 
+    targets     which modules, default all
+    ignore      which of these not
+    filter_fn   whether to take a module that these select
+    stacklevel  whose line a warning shows: 3 is the caller's caller
+
     `targets` and `ignore` hold fully qualified names, class names (of any base class too) or `re:` and a
     regular expression that `re.match` tries on the fully qualified name: the convention of llm-compressor.
     A module is selected if some target matches (no targets: every module), no ignore does, and
     `filter_fn(module, fqn)` is true (the convention of torchao). A module that the model holds under
     several names is listed once, under the first; any of its names can match. The model itself is named "".
 
-    Warns about a target that matches nothing and about an empty selection; `stacklevel` says whose line the
-    warning shows, 3 that of the caller's caller. TypeError: an argument of the
+    Warns about a target that matches nothing and about an empty selection. TypeError: an argument of the
     wrong type. ValueError: not a regular expression.
     """
     if not isinstance(model, nn.Module):
@@ -103,8 +111,3 @@ def _listed(argument: str, patterns: Patterns) -> list[str]:
 
 def _warn(message: str, stacklevel: int) -> None:
     warnings.warn(message, UserWarning, stacklevel=stacklevel + 1)
-
-
-def is_transposed_linear(module: nn.Module) -> bool:
-    """Whether it is transformers' Conv1D: a Linear that holds its weight as [k, n]."""
-    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"

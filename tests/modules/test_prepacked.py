@@ -13,8 +13,7 @@ from generators import noncontiguous, tokens, values, weight
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparseinfer.modules import PrepackedLinear
-from sparseinfer.modules import dense as dense_module
+from sparseinfer.modules import PrepackedLinear, prepacked, rearranged
 from sparseinfer.ops.dense import prepack_available
 
 N, K = 24, 40
@@ -57,7 +56,7 @@ class TestForward:
     def test_equals_the_dense_layer(self, dtype: torch.dtype, bias: bool, count: int | None) -> None:
         linear = dense(bias=bias, dtype=dtype)
         layer = PrepackedLinear.from_linear(linear, tokens=count)
-        assert layer.prepacked == dense_module._multipliable(linear.weight)
+        assert layer.prepacked == prepacked._multipliable(linear.weight)
         if dtype == torch.float32:
             assert layer.prepacked == prepack_available(linear.weight)
         assert_same_layer(layer, linear)
@@ -109,7 +108,7 @@ class TestForward:
             assert torch.equal(PrepackedLinear(w).weight.view(integer), w.view(integer))
 
     def test_a_layout_that_cannot_be_read_back_is_not_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(dense_module, "_same_bits", lambda a, b: False)
+        monkeypatch.setattr(rearranged, "_same_bits", lambda a, b: False)
         linear = dense()
         layer = PrepackedLinear.from_linear(linear)
         assert not layer.prepacked

@@ -1,4 +1,4 @@
-"""What all layers with a packed weight share: buffers, state_dict, copies, moves."""
+"""The base of layers whose weight is held as packings: buffers, state_dict, copies, moves between devices."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from sparseinfer import ops
 from sparseinfer.formats import BSR, CSR
-from sparseinfer.modules._parts import constant, destination, unseen
-from sparseinfer.modules._read_only import ReadOnlyTensor
-from sparseinfer.modules._stand_in import StandIn
+from sparseinfer.modules._held_weight import HeldWeight, checked_bias, destination
+from sparseinfer.modules._tracing import unseen
+from sparseinfer.modules.groups import join_rows, pack_groups
 from sparseinfer.ops.names import DTYPES
 
 Self = TypeVar("Self", bound="PackedLayer")
@@ -21,7 +21,7 @@ Self = TypeVar("Self", bound="PackedLayer")
 _PARTS = ("values", "crow_indices", "col_indices")
 
 
-class PackedLayer(StandIn):
+class PackedLayer(HeldWeight):
     """A layer whose weight, as a matrix [n, k], lives only in packings.
 
     The packings are uint8 buffers `packing_0`, ... that `state_dict()` leaves out: there the layer is
@@ -33,9 +33,9 @@ class PackedLayer(StandIn):
     of tokens, and finds its old layouts again when it comes back.
     """
 
-    bias: Tensor | None
     plan: str
-    activation: str
+
+    _weight_keys = _PARTS
 
     def __init__(
         self,
@@ -47,20 +47,7 @@ class PackedLayer(StandIn):
         groups: int = 1,
     ) -> None:
         super().__init__()
-        if not packings:
-            raise ValueError("packings: expected at least one, got none")
-        if groups < 1 or len(packings) % groups:
-            raise ValueError(
-                f"packings: expected one of each layout for {groups} groups, got {len(packings)}"
-            )
-        infos = [ops.describe(packed) for packed in packings]
-        for first in range(groups):
-            if len({(info.n, info.k, info.nnz, info.dtype) for info in infos[first::groups]}) != 1:
-                raise ValueError(f"packings: expected packings of one matrix, got {infos[first::groups]}")
-        for first in range(0, len(infos), groups):
-            alike = infos[first : first + groups]
-            if len({(info.n, info.k, info.dtype, ops.Layout.of(info)) for info in alike}) != 1:
-                raise ValueError(f"packings: expected groups of one shape in one layout, got {alike}")
+        infos = _described(packings, groups)
         if buckets is None:
             buckets = self._default_buckets(ops.Layout.of(infos[0]))
         for bucket in buckets:
@@ -74,8 +61,7 @@ class PackedLayer(StandIn):
         # Layouts and plan that the layer had on the other kind of device.
         self._left: tuple[list[ops.Layout], str] | None = None
         device = packings[0].device
-        self._times_packed = 0
-        self._register_bias(_checked_bias(bias, infos[0].n * groups, self.dtype, device), self.dtype, device)
+        self._register_bias(checked_bias(bias, infos[0].n * groups, self.dtype, device), self.dtype, device)
         for name, packed in zip(self._packing_names, packings, strict=True):
             self.register_buffer(name, packed, persistent=False)
         self._note_packed()
@@ -89,27 +75,12 @@ class PackedLayer(StandIn):
         return layout.buckets(0)
 
     def dense_matrix(self) -> Tensor:
-        """The dense weight [n, k], made anew, in the layer's dtype and where the layer is."""
         with unseen():
             return self.to_format().to_dense().to(self._packings()[0].device, self.dtype)
 
     def constant_matrix(self) -> Tensor:
-        """`dense_matrix`, while torch.export traces the layer."""
         packings = self._noted[0]
         return self._format_of(packings).to_dense().to(packings[0].device, self.dtype)
-
-    @property
-    def weight(self) -> Tensor:
-        """The dense weight, made anew at every access: for inspection, not for speed. It is read only.
-
-        In a graph of torch.compile or torch.export it is a constant.
-        """
-        matrix = constant(self, self._times_packed) if torch.compiler.is_compiling() else self.dense_matrix()
-        return ReadOnlyTensor.of(self._as_weight(matrix))
-
-    def _as_weight(self, matrix: Tensor) -> Tensor:
-        """The weight of the dense layer, of which the layer's own is [n, k]."""
-        return matrix
 
     def to_format(self) -> CSR | BSR:
         """The weight [n, k] in its portable format, made anew from the first layout's packings."""
@@ -165,10 +136,6 @@ class PackedLayer(StandIn):
         packings = ", ".join(map(str, self._layouts()))
         return f"bias={self.bias is not None}, sparsity={self.sparsity:.3f}, packings=[{packings}]"
 
-    def _check_no_activation(self) -> None:
-        if self.activation != "none":
-            raise ValueError(f"activation: expected 'none', got {self.activation!r} (a dense layer has none)")
-
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         target = destination(self, self.dtype, fn)
         if target.type == self._packings()[0].device.type:
@@ -204,50 +171,27 @@ class PackedLayer(StandIn):
             destination[prefix + part] = getattr(fmt, part)
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        """Packs again. A weight or bias that does not fit becomes an error message and changes nothing."""
-        keys = [prefix + part for part in _PARTS]
-        missing = [key for key in keys if key not in state_dict]
-        # A packing is not the tensor that is given, so a bias shall not be either: it keeps its dtype.
-        local_metadata = {**local_metadata, "assign_to_params_buffers": False}
-        repacked: list[Tensor] = []
-        errors: list[str] = []
-        if not missing:
-            try:
-                fmt = self._fitting_format(*(state_dict[key] for key in keys))
-                repacked = pack_groups(fmt, self._layouts(), self._groups, self._packings()[0].device)
-            except (TypeError, ValueError, RuntimeError) as error:
-                errors.append(f"While loading {prefix}values and its indices: {error}")
-        base_unexpected: list[str] = []
-        if not errors:
-            super()._load_from_state_dict(
-                state_dict, prefix, local_metadata, strict, missing, base_unexpected, errors
-            )
-        if repacked and not errors:
-            for name, packed in zip(self._packing_names, repacked, strict=True):
-                setattr(self, name, packed)
-            self._times_packed += 1
-            self._note_packed()
-        missing_keys.extend(missing)
-        unexpected_keys.extend(key for key in base_unexpected if key not in keys)
-        error_msgs.extend(errors)
+    def _form_in(self, state_dict: dict[str, Any], prefix: str) -> list[Tensor]:
+        """Packings like those of the layer."""
+        try:
+            fmt = self._fitting_format(*(state_dict[prefix + part] for part in _PARTS))
+            return pack_groups(fmt, self._layouts(), self._groups, self._packings()[0].device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"While loading {prefix}values and its indices: {error}") from error
+
+    def _take_form(self, form: list[Tensor]) -> None:
+        for name, packed in zip(self._packing_names, form, strict=True):
+            setattr(self, name, packed)
+        self._times_held += 1
+        self._note_packed()
 
     def _fitting_format(self, values: Tensor, crow: Tensor, col: Tensor) -> CSR | BSR:
         """The format that these tensors are, if it is a weight of this layer: same kind, shape and dtype."""
         kind = BSR if self._info.packing == "bsr" else CSR
         fmt = kind(values, crow, col, self.matrix_shape)
-        own = DTYPES[self._info.dtype]
-        if fmt.dtype != own:
-            raise TypeError(f"values: expected dtype {own}, got {fmt.dtype}")
+        expected = DTYPES[self._info.dtype]
+        if fmt.dtype != expected:
+            raise TypeError(f"values: expected dtype {expected}, got {fmt.dtype}")
         return fmt
 
     def __deepcopy__(self: Self, memo: dict[int, Any]) -> Self:
@@ -258,9 +202,8 @@ class PackedLayer(StandIn):
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle: the format and the packings' layouts, because a packing belongs to one machine."""
-        state = self.__dict__.copy()
-        own = set(self._packing_names)
-        state["_buffers"] = {name: buffer for name, buffer in self._buffers.items() if name not in own}
+        state, packings = self.__dict__.copy(), set(self._packing_names)
+        state["_buffers"] = {name: buffer for name, buffer in self._buffers.items() if name not in packings}
         state["format"] = self.to_format()
         state["layouts"] = self._layouts()
         del state["_noted"]
@@ -275,57 +218,18 @@ class PackedLayer(StandIn):
         self._note_packed()
 
 
-def as_layouts(packings: Sequence[str | ops.Layout]) -> list[ops.Layout]:
-    """Layouts as they are, a name meaning that packing in fp32."""
-    return [name if isinstance(name, ops.Layout) else ops.Layout(name) for name in packings]
-
-
-def pack_groups(
-    fmt: CSR | BSR, layouts: Sequence[ops.Layout], groups: int = 1, device: torch.device | None = None
-) -> list[Tensor]:
-    """The packings of fmt [n, k] in each layout: of each group of n / groups rows, one after another."""
-    parts = split_rows(fmt, groups)
-    return [layout.pack(part, device=device) for layout in layouts for part in parts]
-
-
-def split_rows(fmt: CSR | BSR, groups: int) -> list[CSR | BSR]:
-    """The first n / groups rows of fmt [n, k], the next ones, and so on. ValueError: they cut a block."""
-    if groups == 1:
-        return [fmt]
-    rows, (n, k) = fmt.crow_indices.numel() - 1, fmt.shape
-    if rows % groups:
-        raise ValueError(f"groups: expected a divisor of {rows} rows of weights or blocks, got {groups}")
-    parts: list[CSR | BSR] = []
-    for group in range(groups):
-        crow = fmt.crow_indices[group * rows // groups : (group + 1) * rows // groups + 1]
-        units = slice(int(crow[0]), int(crow[-1]))
-        parts.append(type(fmt)(fmt.values[units], crow - crow[0], fmt.col_indices[units], (n // groups, k)))
-    return parts
-
-
-def join_rows(parts: Sequence[CSR | BSR]) -> CSR | BSR:
-    """The inverse of `split_rows`."""
-    first = parts[0]
-    if len(parts) == 1:
-        return first
-    crow, units = [first.crow_indices[:1]], 0
-    for part in parts:
-        crow.append(part.crow_indices[1:] + units)
-        units += part.values.shape[0]
-    return type(first)(
-        torch.cat([part.values for part in parts]),
-        torch.cat(crow),
-        torch.cat([part.col_indices for part in parts]),
-        (sum(part.shape[0] for part in parts), first.shape[1]),
-    )
-
-
-def _checked_bias(bias: Tensor | None, n: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-    """A contiguous, detached copy of bias [n]."""
-    if bias is None:
-        return None
-    if bias.dtype != dtype:
-        raise TypeError(f"bias: expected dtype {dtype}, got {bias.dtype}")
-    if bias.shape != (n,) or bias.device != device:
-        raise ValueError(f"bias: expected shape ({n},) on {device}, got {tuple(bias.shape)} on {bias.device}")
-    return bias.detach().clone(memory_format=torch.contiguous_format)
+def _described(packings: Sequence[Tensor], groups: int) -> list[ops.PackedInfo]:
+    """What they hold. ValueError unless it is one matrix in each layout, a packing for each group of rows."""
+    if not packings:
+        raise ValueError("packings: expected at least one, got none")
+    if groups < 1 or len(packings) % groups:
+        raise ValueError(f"packings: expected one of each layout for {groups} groups, got {len(packings)}")
+    infos = [ops.describe(packed) for packed in packings]
+    for first in range(groups):
+        if len({(info.n, info.k, info.nnz, info.dtype) for info in infos[first::groups]}) != 1:
+            raise ValueError(f"packings: expected packings of one matrix, got {infos[first::groups]}")
+    for first in range(0, len(infos), groups):
+        of_layout = infos[first : first + groups]
+        if len({(info.n, info.k, info.dtype, ops.Layout.of(info)) for info in of_layout}) != 1:
+            raise ValueError(f"packings: expected groups of one shape in one layout, got {of_layout}")
+    return infos

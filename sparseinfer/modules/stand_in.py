@@ -1,8 +1,9 @@
-"""What every module does that takes the place of a dense one: it can be asked what the dense one could."""
+"""The base of every module that takes the place of one of torch's: it can be asked what that one could."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NoReturn
 
 import torch
@@ -15,6 +16,22 @@ _PLACEHOLDER = "_placeholder"
 
 # Set by convert on what takes the place of transformers' Conv1D: its class.
 ORIGIN = "_sparseinfer_origin"
+
+
+@dataclass(frozen=True)
+class StateLoad:
+    """What one call of torch's `_load_from_state_dict` is given, under its names there.
+
+    The lists are torch's own: what is found is appended to them.
+    """
+
+    state_dict: dict[str, Any]
+    prefix: str
+    local_metadata: dict[str, Any]
+    strict: bool
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+    error_msgs: list[str]
 
 
 class StandIn(nn.Module):
@@ -76,33 +93,13 @@ class StandIn(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        missing: list[str] = []
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs
+        """Torch calls this; subclasses override `_load` instead."""
+        self._load(
+            StateLoad(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
         )
-        missing_keys.extend(key for key in missing if key != prefix + _PLACEHOLDER)
 
-
-class LinearNames(StandIn):
-    """What stands in for nn.Linear, or for transformers' Conv1D, which holds its weight as [k, n]."""
-
-    in_features: int
-    out_features: int
-
-    def _as_weight(self, matrix: Tensor) -> Tensor:
-        return matrix.t().contiguous() if ORIGIN in self.__dict__ else matrix
-
-    def _of_origin(self, name: str, value: int) -> int:
-        if ORIGIN not in self.__dict__:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return value
-
-    @property
-    def nf(self) -> int:
-        """out_features, as Conv1D calls them."""
-        return self._of_origin("nf", self.out_features)
-
-    @property
-    def nx(self) -> int:
-        """in_features, likewise."""
-        return self._of_origin("nx", self.in_features)
+    def _load(self, load: StateLoad) -> None:
+        """Parameters and buffers as torch loads them; nobody misses the empty parameter."""
+        missing: list[str] = []
+        super()._load_from_state_dict(**vars(replace(load, missing_keys=missing)))
+        load.missing_keys.extend(key for key in missing if key != load.prefix + _PLACEHOLDER)
