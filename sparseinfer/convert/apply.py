@@ -10,8 +10,8 @@ from torch import nn
 
 from sparseinfer._running import deep_copy
 from sparseinfer.convert.accept import accepted
-from sparseinfer.convert.build.build import Build, build
 from sparseinfer.convert.build.places import replace_
+from sparseinfer.convert.build.replacements import Build, build
 from sparseinfer.convert.build.surroundings import finish_, leave_nested_tensors, unfinish_
 from sparseinfer.convert.decisions import Decision, decide
 from sparseinfer.convert.options import ConvertKeywords, ConvertOptions, options_of, shows_keywords
@@ -77,7 +77,7 @@ def convert(
     filter_fn        which modules to look at: those for which filter_fn(module, fqn) is true
     targets          only these: fully qualified names, class names, or "re:" and a regular expression that is
                      matched against the start of the name. Those too that the example does not reach
-    ignore           not these, written likewise
+    ignore           not these, written likewise; more in sparseinfer.select.select_modules
     options          a ConvertOptions instead of the keywords from `tokens` to `fold_batch_norm`
 
     Zeros count however they came: in the weight itself, by torch.nn.utils.prune or by a parametrization; the

@@ -22,7 +22,7 @@ from sparseinfer import (
     explain,
 )
 from sparseinfer._timing import Timing
-from sparseinfer.convert.build import build
+from sparseinfer.convert.build import replacements
 from sparseinfer.convert.survey.recording import Recording
 from sparseinfer.convert.timing import cudnn
 from sparseinfer.modules import SparseGRU, SparseLSTM, SparseRNN
@@ -147,7 +147,7 @@ def test_recurrent(
     def compare(own: nn.Module, other: nn.Module, recording: Recording) -> None:
         compared.append((type(own), type(other), recording.shapes[own]))
 
-    monkeypatch.setattr(build, "slower_than_cudnn", compare)
+    monkeypatch.setattr(replacements, "slower_than_cudnn", compare)
     fast = convert(dense, example_inputs=x)
     assert compared == [(kind, sparse, ((3, 5, 16),))]
     assert kinds(fast) == [sparse]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from sparseinfer.convert.build.build import Build
+from sparseinfer.convert.build.replacements import Build
 from sparseinfer.convert.build.joining import join_all_, part_
 from sparseinfer.convert.build.undisturbed import undisturbed
 from sparseinfer.modules import SparseMultiheadAttention
