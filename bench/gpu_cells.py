@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparseinfer import ops
-from sparseinfer.convert.cuda_case import HALF_BOUNDS
 from sparseinfer.formats import BSR, CSR
 from sparseinfer.ops.cuda import linear as cuda
 from sparseinfer.ops.cuda import packing as cuda_packing
@@ -240,9 +239,8 @@ def _packings(cell: Cell, w: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def _is_planned(kernel: CudaKernel, cell: Cell) -> bool:
-    low, high = HALF_BOUNDS[kernel.packing]
     named = ops.Layout(kernel.packing, kernel.dtype, device="cuda").kernel(cell.m)
-    return low <= cell.sparsity <= high and kernel.base_name == named
+    return kernel.suits(cell.sparsity) and kernel.base_name == named
 
 
 def _ours(name: str, packed: Tensor, x: Tensor, n: int) -> Maker:

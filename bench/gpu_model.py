@@ -1,4 +1,4 @@
-"""Times of the tiled kernels on paper, by sparseinfer/convert/cuda_model.py, beside measured ones.
+"""Times of the tiled kernels on paper, by sparseinfer/convert/candidates/cuda_model.py, beside measured ones.
 
     python bench/gpu_model.py --json bench/results/gpu_model.json          needs no GPU
     python bench/gpu_model.py --gpu A100
@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from sass_counts import Counts, instructions
 
-from sparseinfer.convert.cuda_model import (
+from sparseinfer.convert.candidates.cuda_model import (
     GPUS,
     H100,
     Gpu,
@@ -107,14 +107,13 @@ def predict_dense(n: int, k: int, m: int, gpu: Gpu = H100) -> float:
 
 def _predict(packing: str, n: int, k: int, m: int, sparsity: float, counted: Counted, gpu: Gpu) -> Prediction:
     tile = sample(packing, sparsity, max(1, round(k / 64 / piece_count(n))))
-    base_name = Layout(packing, "bf16", device="cuda").kernel(m)
-    tokens = int(base_name.rsplit("_t", 1)[1])
-    kernel = f"{base_name}__{'sm90' if gpu.clusters else 'sm80'}"
+    row = Layout(packing, "bf16", device="cuda").row(m)
+    kernel = f"{row.base_name}__{'sm90' if gpu.clusters else 'sm80'}"
     own = None
     if kernel in counted:
         own = instructions(Counts.loaded(counted[kernel]["counts"]).at(tile.pairs, tile.nbytes))
     nbytes = round(tile.nbytes * tile_count(n, k))
-    terms = tiled_terms(gpu, packing, tokens, n, k, m, nbytes, own)
+    terms = tiled_terms(gpu, packing, row.tile_tokens, n, k, m, nbytes, own)
     us = GRAPH_US + longest(terms)
     return Prediction(n, k, m, sparsity, kernel, nbytes, terms, us, predict_dense(n, k, m, gpu))
 

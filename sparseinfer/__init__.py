@@ -16,7 +16,15 @@ from importlib.metadata import version as _version
 
 from sparseinfer import formats
 from sparseinfer.bench.compare import Comparison, benchmark
-from sparseinfer.convert import Explanation, convert, convert_, densify_, explain, latency_table
+from sparseinfer.convert import (
+    ConvertOptions,
+    Explanation,
+    convert,
+    convert_,
+    densify_,
+    explain,
+    latency_table,
+)
 from sparseinfer.modules import SparseConv1d, SparseConv2d, SparseLinear, SparseMultiheadAttention
 from sparseinfer.prune import (
     ADMM,
@@ -56,6 +64,7 @@ __all__ = [
     "CalibrationStats",
     "Column",
     "Comparison",
+    "ConvertOptions",
     "DiagonalHessian",
     "Explanation",
     "Gradient",

@@ -1,5 +1,5 @@
-// sparseinfer._cuda: integers and addresses only. Callers (sparseinfer/ops/cuda.py) own the memory and see to it that
-// all of it and the stream belong to one device; the rest is checked on this side.
+// sparseinfer._cuda: integers and addresses only. Callers (sparseinfer/ops/cuda/linear.py) own the memory and see to it
+// that all of it and the stream belong to one device; the rest is checked on this side.
 #include <pybind11/pybind11.h>
 
 #include <algorithm>

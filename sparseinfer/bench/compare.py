@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sparseinfer._machine import describe_machine
 from sparseinfer._running import call
-from sparseinfer.convert.recording import tensors_of
+from sparseinfer.convert.survey.recording import tensors_of
 from sparseinfer.ops import active_isa
 
 if TYPE_CHECKING:

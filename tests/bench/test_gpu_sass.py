@@ -15,7 +15,7 @@ import gpu_model
 import sass
 import sass_counts
 
-from sparseinfer.convert import cuda_model
+from sparseinfer.convert.candidates import cuda_model
 
 TOKENS = 8
 PRODUCTS = "HMMA.16816.F32.BF16 R8, R4, R2, R8\n" * 2 * TOKENS

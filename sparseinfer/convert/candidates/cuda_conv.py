@@ -1,4 +1,4 @@
-"""A convolution on a GPU as the planner sees it: images unfolded, then products as of a Linear."""
+"""Candidates for a convolution on a GPU, where images are unfolded and multiplied as by a Linear."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseinfer.convert.cases import Call, ConvCase, Maker
-from sparseinfer.convert.cuda_case import CudaLinearCase, scattered_layouts, waited_for
-from sparseinfer.convert.cuda_model import gpu_of
-from sparseinfer.convert.weights import Weights
+from sparseinfer import ops
+from sparseinfer._timing import Call, waited_for
+from sparseinfer.convert.candidates.base import Candidate, Maker
+from sparseinfer.convert.candidates.conv import ConvCandidates
+from sparseinfer.convert.candidates.cuda_linear import CudaLinearCandidates
+from sparseinfer.convert.candidates.cuda_model import gpu_of
+from sparseinfer.convert.survey.weights import Weights
 from sparseinfer.ops import Bucket, Layout
 from sparseinfer.ops.dense import PLAIN
 
@@ -22,51 +25,47 @@ CHANNELS_LAST = "channels_last"
 
 
 @dataclass(eq=False)
-class CudaConvCase(ConvCase):
+class CudaConvCandidates(ConvCandidates):
     """y = conv(x) + bias on the GPU that the weights are on.
 
-    Candidates are the layouts that a CudaLinearCase offers for the matrix of each group, and torch's own
+    They are the layouts that CudaLinearCandidates has for the matrix of each group, and torch's own
     convolution, as it is and with weight and images in channels_last. Sparse ones, and the layer as it is,
     are timed with images that lie as the recorded run brought them: `channels_last` or contiguous.
     """
 
+    device = "cuda"
+
     channels_last: bool
 
     @cached_property
-    def _products(self) -> tuple[CudaLinearCase, ...]:
-        """Of each group of channels."""
+    def _by_group(self) -> tuple[CudaLinearCandidates, ...]:
+        """Of each group of channels, whose images are unfolded to matrices."""
         groups = self.conv.groups
-        parts = zip(_split(self.dense_weights, groups), _split(self.weights, groups), strict=True)
-        return tuple(CudaLinearCase(dense, sparse, sparse.weight.dtype) for dense, sparse in parts)
-
-    @property
-    def limits(self) -> tuple[int | None, ...]:
-        return self._products[0].limits
-
-    @property
-    def min_sparsity(self) -> float:
-        return self._products[0].min_sparsity
+        both = zip(_split(self.dense_weights, groups), _split(self.weights, groups), strict=True)
+        return tuple(CudaLinearCandidates(dense, sparse, sparse.weight.dtype) for dense, sparse in both)
 
     @property
     def kind(self) -> str:
-        return f"conv by {self._products[0].kind}"
+        return f"conv by {self._by_group[0].kind}"
 
     @property
     def shape(self) -> tuple[object, ...]:
         return (*super().shape, CHANNELS_LAST if self.channels_last else "contiguous")
 
     def compact_layout(self) -> Layout:
-        return min(
-            scattered_layouts(self.weights),
-            key=lambda layout: sum(part.nbytes for part in self.packed(layout)),
-        )
+        return min(self._scattered, key=lambda layout: sum(packed.nbytes for packed in self.packed(layout)))
 
     def layouts(self, tokens: int) -> tuple[Layout, ...]:
         """One for all groups: by their sparsity together, and blocks that fit each."""
-        first, *others = (product.layouts(tokens) for product in self._products)
+        first, *others = (group.layouts(tokens) for group in self._by_group)
         blocks = (layout for layout in first if layout.packing == "bsr")
         fit = tuple(layout for layout in blocks if all(layout in other for other in others))
-        return (*scattered_layouts(self.weights), *fit)
+        return (*self._scattered, *fit)
+
+    @cached_property
+    def _scattered(self) -> tuple[Layout, ...]:
+        dtype = self.weights.weight.dtype
+        return ops.candidate_layouts("cuda", dtype, dtype, 1, self.weights.sparsity)
 
     def kernel(self, layout: Layout, tokens: int) -> str:
         return layout.kernel(tokens)
@@ -75,7 +74,7 @@ class CudaConvCase(ConvCase):
         return layout.buckets(0)
 
     def _pack(self, layout: Layout) -> tuple[Tensor, ...]:
-        return tuple(packed for product in self._products for packed in product.packed(layout))
+        return tuple(packed for group in self._by_group for packed in group.packed(layout))
 
     def _x(self, tokens: int) -> Tensor:
         x = super()._x(tokens).to(self.weights.weight.device)
@@ -88,28 +87,29 @@ class CudaConvCase(ConvCase):
     def dense(self, tokens: int) -> Mapping[str, Maker]:
         def maker(x: Tensor, **how: Any) -> Maker:
             def make() -> Call:
-                conv = self._dense(self.dense_weights).to(**how)
+                conv = self._dense_copy().to(**how)
                 return waited_for(lambda: conv(x), x.device)
 
             return make
 
         x = self._x(tokens)
-        found = {PLAIN: maker(x)}
+        ways = {PLAIN: maker(x)}
         if CHANNELS_LAST in self.dense_names:
             last: Any = {"memory_format": torch.channels_last}
-            found[CHANNELS_LAST] = maker(x if x.dim() < 4 else x.to(**last), **last)
-        return found
+            ways[CHANNELS_LAST] = maker(x if x.dim() < 4 else x.to(**last), **last)
+        return ways
 
     def sparse(self, layout: Layout, tokens: int) -> Maker:
         make = super().sparse(layout, tokens)
         return lambda: waited_for(make(), self.weights.weight.device)
 
-    def predict(self, name: str, tokens: int) -> float:
-        """Microseconds on paper: the products, one after another, and before a sparse one the unfolding."""
-        dense = name in (PLAIN, CHANNELS_LAST)
-        products = sum(product.predict(PLAIN if dense else name, tokens) for product in self._products)
+    def predict(self, candidate: Candidate, tokens: int) -> float:
+        """Microseconds on paper: the products of the groups, and before sparse ones the unfolding."""
+        is_dense = isinstance(candidate, str)
+        products = sum(group.predict(PLAIN if is_dense else candidate, tokens) for group in self._by_group)
         unfolded = tokens * self.conv.groups * self.weights.weight.shape[1] * self.weights.weight.itemsize
-        return products if dense else products + 2 * unfolded / gpu_of(self.weights.weight.device).hbm
+        written_and_read = 2 * unfolded / gpu_of(self.weights.weight.device).hbm
+        return products if is_dense else products + written_and_read
 
 
 def _split(weights: Weights, groups: int) -> list[Weights]:

@@ -7,12 +7,11 @@ import math
 import torch
 from torch import nn
 
-from sparseinfer._timing import interleave, sample
-from sparseinfer.convert.cases import Call
-from sparseinfer.convert.cuda_case import waited_for
-from sparseinfer.convert.recording import Recording, spread
+from sparseinfer._timing import Call, interleave, sample, waited_for
+from sparseinfer.convert.survey.recording import Recording, spread
 
-_BUDGET_S = 0.1  # for each shape
+# For each shape. Chosen, not measured: some ten calls of a layer of 10 ms.
+_BUDGET_S = 0.1
 
 
 @torch.inference_mode()
@@ -29,11 +28,11 @@ def slower_than_cudnn(dense: nn.RNNBase, sparse: nn.Module, recording: Recording
 
 
 def _ratio(dense: nn.RNNBase, sparse: nn.Module, shape: tuple[int, ...]) -> float:
-    like = next(dense.parameters())
-    x = sample(shape, like.dtype).to(like.device)
+    weight = next(dense.parameters())
+    x = sample(shape, weight.dtype).to(weight.device)
 
     def call(module: nn.Module) -> list[Call]:
-        return [waited_for(lambda: module(x), like.device)]
+        return [waited_for(lambda: module(x), weight.device)]
 
     times = interleave({"dense": call(dense), "sparse": call(sparse)}, budget_s=_BUDGET_S, min_rounds=3)
     return times["sparse"].min_us / times["dense"].min_us

@@ -81,9 +81,9 @@ class _Recorder:
     def finished(self, result: Sequence[Tensor]) -> Recording:
         return Recording(
             frozenset(self._called),
-            {module: tuple(found) for module, found in self._shapes.items()},
+            {module: tuple(shapes) for module, shapes in self._shapes.items()},
             {module: tuple(marks) for module, marks in self._marks.items()},
-            frozenset(module for module, found in self._channels_last.items() if found),
+            frozenset(module for module, always in self._channels_last.items() if always),
             result,
         )
 
@@ -95,16 +95,16 @@ class _Recorder:
             return
         if x.numel():
             self._shapes[module][tuple(x.shape)] = None
-            last = x.dim() == 4 and in_channels_last(x)
-            self._channels_last[module] = self._channels_last.get(module, True) and last
+            is_last = x.dim() == 4 and in_channels_last(x)
+            self._channels_last[module] = self._channels_last.get(module, True) and is_last
         self._marks[module].append(self._mark(x))
 
     def _mark(self, x: Tensor) -> object:
         """The same for the same tensor with the same values, as far as that can be known."""
-        known = self._inputs.get(id(x))
-        if known is None or known[0]() is not x:
-            known = self._inputs[id(x)] = (weakref.ref(x), next(self._serial))
-        return known[1], next(self._serial) if x.is_inference() else x._version
+        seen = self._inputs.get(id(x))
+        if seen is None or seen[0]() is not x:  # another tensor may have had this address before
+            seen = self._inputs[id(x)] = (weakref.ref(x), next(self._serial))
+        return seen[1], next(self._serial) if x.is_inference() else x._version
 
 
 def tensors_of(value: Any) -> list[Tensor]:

@@ -37,8 +37,8 @@ class Verdicts:
 
     def get(self, key: tuple[object, ...], names: tuple[str, ...]) -> dict[str, float] | None:
         """None unless all of these candidates were timed together."""
-        found = self._times.get(_text(key))
-        return {name: found[name] for name in names} if found and set(names) <= set(found) else None
+        times = self._times.get(_text(key))
+        return {name: times[name] for name in names} if times and set(names) <= set(times) else None
 
     def put(self, key: tuple[object, ...], times: Mapping[str, float]) -> None:
         # Another process may have written meanwhile; the newest file wins, key by key.
@@ -57,8 +57,8 @@ class Verdicts:
 
 def directory() -> Path:
     """The user's cache folder for this package."""
-    if own := os.environ.get(DIRECTORY):
-        return Path(own)
+    if chosen := os.environ.get(DIRECTORY):
+        return Path(chosen)
     if base := os.environ.get("XDG_CACHE_HOME"):
         return Path(base) / "sparseinfer"
     try:
@@ -89,7 +89,7 @@ def _read(path: Path) -> dict[str, dict[str, float]]:
     try:
         times = json.loads(path.read_text(encoding="utf-8"))["us"]
         return {
-            str(key): {str(name): float(us) for name, us in found.items()} for key, found in times.items()
+            str(key): {str(name): float(us) for name, us in by_name.items()} for key, by_name in times.items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}

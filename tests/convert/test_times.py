@@ -15,8 +15,9 @@ from torch import nn
 
 from sparseinfer import SparseLinear, convert, explain, ops
 from sparseinfer._timing import Timing
-from sparseinfer.convert import cost_model, measure, verdicts
-from sparseinfer.convert.measure import Times
+from sparseinfer.convert.candidates import cost_model
+from sparseinfer.convert.timing import timer, verdicts
+from sparseinfer.convert.timing.times import Times
 from sparseinfer.ops import Layout
 from sparseinfer.ops.dense import PLAIN, PREPACKED
 
@@ -44,7 +45,7 @@ class Clock:
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(measure, "time_case", clock)
+    monkeypatch.setattr(timer, "time_candidates", clock)
     return clock
 
 
@@ -284,7 +285,7 @@ class TestTimes:
 class TestOptions:
     @pytest.fixture(autouse=True)
     def no_measurement(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(measure, "time_case", lambda *args, **options: pytest.fail("measured"))
+        monkeypatch.setattr(timer, "time_candidates", lambda *args, **options: pytest.fail("measured"))
 
     @pytest.mark.parametrize(
         ("options", "message"),

@@ -1,7 +1,8 @@
-"""Whether a forward can write to x between calls of several Linears on it: read in its source.
+"""Whether a forward writes to no tensor between its calls of several Linears: read in its source.
 
-torch counts what is written to a tensor, but not through `.data`, nor in inference mode. Where the source
-does not say that nothing is written, results that are shared are held against the values of x.
+Linears that share one matrix compute the results of all for the first of them, and the others take theirs if
+x is still the same. torch counts what is written to a tensor, but not through `.data`, nor in inference mode.
+Where the source does not show that nothing is written, a copy of x is kept and compared.
 """
 
 from __future__ import annotations
@@ -14,42 +15,15 @@ from typing import Any
 from torch import nn
 
 from sparseinfer._source import Source, is_path, resolved, source_of
-from sparseinfer.convert.chains import base_class
+from sparseinfer.convert.survey.chains import base_class
 from sparseinfer.modules.activations import activation_name
 
 # Methods that only look at a tensor, or make another one of it.
 _METHODS = frozenset(
-    {
-        *("view", "reshape", "transpose", "permute", "contiguous", "flatten", "unflatten", "squeeze"),
-        *(
-            "unsqueeze",
-            "chunk",
-            "split",
-            "expand",
-            "size",
-            "dim",
-            "float",
-            "to",
-            "type_as",
-            "swapaxes",
-            "movedim",
-        ),
-        *(
-            "softmax",
-            "sigmoid",
-            "tanh",
-            "relu",
-            "matmul",
-            "mm",
-            "bmm",
-            "mul",
-            "add",
-            "sub",
-            "mean",
-            "sum",
-            "clone",
-        ),
-    }
+    (
+        "view reshape transpose permute contiguous flatten unflatten squeeze unsqueeze chunk split expand size "
+        "dim float to type_as swapaxes movedim softmax sigmoid tanh relu matmul mm bmm mul add sub mean sum clone"
+    ).split()
 )
 _BUILTINS = {"len": len, "int": int, "tuple": tuple, "isinstance": isinstance}
 # What may stand in the statements from the first call to the last; any other node may do anything.
@@ -74,19 +48,19 @@ def undisturbed(parent: nn.Module, parts: Collection[nn.Module]) -> bool:
 def _span(body: list[ast.stmt], parent: nn.Module, source: Source, parts: set[nn.Module]) -> list[ast.stmt]:
     """The statements of the innermost block from the first call of a part to the last; [] if one is none."""
     called = [set(_called(line, parent, source)) & parts for line in body]
-    for line, found in zip(body, called, strict=True):
-        if found == parts and isinstance(line, ast.If):
+    for line, modules in zip(body, called, strict=True):
+        if modules == parts and isinstance(line, ast.If):
             return _span(line.body, parent, source, parts) or [line]
-    where = [i for i, found in enumerate(called) if found]
+    where = [i for i, modules in enumerate(called) if modules]
     return body[where[0] : where[-1] + 1] if set().union(*called) == parts else []
 
 
 def _called(line: ast.stmt, parent: nn.Module, source: Source) -> Iterator[nn.Module]:
     for node in ast.walk(line):
         if isinstance(node, ast.Call) and is_path(node.func):
-            found = resolved(node.func, parent, source.function)
-            if isinstance(found, nn.Module):
-                yield found
+            target = resolved(node.func, parent, source.function)
+            if isinstance(target, nn.Module):
+                yield target
 
 
 def _harmless(node: ast.AST, parent: nn.Module, source: Source, parts: Collection[nn.Module]) -> bool:
@@ -96,13 +70,13 @@ def _harmless(node: ast.AST, parent: nn.Module, source: Source, parts: Collectio
         return isinstance(node.ctx, ast.Load)
     if not isinstance(node, ast.Call):
         return True
-    found = resolved(node.func, parent, source.function) if is_path(node.func) else None
-    if isinstance(found, nn.Module):
-        return found in parts or _writes_nothing(found)
+    target = resolved(node.func, parent, source.function) if is_path(node.func) else None
+    if isinstance(target, nn.Module):
+        return target in parts or _writes_nothing(target)
     if isinstance(node.func, ast.Name):
-        return node.func.id in _BUILTINS and not isinstance(found, types.FunctionType)
-    if found is not None:
-        return activation_name(found) != "none"
+        return node.func.id in _BUILTINS and not isinstance(target, types.FunctionType)
+    if target is not None:
+        return activation_name(target) != "none"
     # A method of something that is not the module itself, nor one of its parts.
     return (
         isinstance(node.func, ast.Attribute)
@@ -113,8 +87,8 @@ def _harmless(node: ast.AST, parent: nn.Module, source: Source, parts: Collectio
 
 def _writes_nothing(module: Any) -> bool:
     """Of torch's layers and ours, unless they work in place."""
-    known = type(module).__module__.startswith(("torch.nn.modules.", "sparseinfer.modules."))
-    return (known or activation_name(module) != "none") and not getattr(module, "inplace", False)
+    is_known = type(module).__module__.startswith(("torch.nn.modules.", "sparseinfer.modules."))
+    return (is_known or activation_name(module) != "none") and not getattr(module, "inplace", False)
 
 
 def _is_self(path: ast.expr, source: Source) -> bool:

@@ -1,21 +1,22 @@
-"""What a Linear multiplies by, whoever computes it, and why some Linears have to stay as they are."""
+"""The weights that a module multiplies by, as its next forward would compute them."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize, prune
+from torch.nn.utils import parametrize
 
 from sparseinfer import ops
-from sparseinfer.prune.masks import HeldMask
+from sparseinfer.formats.dtypes import VALUE_DTYPES
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# A weight lies "in blocks" if more of its 4x4 blocks are empty than this, and than 1.5 times what zeros at
+# random would leave empty. Both chosen, not measured: the word is for reports, no plan depends on it.
+_MIN_EMPTY_BLOCKS = 0.05
+_ABOVE_RANDOM = 1.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +52,9 @@ class Weights:
         kept_rows = int((self.weight != 0).any(1).count_nonzero()) * self.weight.shape[1]
         if kept_rows <= (1 - self.sparsity) * self.weight.numel():
             return "rows"
-        # Of scattered zeros next to no 4x4 block is empty before 90 %.
-        scattered = self.sparsity**16
-        return "blocks" if self.empty_blocks > max(0.05, 1.5 * scattered) else "unstructured"
+        at_random = self.sparsity**16  # of 16 weights, all zero
+        in_blocks = self.empty_blocks > max(_MIN_EMPTY_BLOCKS, _ABOVE_RANDOM * at_random)
+        return "blocks" if in_blocks else "unstructured"
 
     def rounded(self, dtype: torch.dtype) -> Weights | str:
         """The same with the weight rounded to another dtype, or why that cannot be."""
@@ -70,31 +71,6 @@ class Weights:
         return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
 
-def require_inference(modules: Mapping[str, nn.Module]) -> None:
-    """ValueError that names the first parameter without data, or with a gradient training is about to use."""
-    for fqn, module in modules.items():
-        for name, parameter in module.named_parameters(prefix=fqn):
-            if is_lazy(parameter):
-                hint = "run the model once first"
-                raise ValueError(f"{name}: expected an initialised parameter, got a lazy one ({hint})")
-            if parameter.is_meta:
-                hint = "load the model first"
-                raise ValueError(f"{name}: expected a parameter with data, got a meta tensor ({hint})")
-            if module.training and parameter.grad is not None:
-                hint = "finish training, then call model.eval()"
-                raise ValueError(f"{name}: expected no gradient, got one in training mode ({hint})")
-
-
-def refusals(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, str]:
-    """fqn -> why the module cannot be replaced, for those that cannot, whatever their weights hold."""
-    owners = _owners(model)
-    found = {}
-    for fqn, module in modules.items():
-        if reason := _refusal(module) or _shared(module, fqn, owners):
-            found[fqn] = reason
-    return found
-
-
 def read(
     module: nn.Module,
     weight_name: str = "weight",
@@ -102,7 +78,7 @@ def read(
     *,
     as_matrix: Callable[[Tensor], Tensor] = lambda weight: weight,
 ) -> Weights | str:
-    """What a module without refusal multiplies by at its next forward, or why no kernel takes that."""
+    """What a module multiplies by at its next forward, or why no kernel takes that."""
     weight, bias = _effective(module, weight_name), _effective(module, bias_name)
     if weight is None:
         return "it has no weight"
@@ -113,8 +89,9 @@ def read(
             return f"it holds a {type(t).__name__} of layout {t.layout}, not a plain tensor"
         if reason := _device_refusal(t.device):
             return f"it is on {t.device}: {reason}"
-        if t.dtype not in _DTYPES:
-            return f"its dtype is {t.dtype}; the kernels take torch.float32, torch.bfloat16 and torch.float16"
+        if t.dtype not in VALUE_DTYPES:
+            *others, last = map(str, VALUE_DTYPES)
+            return f"its dtype is {t.dtype}; the kernels take {', '.join(others)} and {last}"
     if bias is not None and bias.dtype != weight.dtype:
         return f"its weight is {weight.dtype} and its bias {bias.dtype}"
     if not weight.numel():
@@ -134,47 +111,6 @@ def _device_refusal(device: torch.device) -> str | None:
 def class_of(module: nn.Module) -> type[nn.Module]:
     """Its class before parametrizations."""
     return parametrize.type_before_parametrizations(module)
-
-
-def _refusal(module: nn.Module) -> str | None:
-    if "forward" in vars(module):
-        return "its forward has been replaced"
-    if _has_hooks(module):
-        return "it has hooks that a sparse layer would lose"
-    return None
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    before = module._forward_pre_hooks.values()
-    foreign = [hook for hook in before if not isinstance(hook, (prune.BasePruningMethod, HeldMask))]
-    return any((foreign, module._forward_hooks, module._backward_hooks, module._backward_pre_hooks))
-
-
-def _shared(module: nn.Module, fqn: str, owners: Mapping[object, set[str]]) -> str | None:
-    own = {f"{fqn}.{name}".strip(".") for name, _ in module.named_modules()}
-    for name, parameter in module.named_parameters():
-        if others := owners[_memory(parameter)] - own:
-            return f"its {name} is shared with {', '.join(sorted(map(repr, others)))}"
-    return None
-
-
-def _owners(model: nn.Module) -> dict[object, set[str]]:
-    """Memory of a parameter -> fqns of the modules that hold it.
-
-    A module under two names is one owner, under its first name; a parametrization belongs to its module.
-    """
-    owners: defaultdict[object, set[str]] = defaultdict(set)
-    for fqn, module in model.named_modules():
-        owner = f".{fqn}".split(".parametrizations.")[0][1:]
-        for parameter in module.parameters(recurse=False):
-            owners[_memory(parameter)].add(owner)
-    return owners
-
-
-def _memory(t: Tensor) -> object:
-    real = t.device.type in ("cpu", "cuda")
-    plain = type(t) is nn.Parameter and t.layout == torch.strided and real and t.numel()
-    return t.data_ptr() if plain else id(t)
 
 
 @torch.no_grad()

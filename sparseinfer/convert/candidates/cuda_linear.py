@@ -1,4 +1,4 @@
-"""A Linear on a GPU as the planner sees it. Everything but the calls themselves works on any device."""
+"""Candidates for a Linear on a GPU. Everything but the calls themselves works on any device."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparseinfer.convert.cases import MIN_SPARSITY, Call, LinearCase, Maker
-from sparseinfer.convert.cuda_model import (
+from sparseinfer import ops
+from sparseinfer._timing import Call, waited_for
+from sparseinfer.convert.candidates.base import Candidate, Maker
+from sparseinfer.convert.candidates.cuda_model import (
     LAUNCH_US,
     bsr_terms,
     csr_terms,
@@ -21,48 +23,40 @@ from sparseinfer.convert.cuda_model import (
     longest,
     tiled_terms,
 )
-from sparseinfer.convert.weights import Weights
+from sparseinfer.convert.candidates.linear import LinearCandidates
 from sparseinfer.formats.dtypes import DTYPE_NAMES
-from sparseinfer.ops import CUDA_LIMITS, Layout
+from sparseinfer.ops import Layout
 from sparseinfer.ops.cuda import packing as cuda_packing
 from sparseinfer.ops.cuda.blob import offsets
 from sparseinfer.ops.cuda.tiles import TILED
 from sparseinfer.ops.dense import PLAIN, SEMI_STRUCTURED, semi_structured_available
 
-# Blocks are tried where they hold at most so many times the weights that are not zero.
+# Blocks are tried where they hold at most so many times the weights that are not zero. Chosen, not measured:
+# zeros that a pattern of blocks made leave none, scattered ones leave nearly all of a block.
 _BLOCK_FILLING = 1.25
 
-# Sparsities at which a packing of scattered zeros in 16 bits may be fastest: by bytes and instructions.
-HALF_BOUNDS = {"bitmap": (0.2, 0.85), "delta4": (0.6, 0.9), "delta8": (0.8, 1.0), "csr": (0.95, 1.0)}
-
-# Of torch's 2:4 products, in time.
+# How many times faster than dense torch's 2:4 products are. Chosen, not measured: tensor cores do such
+# products at twice the rate, and large ones are commonly reported to gain 1.5 to 1.7.
 _SEMI_STRUCTURED_GAIN = 1.6
 
 
 @dataclass(eq=False)
-class CudaLinearCase(LinearCase):
+class CudaLinearCandidates(LinearCandidates):
     """y = x · Wᵀ + bias on the GPU that the weights are on.
 
-    Candidates are, by sparsity, `bitmap`, `delta4`, `delta8` and `csr`, which for many tokens are written out
-    densely and multiplied by cuBLAS, `bsr` where zeros lie in blocks, and the dense layer, in torch's 2:4
-    form too where the zeros allow it. A weight in float32 is offered `csr` alone. Times hold a launch and the
-    wait for its end.
+    Sparse ones are the layouts `bitmap`, `delta4`, `delta8` and `csr`, as far as the sparsity makes them
+    worth trying, which for many tokens are written out densely and multiplied by cuBLAS; and `bsr` where the
+    zeros lie in blocks. Dense ones are the layer as it is, and torch's 2:4 form where the zeros allow it. For
+    a weight in float32 there is only `csr`. A time is that of a launch and of the wait for its end.
     """
 
-    @property
-    def limits(self) -> tuple[int | None, ...]:
-        return CUDA_LIMITS
+    device = "cuda"
 
     @property
     def kind(self) -> str:
         device = self.weights.weight.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         return f"{super().kind} on {name}"
-
-    @property
-    def min_sparsity(self) -> float:
-        bounds = [(MIN_SPARSITY, 1.0)] if self._is_f32 else HALF_BOUNDS.values()
-        return min(low for low, _ in bounds)
 
     def compact_layout(self) -> Layout:
         """Of those for scattered zeros; they have kernels for any number of tokens."""
@@ -73,21 +67,14 @@ class CudaLinearCase(LinearCase):
 
     @cached_property
     def _scattered(self) -> tuple[Layout, ...]:
-        return scattered_layouts(self.weights)
-
-    @property
-    def _is_f32(self) -> bool:
-        return self.weights.weight.dtype == torch.float32
-
-    @property
-    def _storage(self) -> str:
-        return DTYPE_NAMES[self.weights.weight.dtype]
+        dtype = self.weights.weight.dtype
+        return ops.candidate_layouts("cuda", dtype, dtype, 1, self.weights.sparsity)
 
     @cached_property
     def _blocks(self) -> tuple[Layout, ...]:
         """The largest block that the zeros fit."""
         weight = self.weights.weight
-        if self._is_f32:
+        if weight.dtype == torch.float32:
             return ()
         stored = int(weight.count_nonzero())
         for block in reversed(cuda_packing.BLOCKS):
@@ -95,7 +82,7 @@ class CudaLinearCase(LinearCase):
                 continue
             kept = int(_kept_blocks(weight, block).count_nonzero())
             if kept * block * block <= _BLOCK_FILLING * stored:
-                return (Layout("bsr", self._storage, block, "cuda"),)
+                return (Layout("bsr", DTYPE_NAMES[weight.dtype], block, "cuda"),)
         return ()
 
     def _pack(self, layout: Layout) -> tuple[Tensor, ...]:
@@ -129,36 +116,27 @@ class CudaLinearCase(LinearCase):
         make = super().sparse(layout, tokens)
         return lambda: waited_for(make(), self.weights.weight.device)
 
-    def predict(self, name: str, tokens: int) -> float:
+    def predict(self, candidate: Candidate, tokens: int) -> float:
         """Microseconds on paper, by cuda_model.py."""
-        gpu, (n, k) = gpu_of(self.weights.weight.device), self.weights.weight.shape
-        if name in (PLAIN, SEMI_STRUCTURED):
-            gain = 1.0 if name == PLAIN else _SEMI_STRUCTURED_GAIN
+        gpu, weight = gpu_of(self.weights.weight.device), self.weights.weight
+        n, k = weight.shape
+        if isinstance(candidate, str):
+            gain = _SEMI_STRUCTURED_GAIN if candidate == SEMI_STRUCTURED else 1.0
             dense = dense_terms(gpu, self.dense_weights.weight.dtype, n, k, tokens)
             return LAUNCH_US + longest(dense) / gain
-        scattered = (Layout(packing, self._storage, device="cuda") for packing in ("csr", *TILED))
-        layout = next(layout for layout in (*scattered, *self._blocks) if str(layout) == name)
-        (packed,) = self.packed(layout)
-        kernel, nbytes = layout.kernel(tokens), packed.nbytes
-        if kernel.startswith("decompress"):
-            return 2 * LAUNCH_US + decompress_us(gpu, n, k, tokens, nbytes)
-        stored = cuda_packing.describe(packed).nnz
-        if layout.packing == "bsr":
-            terms = bsr_terms(gpu, n, k, tokens, stored, nbytes)
-        elif layout.packing == "csr":
-            terms = csr_terms(gpu, self.weights.weight.dtype, n, k, tokens, stored, nbytes)
+        (packed,) = self.packed(candidate)
+        kernel = candidate.row(tokens)
+        if kernel.op == "decompress":
+            return 2 * LAUNCH_US + decompress_us(gpu, n, k, tokens, packed.nbytes)
+        if candidate.packing in TILED:
+            tile = kernel.tile_tokens
+            terms = tiled_terms(gpu, candidate.packing, tile, n, k, tokens, packed.nbytes)
+        elif candidate.packing == "bsr":
+            terms = bsr_terms(gpu, n, k, tokens, cuda_packing.describe(packed).nnz, packed.nbytes)
         else:
-            tile = int(kernel.rsplit("_t", 1)[1])
-            terms = tiled_terms(gpu, layout.packing, tile, n, k, tokens, nbytes)
+            stored = cuda_packing.describe(packed).nnz
+            terms = csr_terms(gpu, weight.dtype, n, k, tokens, stored, packed.nbytes)
         return LAUNCH_US + longest(terms)
-
-
-def scattered_layouts(weights: Weights) -> tuple[Layout, ...]:
-    """Those for zeros anywhere that may win at the sparsity of these weights; at least one."""
-    storage = DTYPE_NAMES[weights.weight.dtype]
-    fit = [name for name, (low, high) in HALF_BOUNDS.items() if low <= weights.sparsity <= high]
-    packings = ["csr"] if storage == "f32" else fit or ["bitmap"]
-    return tuple(Layout(packing, storage, device="cuda") for packing in packings)
 
 
 def _blocked(weight: Tensor, block: int) -> Tensor:
@@ -178,13 +156,3 @@ def _packed_blocks(weight: Tensor, block: int) -> Tensor:
     return cuda_packing.pack_bsr(
         _blocked(weight, block)[kept], offsets(kept.sum(1)), kept.nonzero()[:, 1], shape
     )
-
-
-def waited_for(call: Call, device: torch.device) -> Call:
-    """The call and the wait for its end."""
-
-    def run() -> None:
-        call()
-        torch.cuda.synchronize(device)
-
-    return run

@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from sparseinfer.formats.dtypes import DTYPE_NAMES
 from sparseinfer.ops import Layout
 from sparseinfer.ops.cuda.tiles import piece_count
 
 # Microseconds per call by name of what takes them.
 Terms = Mapping[str, float]
 
-# Of a call outside a CUDA graph, as the planner times them.
+# Of a call outside a CUDA graph, as the planner times them: an estimate, not measured.
 LAUNCH_US = 5.0
 
 # Per clock and multiprocessor, of 8.0 and 9.0 (CUDA C++ Programming Guide, "Compute Capabilities"): one
@@ -70,14 +71,14 @@ def gpu_of(device: torch.device) -> Gpu:
     """The GPU of a device; an unlisted one is so many multiprocessors of an A100, and no GPU is an H100."""
     if device.type != "cuda":
         return H100
-    found = torch.cuda.get_device_properties(device)
-    known = next((gpu for gpu in GPUS if gpu.name in found.name), None)
-    if known is not None:
-        return known
-    scale = found.multi_processor_count / A100.multiprocessors
+    properties = torch.cuda.get_device_properties(device)
+    listed = next((gpu for gpu in GPUS if gpu.name in properties.name), None)
+    if listed is not None:
+        return listed
+    scale = properties.multi_processor_count / A100.multiprocessors
     rates = ("hbm", "l2", "dense", "dense_f32", "mma")
     scaled = {rate: scale * getattr(A100, rate) for rate in rates}
-    return replace(A100, name=found.name, multiprocessors=found.multi_processor_count, **scaled)
+    return replace(A100, name=properties.name, multiprocessors=properties.multi_processor_count, **scaled)
 
 
 @dataclass(frozen=True)
@@ -197,11 +198,11 @@ def tiled_terms(
 
 
 def _instructions(packing: str, tile: int, pairs: float, stream_bytes: float) -> Instructions:
-    found = _DECODERS[packing].instructions(tile, pairs, stream_bytes)
+    decoding = _DECODERS[packing].instructions(tile, pairs, stream_bytes)
     if 0 < pairs <= FEW_PAIRS:
         issued, alu = _CLEARED_PAIR
-        return Instructions(found.issued + pairs * issued, found.alu + pairs * alu)
-    return found
+        return Instructions(decoding.issued + pairs * issued, decoding.alu + pairs * alu)
+    return decoding
 
 
 def _blocks(gpu: Gpu, n: int) -> tuple[int, int]:
@@ -228,13 +229,13 @@ def dense_terms(gpu: Gpu, dtype: torch.dtype, n: int, k: int, m: int) -> Terms:
 
 # Multiply-adds per clock and multiprocessor: three quarters of the bounds in csrc/cuda/simt/csr_tile.cu.
 _CSR = {2: 35, 4: 24}
-_CSR_TOKENS = {2: 64, 4: 32}
 
 
 def csr_terms(gpu: Gpu, dtype: torch.dtype, n: int, k: int, m: int, nnz: int, nbytes: int) -> Terms:
     """Of spmm_csr: W, x and y once, and multiply-adds that shared memory feeds."""
-    size = dtype.itemsize
-    at_once = 1 if m <= Layout("csr", device="cuda").row(1).max_tokens else _CSR_TOKENS[size]
+    size, layout = dtype.itemsize, Layout("csr", DTYPE_NAMES[dtype], device="cuda")
+    # Tokens are rounded up to a tile, but for the kernel that is for few.
+    at_once = 1 if m <= layout.row(1).max_tokens else layout.row(m).tile_tokens
     tokens = -(-m // at_once) * at_once
     return {
         "HBM": (nbytes + size * m * (n + k)) / gpu.hbm,
@@ -242,11 +243,12 @@ def csr_terms(gpu: Gpu, dtype: torch.dtype, n: int, k: int, m: int, nnz: int, nb
     }
 
 
+# The rate of spmm_bsr over that of a large dense product: an estimate, not measured.
 _BSR_OF_DENSE = 0.6
 
 
 def bsr_terms(gpu: Gpu, n: int, k: int, m: int, stored: int, nbytes: int) -> Terms:
-    """Of spmm_bsr with so many weights in blocks, at 0.6 of the rate of dense products."""
+    """Of spmm_bsr with so many weights in blocks."""
     return {
         "HBM": (nbytes + 2 * m * (n + k)) / gpu.hbm,
         "tensor cores": 2 * m * stored / (_BSR_OF_DENSE * gpu.dense),

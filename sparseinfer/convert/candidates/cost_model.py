@@ -1,4 +1,4 @@
-"""Predicted times, for convert(measure=False) and for what the time budget does not reach.
+"""Predicted times on a CPU, for convert(measure=False) and for what the time budget does not reach.
 
 One number per candidate, token count and sparsity: nanoseconds per thousand multiply-adds of the dense layer,
 fitted by bench/fit_cost_model.py on the machine that cost_model.json names. Times of another machine differ,
@@ -15,7 +15,8 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-# A call itself, and what each thread after the first adds to the speed.
+# Microseconds of a call itself, which bench/fit_cost_model.py takes off what it fits; and what each thread
+# after the first adds to the speed. Both chosen, not measured: dense and sparse are charged alike.
 CALL_US = 5.0
 THREAD_GAIN = 0.8
 
@@ -23,7 +24,7 @@ THREAD_GAIN = 0.8
 def predict(kind: str, name: str, work: float, sparsity: float, tokens: int, isa: str, threads: int) -> float:
     """Microseconds of one candidate; infinity if nothing like it was ever measured.
 
-    kind   as in `Case`; name: of a dense way or a layout; work: n · k
+    kind   as in `Candidates`; name: of a dense way or a layout; work: n · k
 
     A convolution counts as the product that it is: what gathering x costs it is left out on both sides.
     """

@@ -10,13 +10,13 @@ from cuda_native import pretend_to_be_a_gpu
 from generators import block_weight, values, weight
 from torch import Tensor, nn
 
-from sparseinfer.convert import cuda_conv_case
-from sparseinfer.convert.cases import Call
-from sparseinfer.convert.cuda_conv_case import CHANNELS_LAST, CudaConvCase
-from sparseinfer.convert.measure import Timer
-from sparseinfer.convert.planner import Plan, plan
-from sparseinfer.convert.recording import record
-from sparseinfer.convert.weights import Weights
+from sparseinfer._timing import Call
+from sparseinfer.convert.candidates import cuda_conv
+from sparseinfer.convert.candidates.cuda_conv import CHANNELS_LAST, CudaConvCandidates
+from sparseinfer.convert.plan import Plan, plan
+from sparseinfer.convert.survey.recording import record
+from sparseinfer.convert.survey.weights import Weights
+from sparseinfer.convert.timing.timer import Timer
 from sparseinfer.ops import Layout
 from sparseinfer.ops.cuda import packing as cuda_packing
 from sparseinfer.ops.dense import PLAIN
@@ -25,15 +25,15 @@ BF16 = torch.bfloat16
 CSR = Layout("csr", "f32", device="cuda")
 
 
-def case(conv: Any, matrix: Tensor, x: tuple[int, ...], channels_last: bool = False) -> CudaConvCase:
+def case(conv: Any, matrix: Tensor, x: tuple[int, ...], channels_last: bool = False) -> CudaConvCandidates:
     conv.weight = nn.Parameter(matrix.reshape(conv.weight.shape))
     conv.to(matrix.dtype)
     weights = Weights(matrix, None if conv.bias is None else conv.bias.detach())
     pixels = conv(torch.zeros(x, dtype=matrix.dtype)).numel() // conv.out_channels
-    return CudaConvCase(weights, weights, conv, {pixels: x}, channels_last)
+    return CudaConvCandidates(weights, weights, conv, {pixels: x}, channels_last)
 
 
-def planned(found: CudaConvCase) -> Plan:
+def planned(found: CudaConvCandidates) -> Plan:
     return plan(found, list(found.shapes), Timer(measure=False), 1.0)
 
 
@@ -58,8 +58,8 @@ def test_unfolding_costs() -> None:
     nine = case(nn.Conv2d(64, 64, 3, padding=1), weight("random", 64, 576, 0.9), (4, 64, 16, 16))
     (tokens,) = one.shapes
     assert one.predict(PLAIN, tokens) == nine.predict(CHANNELS_LAST, tokens)
-    linear = one._products[0].predict(str(CSR), tokens)
-    assert nine.predict(str(CSR), tokens) == one.predict(str(CSR), tokens) > linear
+    linear = one._by_group[0].predict(CSR, tokens)
+    assert nine.predict(CSR, tokens) == one.predict(CSR, tokens) > linear
 
 
 def test_every_group_has_its_packing() -> None:
@@ -85,7 +85,7 @@ def test_blocks_have_to_fit_every_group() -> None:
         "delta8",
     ]  # 82 % of zeros together
     for one in found.layouts(64):
-        assert 0 < found.predict(str(one), 64) < float("inf")
+        assert 0 < found.predict(one, 64) < float("inf")
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -97,7 +97,7 @@ def test_every_way_computes_the_convolution(monkeypatch: pytest.MonkeyPatch, las
         waited_for.append(device)
         return call
 
-    monkeypatch.setattr(cuda_conv_case, "waited_for", called)
+    monkeypatch.setattr(cuda_conv, "waited_for", called)
     conv = nn.Conv2d(4, 8, 3, padding=1)
     conv.bias = nn.Parameter(values(8, integer=True))
     found = case(conv, weight("random", 8, 36, 0.8, integer=True), (2, 4, 6, 5), last)

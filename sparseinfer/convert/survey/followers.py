@@ -1,4 +1,4 @@
-"""What the layer before it can do by itself: activations, and batch norms on request."""
+"""What follows a layer and can be done by it: an activation, and a batch norm on request."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparseinfer.convert.chains import chains, join_
-from sparseinfer.convert.recording import Recording
-from sparseinfer.convert.weights import Weights, class_of
+from sparseinfer.convert.survey.chains import chains_in
+from sparseinfer.convert.survey.recording import Recording
+from sparseinfer.convert.survey.weights import Weights, class_of
 from sparseinfer.modules.activations import activation_name
-from sparseinfer.modules.chain import CHAINING, affine_of
-from sparseinfer.modules.owned import may_take
+from sparseinfer.modules.chain import affine_of
 from sparseinfer.modules.unwatched import is_unwatched
 
 # The batch norm whose channels are those of the layer, and the dimensions of an input for which they are.
@@ -47,28 +46,14 @@ def followers(
             return True
         return fuse and isinstance(first, nn.Module) and activation_name(then) != "none"
 
-    found: dict[nn.Module, Followers] = {}
+    by_layer: dict[nn.Module, Followers] = {}
     for module in model.modules():
-        for first, *rest in chains(module, joins):
-            norm = rest[0] if _foldable(first, rest[0], recording) and fold else None
+        for layer, *rest in chains_in(module, joins).steps:
+            norm = rest[0] if fold and _foldable(layer, rest[0], recording) else None
             last = rest[0] if norm is None else rest[1] if len(rest) > 1 else None
             name = "none" if last is None else activation_name(last)
-            found.setdefault(first, Followers(norm, name))
-    return found
-
-
-def join_all_(model: nn.Module, *, fuse: bool) -> None:
-    """Let every module of a converted model hand what its layers compute to what follows, in one call."""
-
-    def joins(first: Any, then: Any) -> bool:
-        if then is None:
-            return fuse and may_take(first)
-        if type(first) in CHAINING:
-            return first.__dict__.get("batch_norm") is then or (fuse and activation_name(then) != "none")
-        return fuse and type(first) in (nn.BatchNorm1d, nn.BatchNorm2d) and activation_name(then) != "none"
-
-    for module in model.modules():
-        join_(module, joins)
+            by_layer.setdefault(layer, Followers(norm, name))
+    return by_layer
 
 
 def folded(weights: Weights, batch_norm: nn.Module) -> Weights:
