@@ -82,8 +82,8 @@ def includes(path: Path) -> list[str]:
 
 
 def test_native_layers_only_point_down() -> None:
-    """bindings -> core -> include; cpu and cuda -> include and themselves."""
-    for folder in ("cpu", "cuda"):
+    """bindings -> core and packings -> include; cpu, cuda and packings -> include and themselves."""
+    for folder in ("cpu", "cuda", "packings"):
         for path in (CSRC / folder).rglob("*.*"):
             assert all(i.startswith((f"{folder}/", "sparseinfer/")) for i in includes(path)), path
     for path in (CSRC / "include").rglob("*.h"):
