@@ -18,7 +18,7 @@ constexpr int64_t kPassTokens = 64;  // passes are cut at multiples of the wides
 // Below this many multiply-adds a parallel region (5-12 us) costs more than a second core saves.
 constexpr double kSerialWork = 1.0e6;
 
-// The same for copying x, in elements.
+// The same for copying x, in elements; chosen, not measured.
 constexpr int64_t kSerialPrepare = int64_t{1} << 16;
 
 // There are two ways to share work. Threads may split the rows of W over one repacked x, which is written to and read
@@ -101,10 +101,10 @@ void run_splits(const SpmmKernel& kernel, const SpmmArgs& args, const std::vecto
     const int64_t first = split;
     split = stop;
     if (part.y == nullptr) continue;
-    SpmmArgs own = args;
-    own.y = before(part.y, (part.row - args.first_token * part.rows) * dtype_bytes(args.dtype));
-    own.ldy = part.rows;
-    kernel.run(own, first, stop, scratch);
+    SpmmArgs part_args = args;
+    part_args.y = before(part.y, (part.row - args.first_token * part.rows) * dtype_bytes(args.dtype));
+    part_args.ldy = part.rows;
+    kernel.run(part_args, first, stop, scratch);
   }
 }
 
@@ -141,11 +141,11 @@ void run_passes(int64_t begin, int64_t end, void* ctx) {
 }
 
 // How many passes the threads share, each from beginning to end: none, or the same number for every thread.
-int64_t own_passes(const SpmmKernel& kernel, const SpmmArgs& args, int64_t pass_bytes, Spread spread) {
+int64_t passes_of_threads(const SpmmKernel& kernel, const SpmmArgs& args, int64_t pass_bytes, Spread spread) {
   const bool cut_alike = kernel.tile_tokens > 0 && kPassTokens % kernel.tile_tokens == 0;
   if (!cut_alike || pass_bytes > kMaxOwnWorkspace) return 0;
-  const int64_t ranges = num_ranges(spread), each = args.m / kPassTokens / ranges;
-  return each >= (args.conv != nullptr ? kOwnTilesConv : kOwnTiles) ? each * ranges : 0;
+  const int64_t ranges = num_ranges(spread), per_range = args.m / kPassTokens / ranges;
+  return per_range >= (args.conv != nullptr ? kOwnTilesConv : kOwnTiles) ? per_range * ranges : 0;
 }
 
 }  // namespace
@@ -163,15 +163,15 @@ void run_spmm(const SpmmKernel& kernel, const SpmmArgs& call, Spread spread, con
 
   const int64_t pass_bytes =
       std::max<int64_t>(1, kernel.workspace_bytes(tokens_of(call, 0, std::min(tokens, kPassTokens))));
-  const int64_t own = own_passes(kernel, call, pass_bytes, spread);
-  if (own > 0) {
+  const int64_t thread_passes = passes_of_threads(kernel, call, pass_bytes, spread);
+  if (thread_passes > 0) {
     Region region{&kernel, &call, &parts};
-    parallel_for(own, spread, run_passes, &region);
+    parallel_for(thread_passes, spread, run_passes, &region);
     if (region.out_of_memory) throw std::bad_alloc();
   }
 
   const int64_t pass = kPassTokens * std::max<int64_t>(1, kMaxWorkspace / pass_bytes);
-  for (int64_t done = own * kPassTokens; done < tokens; done += pass) {
+  for (int64_t done = thread_passes * kPassTokens; done < tokens; done += pass) {
     SpmmArgs args = tokens_of(call, done, std::min(pass, tokens - done));
     args.workspace = thread_scratch(ScratchSlot::kWorkspace, kernel.workspace_bytes(args));
     Region region{&kernel, &args, &parts};

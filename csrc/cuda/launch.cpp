@@ -112,10 +112,10 @@ void check(const Kernel& kernel, const Args& a, DType x_dtype) {
 
 const Device& device_of(int index) {
   static std::mutex lock;
-  static std::map<int, Device> known;
+  static std::map<int, Device> devices;
   const std::lock_guard<std::mutex> guard(lock);
-  const auto found = known.find(index);
-  return found != known.end() ? found->second : known.emplace(index, read_device(index)).first->second;
+  const auto at = devices.find(index);
+  return at != devices.end() ? at->second : devices.emplace(index, read_device(index)).first->second;
 }
 
 bool runs_on(const Kernel& kernel, const Device& device) {

@@ -4,15 +4,10 @@
 //   rows     uint64 [rows of the split][mask_words(k)]: bit c of word i, column 64 i + c is stored; 0 behind column k
 //   values   payloads, row by row, ascending columns
 //   counts, offsets   unused
-#include <algorithm>
-
 #include "packings/packing.h"
 
 namespace sparseinfer {
 namespace {
-
-int64_t panel(const PackingHeader& h) { return std::max<int64_t>(1, h.k); }
-int64_t row_multiple(int64_t) { return 1; }
 
 template <class Payload>
 void pack_split(const PackingHeader& h, const SparseView& w, int64_t begin, int64_t end, SplitStreams& out) {
@@ -31,7 +26,7 @@ void pack_split(const PackingHeader& h, const SparseView& w, int64_t begin, int6
   if (stored > 0) std::memcpy(to, from, static_cast<size_t>(stored) * sizeof(Payload));
 }
 
-void check_header(const PackingHeader& h) { require(h.panel == panel(h), "header"); }
+void check_header(const PackingHeader& h) { require(h.panel == all_columns(h), "header"); }
 
 int64_t check_cell(const PackingHeader& h, int64_t rows, int64_t width, CellReader& cell) {
   const int64_t words = mask_words(width);
@@ -63,8 +58,8 @@ void visit(const PackingHeader& h, const CellPlace& place, RowSink<Payload>& sin
 constexpr CellPacking kCells = [] {
   CellPacking cells;
   cells.row_bytes = 8;
-  cells.panel = panel;
-  cells.widest_panel = panel;
+  cells.panel = all_columns;
+  cells.widest_panel = all_columns;
   cells.pack_split[0] = pack_split<uint32_t>;
   cells.pack_split[1] = pack_split<uint16_t>;
   cells.check_header = check_header;
@@ -78,7 +73,6 @@ constexpr Packing bitmap_packing = [] {
   Packing packing;
   packing.format = "csr";
   packing.min_rows = 32;
-  packing.row_multiple = row_multiple;
   packing.cells = &kCells;
   packing.pack = pack_cells;
   packing.check = check_cells;

@@ -9,8 +9,6 @@
 namespace sparseinfer {
 namespace {
 
-int64_t row_multiple(int64_t) { return 1; }
-
 Blob pack_csr(const Packing&, const PackInput& input) {
   const SparseView& w = input.w;
   PackingHeader h = input.h;
@@ -51,7 +49,6 @@ void unpack_csr(const PackingHeader& h, int64_t* crow, int32_t* col, void* value
 constexpr Packing csr_packing = [] {
   Packing packing;
   packing.format = "csr";
-  packing.row_multiple = row_multiple;
   packing.pack = pack_csr;
   packing.check = check;
   packing.unpack[0] = unpack_csr<uint32_t>;

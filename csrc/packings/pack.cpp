@@ -26,7 +26,7 @@ std::vector<int64_t> row_bounds(const SparseView& w, const Packing& packing, int
   std::vector<int64_t> work(static_cast<size_t>((w.n + multiple - 1) / multiple));
   for (size_t g = 0; g < work.size(); ++g) {
     const int64_t begin = static_cast<int64_t>(g) * multiple, end = std::min(w.n, begin + multiple);
-    work[g] = 8 * multiple;  // a row costs its epilogue even when it is empty
+    work[g] = 8 * multiple;  // a row costs its epilogue even when it is empty; 8: chosen, not measured
     for (int64_t r = begin; r < end; ++r) work[g] += w.crow[r / w.block_rows + 1] - w.crow[r / w.block_rows];
   }
   std::vector<int64_t> bounds =

@@ -14,10 +14,6 @@
 namespace sparseinfer {
 namespace {
 
-// Measured on Zen 4. x[128 columns][64 tokens] of fp32 and the streams share an L1 of 32 KB. In pairs two loads of x
-// feed four multiplies, and fewer, longer lists are worth more than an L1 that holds them.
-int64_t panel(const PackingHeader& h) { return h.storage == Storage::kBF16 ? 384 : 128; }
-int64_t widest_panel(const PackingHeader&) { return kMaxPanel; }
 int64_t row_multiple(int64_t) { return kGroupRows; }
 
 template <class Payload>
@@ -130,8 +126,8 @@ constexpr CellPacking kCells = [] {
   CellPacking cells;
   cells.count_bytes = sizeof(PatternCounts);
   cells.offset_bytes = 2;
-  cells.panel = panel;
-  cells.widest_panel = widest_panel;
+  cells.panel = l1_panel;
+  cells.widest_panel = widest_l1_panel;
   cells.pack_split[0] = pack_split<uint32_t>;
   cells.pack_split[1] = pack_split<uint16_t>;
   cells.check_cell = check_cell;

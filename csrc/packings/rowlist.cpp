@@ -13,11 +13,6 @@
 namespace sparseinfer {
 namespace {
 
-// As rowgroup.
-int64_t panel(const PackingHeader& h) { return h.storage == Storage::kBF16 ? 384 : 128; }
-int64_t widest_panel(const PackingHeader&) { return kMaxPanel; }
-int64_t row_multiple(int64_t) { return 1; }
-
 template <class Payload>
 void pack_split(const PackingHeader& h, const SparseView& w, int64_t begin, int64_t end, SplitStreams& out) {
   const size_t count = static_cast<size_t>(end - begin);
@@ -115,8 +110,8 @@ constexpr CellPacking kCells = [] {
   cells.count_bytes = sizeof(Run);
   cells.row_bytes = 2;
   cells.offset_bytes = 2;
-  cells.panel = panel;
-  cells.widest_panel = widest_panel;
+  cells.panel = l1_panel;
+  cells.widest_panel = widest_l1_panel;
   cells.pack_split[0] = pack_split<uint32_t>;
   cells.pack_split[1] = pack_split<uint16_t>;
   cells.check_cell = check_cell;
@@ -129,7 +124,6 @@ constexpr Packing rowlist_packing = [] {
   Packing packing;
   packing.format = "csr";
   packing.min_rows = 128;  // more rows in a split mean longer runs of equal length
-  packing.row_multiple = row_multiple;
   packing.cells = &kCells;
   packing.pack = pack_cells;
   packing.check = check_cells;

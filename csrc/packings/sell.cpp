@@ -17,7 +17,6 @@
 namespace sparseinfer {
 namespace {
 
-int64_t panel(const PackingHeader& h) { return std::max<int64_t>(1, h.k); }
 int64_t row_multiple(int64_t) { return kSliceRows; }
 
 // Windows of 64 fp32 take four registers to load: where they move on every second step, whole cache lines pay more than
@@ -87,7 +86,7 @@ void pack_split(const PackingHeader& h, const SparseView& w, int64_t begin, int6
 
 // The window and the steps under which sell is expected to be fastest, from a sample of the rows.
 void choose_window(const SparseView& w, Isa isa, PackingHeader& h) {
-  constexpr int64_t kSamples = 8;
+  constexpr int64_t kSamples = 8;  // slices looked at; chosen, not measured
 
   const bool pairs = h.storage == Storage::kBF16;
   double best = std::numeric_limits<double>::infinity();
@@ -117,7 +116,7 @@ void choose_window(const SparseView& w, Isa isa, PackingHeader& h) {
 }
 
 void check_header(const PackingHeader& h) {
-  require(h.panel == panel(h), "header");
+  require(h.panel == all_columns(h), "header");
   require(window_is_valid(h.window) && steps_is_valid(h.steps), "header");
 }
 
@@ -166,8 +165,8 @@ constexpr CellPacking kCells = [] {
   CellPacking cells;
   cells.count_bytes = 4;
   cells.row_bytes = 4;
-  cells.panel = panel;
-  cells.widest_panel = panel;
+  cells.panel = all_columns;
+  cells.widest_panel = all_columns;
   cells.choose = choose_window;
   cells.pack_split[0] = pack_split<uint32_t>;
   cells.pack_split[1] = pack_split<uint16_t>;

@@ -47,7 +47,7 @@ struct Tested {
     return {DType::kF32, DType::kBF16, DType::kF16};
   }
   bool takes(const Problem& p) const {
-    if (kind != PackingKind::kBsr) return p.block_rows * p.block_cols == 1;
+    if (packing_format(kind) == std::string("csr")) return p.block_rows * p.block_cols == 1;
     return p.block_cols % columns_per_step(storage) == 0;
   }
 };
