@@ -27,6 +27,7 @@ LAYERS = {
     "ops": 3,
     "modules": 4,
     "_machine": 4,
+    "_packages": 4,
     "_progress": 4,
     "_running": 4,
     "_select": 4,
@@ -36,9 +37,10 @@ LAYERS = {
     "convert": 5,
     "bench": 6,
     "hub": 6,
-    "cli": 7,
-    "__main__": 8,
-    "__init__": 8,
+    "demo": 7,
+    "cli": 8,
+    "__main__": 9,
+    "__init__": 9,
 }
 
 

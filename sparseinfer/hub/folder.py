@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseinfer.bench import packages
+from sparseinfer import _packages
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def load(folder: Path) -> Checkpoint:
     ValueError: not a folder, one that transformers cannot load a model and a tokenizer from, or one that
     lacks weights. RuntimeError: transformers is missing.
     """
-    transformers = packages.transformers("prune", "demo")
+    transformers = _packages.transformers("prune", "demo")
     if not folder.is_dir():
         raise ValueError(f"model: expected a folder, got {str(folder)!r} (there is none)")
     if not (folder / "config.json").is_file():

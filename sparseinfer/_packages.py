@@ -1,4 +1,4 @@
-"""Packages that only the demo and the whole-model benchmark need."""
+"""Optional packages, imported when they are first needed; an error says how to install a missing one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def transformers(asker: str, extra: str) -> Any:
-    """The module, told to fetch nothing and to print no reports. RuntimeError if it is missing."""
+    """The module, told to fetch nothing and to print no reports. RuntimeError, as `missing`, without it."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     try:
         import transformers
@@ -20,6 +20,6 @@ def transformers(asker: str, extra: str) -> Any:
 
 
 def missing(asker: str, package: str, extra: str) -> RuntimeError:
-    """`asker` is what wants it, `extra` the one of this package that installs it."""
+    """The error to raise: `asker` needs the package, and `pip install 'sparseinfer[extra]'` installs it."""
     hint = f"pip install 'sparseinfer[{extra}]'"
     return RuntimeError(f"{asker}: expected the package {package}, got none ({hint})")
