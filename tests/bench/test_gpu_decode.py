@@ -1,20 +1,17 @@
-"""bench/gpu_decode.py and bench/decoder.py without a GPU: the steps that a graph replays, on small models."""
+"""gpu_decode.py and decoder.py of bench/gpu without a GPU: steps of small models, as a graph replays them."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
+import decoder
+import gpu_decode
 import pytest
 import torch
 from cuda_helpers import ROOT
 
 import sparseinfer as si
-
-sys.path.insert(0, str(ROOT / "bench"))
-
-import decoder
-import gpu_decode
 
 LENGTH = 12
 CONFIG = decoder.Config(2, 32, 4, 2, 48, 50)
@@ -86,7 +83,7 @@ def test_dense_layouts_agree(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_dry_run_predicts_every_model() -> None:
     ran = subprocess.run(
-        [sys.executable, str(ROOT / "bench/gpu_decode.py"), "--dry-run", "--batch", "1"],
+        [sys.executable, str(ROOT / "bench/gpu/gpu_decode.py"), "--dry-run", "--batch", "1"],
         check=True,
         capture_output=True,
         text=True,

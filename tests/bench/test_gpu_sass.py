@@ -1,19 +1,15 @@
-"""The parser and the rules of bench/gpu_sass.py, on machine code written by hand."""
+"""The parser and the rules of bench/gpu/gpu_sass.py, on machine code written by hand."""
 
 from __future__ import annotations
 
 import re
-import sys
 from itertools import count
 
-import pytest
-from cuda_helpers import ROOT
-
-sys.path.insert(0, str(ROOT / "bench"))
-
 import gpu_model
+import pytest
 import sass
 import sass_counts
+from cuda_helpers import ROOT
 
 from sparseinfer.convert import cuda_model
 

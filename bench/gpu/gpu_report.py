@@ -1,8 +1,8 @@
 """Checks every CUDA kernel on this machine's GPU, then times them: one call, less than 8 minutes.
 
-    python bench/gpu_report.py --json bench/results/gpu_h100.json
-    python bench/gpu_report.py --dry-run                       what would be done; needs no GPU
-    compute-sanitizer --tool memcheck python bench/gpu_report.py --check-only
+    python bench/gpu/gpu_report.py --json bench/results/gpu_h100.json
+    python bench/gpu/gpu_report.py --dry-run                       what would be done; needs no GPU
+    compute-sanitizer --tool memcheck python bench/gpu/gpu_report.py --check-only
 
 Run it from the checkout. Where the native modules are not installed it builds them, which needs nvcc, cmake
 and pybind11. Every launch is compared with fp64, its output poisoned before. Then all candidates of a product
@@ -31,7 +31,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build-cuda"
 console = Console(width=160)
 

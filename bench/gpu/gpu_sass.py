@@ -1,7 +1,7 @@
 """Instructions per weight of the tiled CUDA kernels, counted in their machine code: needs no GPU.
 
     make cuda-build
-    python bench/gpu_sass.py --json bench/results/gpu_sass.json
+    python bench/gpu/gpu_sass.py --json bench/results/gpu_sass.json
 
 Per weight means per weight of the dense matrix: of a tile of 64 x 64 a lane has 128. sass_counts.py says what
 is counted, and how often. Of bfloat16 alone: float16 has the same kernels but for the type of the product.

@@ -1,8 +1,8 @@
 """Times of the tiled kernels on paper, by sparseinfer/convert/cuda_model.py, beside measured ones.
 
-    python bench/gpu_model.py --json bench/results/gpu_model.json          needs no GPU
-    python bench/gpu_model.py --gpu A100
-    python bench/gpu_model.py --measured bench/results/gpu_h100.json       a report of gpu_report.py
+    python bench/gpu/gpu_model.py --json bench/results/gpu_model.json          needs no GPU
+    python bench/gpu/gpu_model.py --gpu A100
+    python bench/gpu/gpu_model.py --measured bench/results/gpu_h100.json       a report of gpu_report.py
 
 Bytes come from the real packers: some rows of tiles of random zeros, with as many tiles in a piece as the
 shape has, and scaled. Instructions come from the machine code, by bench/results/gpu_sass.json; where a kernel
@@ -41,7 +41,7 @@ from sparseinfer.convert.cuda_model import (
 from sparseinfer.ops import Layout, cuda_packing
 from sparseinfer.ops.cuda_tiles import TILED, piece_count
 
-SASS = Path(__file__).parent / "results/gpu_sass.json"
+SASS = Path(__file__).parents[1] / "results/gpu_sass.json"
 SHAPES = ((4096, 4096), (11008, 4096), (28672, 8192))
 TOKENS = (1, 8, 16, 64)
 SPARSITIES = (0.5, 0.7, 0.8, 0.9)
