@@ -1,4 +1,4 @@
-"""What the commands share: types of arguments, where output goes, and the progress bar."""
+"""What the commands share: types of values, where output goes, and the progress bar."""
 
 from __future__ import annotations
 
@@ -14,15 +14,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 # What `add_subparsers` returns: every command adds its own parser.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
-SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
 # Wide enough for every table where the output is a file, which has no width of its own.
 _FILE_WIDTH = 132
 
 
-def add_measurement(parser: argparse.ArgumentParser, *, budget: float, budget_help: str) -> None:
-    """The options of every command that measures."""
-    parser.add_argument("--sparsity", type=float, nargs="+", default=SPARSITIES, metavar="S")
-    parser.add_argument("--budget", type=float, default=budget, metavar="SECONDS", help=budget_help)
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """The option of every command that measures."""
     parser.add_argument("--json", type=output, metavar="FILE", help="write results and machine")
 
 
