@@ -14,7 +14,11 @@ from sparseinfer._native import core, cuda_module
 
 @dataclass(frozen=True)
 class CudaKernel:
-    """One row of csrc/cuda/kernels.inc; `arch` is "simt", "sm80" or "sm90". max_tokens 0: no limit."""
+    """One row of csrc/cuda/kernels.inc; `arch` is "simt", "sm80" or "sm90".
+
+    A launch of more than `most_tokens` is refused (0: any number). min_tokens to max_tokens (0: no limit) and
+    min_sparsity to max_sparsity are the calls and the weights it is meant for.
+    """
 
     name: str
     op: str
@@ -23,7 +27,13 @@ class CudaKernel:
     tile: str
     arch: str
     block: int
-    max_tokens: int
+    most_tokens: int
+    tile_tokens: int = 0
+    panel: int = 0
+    min_tokens: int = 1
+    max_tokens: int = 0
+    min_sparsity: float = 0.0
+    max_sparsity: float = 1.0
 
     @property
     def base_name(self) -> str:
