@@ -15,7 +15,7 @@ SHAPE = (3072, 768)
 BLOCK = (16, 16)
 SPARSITY = 0.8
 # Every layout of float32 by its format; for one token none is left out.
-LAYOUTS = {row.layout: row.format for row in kernel_rows(torch.float32, 1, ops.active_isa(), BLOCK)}
+LAYOUTS = {row.layout: row.kernel.format for row in kernel_rows(torch.float32, 1, ops.active_isa(), BLOCK)}
 
 
 def made(fmt: str) -> CSR | BSR:

@@ -66,21 +66,20 @@ def _kernels(
         packed: dict[ops.Layout, Tensor] = {}
         for row in kernel_rows(weight.dtype, tokens, isa, block):
             if row.layout not in packed:
-                packed[row.layout] = row.layout.pack(formats[row.format], isa=isa)
+                packed[row.layout] = row.layout.pack(formats[row.kernel.format], isa=isa)
             yield _kernel(row, packed[row.layout], bias)
 
 
 def _kernel(row: KernelRow, packed: Tensor, bias: Tensor) -> Candidate:
     info = ops.describe(packed)
-    plan = ops.format_plan((ops.Bucket(None, 0, row.kernel),))
+    plan = ops.format_plan((ops.Bucket(None, 0, row.kernel.name),))
 
     def make() -> Runner:
         blob = packed.clone()
         return lambda x: ops.linear(x, [blob], bias, info.n, plan, "none")
 
-    name = f"{row.kernel} p{row.layout.panel}" if row.layout.panel else row.kernel
     planned = row.planned(info.sparsity)
-    return Candidate(name, SPARSE, str(row.layout), bias.dtype, info.nnz, info.nbytes, make, planned)
+    return Candidate(row.name, SPARSE, str(row.layout), bias.dtype, info.nnz, info.nbytes, make, planned)
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -19,38 +19,47 @@ _STORAGES = {
 
 @dataclass(frozen=True)
 class KernelRow:
-    """One kernel with one layout that it reads.
+    """A row of the registry with one layout that its kernel reads.
 
-    kernel      its full name, which forces its instruction-set level
-    format      "csr" or "bsr": what the layout is packed from
-    is_planned  the planner tries the layout for this dtype and number of tokens, at the level in use
+    in_plans  the planner offers the layout for this dtype and number of tokens, at the level in use
     """
 
-    kernel: str
+    kernel: ops.KernelInfo
     layout: ops.Layout
-    format: str
-    is_planned: bool
+    in_plans: bool
+
+    @property
+    def name(self) -> str:
+        """The kernel's, and the panel's width if it is not the packing's own choice."""
+        panel = f" p{self.layout.panel}" if self.layout.panel else ""
+        return self.kernel.name + panel
 
     def planned(self, sparsity: float) -> bool:
-        """Whether the planner tries it at this sparsity."""
-        return self.is_planned and ops.may_win(self.layout, sparsity)
+        """Whether the planner would time it for a weight of this sparsity."""
+        return self.in_plans and self.kernel.min_sparsity <= sparsity <= self.kernel.max_sparsity
 
 
 def kernel_rows(
-    dtype: torch.dtype, tokens: int, isa: str, block: tuple[int, int] | None
+    dtype: torch.dtype, tokens: int, isa: str, block: tuple[int, int] | None = None
 ) -> Iterator[KernelRow]:
-    """Of the level `isa`, for weights and activations of `dtype`; those for BSR where zeros lie in blocks."""
-    planned = ops.layouts(dtype, dtype, tokens) if isa == ops.active_isa() else ()
-    wide = {layout.panel for layout in ops.layouts(dtype, dtype, tokens)} - {0}
+    """Every kernel of the level `isa` for weights and x of `dtype`; those for BSR only with a `block`.
+
+    A kernel meant for fewer tokens is left out: it would read the weight again and again.
+    """
+    offered = ops.layouts(dtype, dtype, tokens) if isa == ops.active_isa() else ()
     for kernel in ops.kernels():
         if kernel.isa != isa or kernel.storage not in _STORAGES[dtype]:
             continue
-        if kernel.packing == "bsr" and (block is None or (kernel.storage == "bf16" and block[1] % 2)):
+        if kernel.max_tokens and tokens > kernel.max_tokens:
             continue
-        if kernel.packing == "sell" and tokens > ops.FEW_TOKENS:
+        if kernel.format == "bsr" and not _takes_block(kernel, block):
             continue
-        panels = (0, *wide) if kernel.packing in ("rowgroup", "rowlist") and kernel.storage == "f32" else (0,)
-        for panel in panels:
+        wide = kernel.wide_panel and tokens <= kernel.bucket_tokens
+        for panel in (0, kernel.wide_panel) if wide else (0,):
             layout = ops.Layout(kernel.packing, kernel.storage, panel)
-            tried = layout in planned and layout.kernel(tokens) == kernel.base_name
-            yield KernelRow(kernel.name, layout, "bsr" if kernel.packing == "bsr" else "csr", tried)
+            yield KernelRow(kernel, layout, layout in offered and tokens >= kernel.min_tokens)
+
+
+def _takes_block(kernel: ops.KernelInfo, block: tuple[int, int] | None) -> bool:
+    """Products of pairs of columns need blocks of an even number of columns."""
+    return block is not None and (kernel.storage != "bf16" or block[1] % 2 == 0)

@@ -95,7 +95,7 @@ def heading(machine: Mapping[str, object], settings: Settings) -> str:
     isas = ", ".join(settings.isas) or machine["isa"]
     return (
         f"{machine['cpu']}, {isas}, torch {torch_version}\n"
-        "us is the minimum, x dense = fastest dense of the same dtype / this; planned: convert times it too"
+        "us is the minimum, x dense = fastest dense of the same dtype / this; planned: convert would time it"
     )
 
 

@@ -36,7 +36,7 @@ class ModelSettings:
     ValueError: an unknown model or dtype.
     """
 
-    models: Sequence[str]
+    models: Sequence[str] = ()
     batches: Sequence[int] = (1,)
     sparsities: Sequence[float] = Settings.sparsities
     dtypes: Sequence[str] = Settings.dtypes

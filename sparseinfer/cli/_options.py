@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 Filled = TypeVar("Filled")
@@ -14,15 +14,16 @@ Filled = TypeVar("Filled")
 class Option:
     """How one field is written on the command line.
 
-    type        from the text of one value
-    repeatable  the flag stands before each value; otherwise several values follow one flag
+    type        makes one value of its text
     help        without the default, which is added
+    metavar     stands for a value in the help; "": the flag in capitals
+    repeatable  several values are given by repeating the flag, not one after the other
     """
 
     flag: str
     type: Callable[[str], object] = str
     help: str = ""
-    metavar: str | None = None
+    metavar: str = ""
     repeatable: bool = False
 
 
@@ -43,7 +44,7 @@ def add_options(parser: argparse.ArgumentParser, settings: type, options: Mappin
             dest=name,
             type=option.type,
             default=argparse.SUPPRESS,
-            metavar=option.metavar,
+            metavar=option.metavar or option.flag.strip("-").upper(),
             help="; ".join(filter(None, (option.help, _told(default)))),
             **arguments,
         )
@@ -57,7 +58,7 @@ def filled(settings: type[Filled], given: argparse.Namespace) -> Filled:
 
 def _told(default: object) -> str:
     """Nothing for a default that is no value, such as "the active level": the help says those in words."""
-    if default is MISSING or default is None or default == ():
+    if default is None or default == ():
         return ""
     return "default: " + " ".join(map(_text, default if isinstance(default, tuple) else (default,)))
 

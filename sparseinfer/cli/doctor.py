@@ -30,6 +30,7 @@ def facts() -> dict[str, str]:
         "cpu": f"{cpu_model()}, last-level cache {last_level_cache_bytes() >> 20} MiB",
         "instruction sets": _isa(),
         "kernels": _kernels(),
+        "meant for": _purposes(),
         "threads": _threads(),
         "cuda": _cuda(),
     }
@@ -59,6 +60,25 @@ def _kernels() -> str:
         names = [kernel.base_name for kernel in available if kernel.isa == isa]
         lines.append(f"{isa}: {', '.join(names)}")
     return "\n".join(lines)
+
+
+def _purposes() -> str:
+    """What each kernel of the level in use is planned for."""
+    return "\n".join(
+        f"{kernel.base_name}: {_purpose(kernel)}{'' if kernel.native else ', emulated at this level'}"
+        for kernel in ops.kernels()
+        if kernel.isa == ops.active_isa()
+    )
+
+
+def _purpose(kernel: ops.KernelInfo) -> str:
+    tokens = (
+        f"{kernel.min_tokens} to {kernel.max_tokens}" if kernel.max_tokens else f"{kernel.min_tokens} or more"
+    )
+    if kernel.min_sparsity > kernel.max_sparsity:
+        return f"{tokens} tokens; never the fastest, a baseline or the smallest"
+    zeros = f"{100 * kernel.min_sparsity:g} to {100 * kernel.max_sparsity:g} % zeros"
+    return f"{tokens} tokens, {zeros}" + (", in blocks" if kernel.format == "bsr" else "")
 
 
 def _threads() -> str:

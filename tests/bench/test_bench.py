@@ -95,12 +95,25 @@ def test_random_layer_has_the_exact_number_of_zeros(block: tuple[int, int] | Non
     assert torch.equal(weight, random_layer(16, 32, 0.8, block=block)[0])
 
 
-def test_rows_hold_every_layout_of_the_active_level_and_the_dense_ones(rows: list[layer.Measurement]) -> None:
+def test_cells_hold_every_kernel_of_the_active_level_and_the_dense_ones(
+    rows: list[layer.Measurement],
+) -> None:
     for sparsity in TINY.sparsities:
         for tokens in TINY.tokens:
             cell = [r for r in rows if (r.sparsity, r.tokens) == (sparsity, tokens)]
-            expected = {str(layout) for layout in ops.layouts(torch.float32, torch.float32, tokens)}
-            assert {r.layout for r in cell if r.kind == "sparse"} == expected
+            sparse = [r for r in cell if r.kind == "sparse"]
+            kernels = {
+                kernel.name
+                for kernel in ops.kernels()
+                if (kernel.isa, kernel.storage, kernel.format) == (ops.active_isa(), "f32", "csr")
+                and not 0 < kernel.max_tokens < tokens
+            }
+            assert {r.name.split(" ")[0] for r in sparse} == kernels
+            layouts = ops.layouts(torch.float32, torch.float32, tokens)
+            assert {r.layout for r in sparse} >= {str(layout) for layout in layouts}
+            zeros = round(sparsity * 64 * 48) / (64 * 48)
+            planned = {str(layout) for layout in layouts if ops.may_win(layout, zeros)}
+            assert {r.layout for r in sparse if r.planned} == planned
             assert all(f"__{ops.active_isa()}" in r.name for r in cell if r.kind == "sparse")
             dense = [r.us for r in cell if r.kind == "dense"]
             assert dense
@@ -128,7 +141,8 @@ def test_blocks_add_the_bsr_kernels_of_every_level_asked_for(isa: str) -> None:
         TINY, block=(4, 4), isas=(isa,), dtypes=("f32", "bf16"), tokens=(3,), sparsities=(0.5,)
     )
     names = {(r.dtype, r.name) for r in layer.run(settings) if r.layout.startswith("bsr")}
-    assert names == {(dtype, f"spmm_bsr_{dtype}_r4__{isa}") for dtype in ("f32", "bf16")}
+    storages = [("f32", "f32"), ("bf16", "bf16"), ("bf16", "f32")]
+    assert names == {(dtype, f"spmm_bsr_{storage}_r4__{isa}") for dtype, storage in storages}
 
 
 def test_cold_weights_are_copies_that_exceed_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
