@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+from cublas import DENSE_WAYS
 from gpu_timing import Call, Maker
 from torch import Tensor
-from torch.nn import functional as F
 
 from sparseinfer import ops
+from sparseinfer.bench.candidate import DENSE, OTHER, SPARSE
 from sparseinfer.convert.cuda_case import HALF_BOUNDS
+from sparseinfer.convert.cuda_model import H100
 from sparseinfer.formats import BSR, CSR
 from sparseinfer.ops import cuda, cuda_layouts, cuda_packing
 from sparseinfer.ops.cuda_registry import DTYPE_NUMBERS, CudaKernel, cuda_kernels
@@ -149,6 +151,12 @@ class Cell:
         size = DTYPES[self.dtype].itemsize
         return size * (self.n * self.k * (1 - self.sparsity) + self.m * (self.n + self.k))
 
+    @property
+    def least_us(self) -> float:
+        """On an H100: by its bytes, or by the products that are not by zero."""
+        rate = H100.dense_f32 if self.dtype == "f32" else H100.dense
+        return max(self.least_bytes / H100.hbm, self.flops * (1 - self.sparsity) / rate)
+
 
 def cells() -> list[Cell]:
     """The most important first: time may run out. Those of one weight follow each other."""
@@ -184,50 +192,42 @@ def _packed(packing: str, n: int, k: int, dtype: str, sparsity: float, block: in
     return cuda_packing.pack_dense(_weight(n, k, dtype, sparsity, block), packing)
 
 
-DENSE, OTHER, SPARSE = "dense", "other", "sparse"
-
-
 def candidates(cell: Cell) -> dict[str, tuple[str, Maker, int]]:
     """Name -> kind, maker of calls, bytes of one copy of the weight."""
     w = _weight(cell.n, cell.k, cell.dtype, cell.sparsity, cell.block)
     x = torch.randn(cell.m, cell.k, device="cuda").to(w.dtype)
-    found: dict[str, tuple[str, Maker, int]] = {}
+    candidates: dict[str, tuple[str, Maker, int]] = {}
 
     def add(name: str, kind: str, nbytes: int, make: Maker) -> None:
-        found[name] = kind, make, nbytes
+        candidates[name] = kind, make, nbytes
 
-    def held(make: Call, call: str) -> Maker:
-        def maker() -> Call:
-            own = make()
-            return {
-                "linear": lambda: F.linear(x, own),
-                "matmul": lambda: x @ own,
-                "turned": lambda: (own @ x.t()).t(),
-            }[call]
+    def maker(copy: Callable[[], Tensor], call: Callable[[Tensor, Tensor], Tensor]) -> Maker:
+        def make() -> Call:
+            weight = copy()
+            return lambda: call(x, weight)
 
-        return maker
+        return make
 
-    # cuBLAS: W by its rows, W turned, and y turned.
-    add("cublas linear", DENSE, w.nbytes, held(w.clone, "linear"))
-    add("cublas matmul", DENSE, w.nbytes, held(lambda: w.t().contiguous(), "matmul"))
-    add("cublas turned", DENSE, w.nbytes, held(w.clone, "turned"))
+    for name, way in DENSE_WAYS.items():
+        add(f"cublas {name}", DENSE, w.nbytes, maker(lambda way=way: way.hold(w.clone()), way.call))
+    linear, transposed = DENSE_WAYS["linear"].call, DENSE_WAYS["transposed"].call
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # torch's sparse layouts are in beta
         csr_bytes = int(w.count_nonzero()) * (w.itemsize + 4)
-        add("cusparse csr", OTHER, csr_bytes, held(lambda: w.to_sparse_csr().to(w.device), "turned"))
+        add("cusparse csr", OTHER, csr_bytes, maker(lambda: w.to_sparse_csr().to(w.device), transposed))
         if cell.block >= 16:
             bsr = w.to_sparse_bsr((cell.block, cell.block))
-            add("torch bsr", OTHER, bsr.values().nbytes, held(bsr.clone, "linear"))
+            add("torch bsr", OTHER, bsr.values().nbytes, maker(bsr.clone, linear))
         if cell.block == 0:
             add(
                 "torch 2:4",
                 OTHER,
                 w.nbytes * 9 // 16,
-                held(lambda: torch.sparse.to_sparse_semi_structured(w), "linear"),
+                maker(lambda: torch.sparse.to_sparse_semi_structured(w), linear),
             )
     for name, packed in _packings(cell, w):
         add(name, SPARSE, packed.nbytes, _ours(name, packed, x, cell.n))
-    return found
+    return candidates
 
 
 def _packings(cell: Cell, w: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -257,8 +257,8 @@ def _ours(name: str, packed: Tensor, x: Tensor, n: int) -> Maker:
     plan = ops.format_plan((ops.Bucket(None, 0, name),))
 
     def make() -> Call:
-        own = packed.clone()
-        cuda_packing.resident(own)
-        return lambda: cuda.run(x, [own], None, n, plan, "none")
+        copy = packed.clone()
+        cuda_packing.resident(copy)
+        return lambda: cuda.run(x, [copy], None, n, plan, "none")
 
     return make

@@ -72,9 +72,7 @@ def _purposes() -> str:
 
 
 def _purpose(kernel: ops.KernelInfo) -> str:
-    tokens = (
-        f"{kernel.min_tokens} to {kernel.max_tokens}" if kernel.max_tokens else f"{kernel.min_tokens} or more"
-    )
+    tokens = f"{kernel.min_tokens} {f'to {kernel.max_tokens}' if kernel.max_tokens else 'or more'}"
     if kernel.min_sparsity > kernel.max_sparsity:
         return f"{tokens} tokens; never the fastest, a baseline or the smallest"
     zeros = f"{100 * kernel.min_sparsity:g} to {100 * kernel.max_sparsity:g} % zeros"

@@ -72,11 +72,11 @@ def test_a_converted_model_steps_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpu_decode.linear_nbytes(model) == weights
 
 
-@pytest.mark.parametrize("how", gpu_decode.DENSE_LAYOUTS)
+@pytest.mark.parametrize("how", gpu_decode.DENSE_WAYS)
 def test_dense_layouts_agree(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_decode, "COMPARED", 4)
     model = small(2)
-    other = gpu_decode.in_layout(model, how)
+    other = gpu_decode.multiplying(model, how)
     assert gpu_decode.compared(other, model, torch.tensor([5, 6]))[1] < 1e-5
     assert other.embedding.weight is model.embedding.weight
 
