@@ -26,6 +26,7 @@ LAYERS = {
     "formats": 2,
     "ops": 3,
     "modules": 4,
+    "_arguments": 4,
     "_machine": 4,
     "_packages": 4,
     "_progress": 4,

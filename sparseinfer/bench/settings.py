@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sparseinfer import ops
+from sparseinfer._arguments import argument, positive, size
 from sparseinfer.ops.packing import DTYPES
 
 WEIGHTS = ("warm", "cold")
@@ -14,26 +15,51 @@ WEIGHTS = ("warm", "cold")
 
 @dataclass(frozen=True)
 class Settings:
-    """Every shape (n, k) at every sparsity, dtype, number of tokens m, of threads, and state of the weights.
+    """Every shape at every sparsity, dtype, number of tokens and of threads, and state of the weights.
 
-    block      sizes (r, c) of the blocks that the zeros come in; None: zeros lie scattered
-    isas       instruction-set levels of the kernels; none: the active one
-    weights    "warm", in the cache where they fit, or "cold", from memory
-    budget_s   seconds of timing for each cell
-
-    ValueError: a value that cannot be measured.
+    Each field says in its `help` what it is. ValueError: a value that cannot be measured.
     """
 
-    shapes: Sequence[tuple[int, int]] = ((768, 768), (3072, 768), (768, 3072))
-    sparsities: Sequence[float] = (0.5, 0.7, 0.8, 0.9, 0.95)
-    tokens: Sequence[int] = (1, 16, 128)
-    dtypes: Sequence[str] = ("f32",)
-    threads: Sequence[int] = (1,)
-    weights: Sequence[str] = ("warm",)
-    block: tuple[int, int] | None = None
-    isas: Sequence[str] = ()
-    budget_s: float = 1.0
-    seed: int = 0
+    shapes: Sequence[tuple[int, int]] = field(
+        default=((768, 768), (3072, 768), (768, 3072)),
+        metadata=argument("n and k; repeatable", flag="shape", read=size, metavar="NxK", repeated=True),
+    )
+    sparsities: Sequence[float] = field(
+        default=(0.5, 0.7, 0.8, 0.9, 0.95),
+        metadata=argument("fractions of zeros", flag="sparsity", read=float, metavar="S", several=True),
+    )
+    tokens: Sequence[int] = field(
+        default=(1, 16, 128), metadata=argument("rows of x", read=positive, metavar="M", several=True)
+    )
+    dtypes: Sequence[str] = field(
+        default=("f32",),
+        metadata=argument(
+            "f32, bf16, f16; of --model f32, bf16w (weights alone), bf16", flag="dtype", several=True
+        ),
+    )
+    threads: Sequence[int] = field(default=(1,), metadata=argument("of torch", read=positive, several=True))
+    weights: Sequence[str] = field(
+        default=("warm",), metadata=argument("warm, from the cache, and cold, from memory", several=True)
+    )
+    block: tuple[int, int] | None = field(
+        default=None, metadata=argument("zeros in blocks; adds the kernels for BSR", read=size, metavar="RxC")
+    )
+    isas: Sequence[str] = field(
+        default=(),
+        metadata=argument(
+            "instruction-set levels of the kernels; default: the active one", flag="isa", several=True
+        ),
+    )
+    budget_s: float = field(
+        default=1.0,
+        metadata=argument(
+            "seconds of timing for each table, or each line of --model",
+            flag="budget",
+            read=float,
+            metavar="SECONDS",
+        ),
+    )
+    seed: int = field(default=0, metadata=argument("of the random numbers", read=int))
 
     def __post_init__(self) -> None:
         for name in ("shapes", "sparsities", "tokens", "dtypes", "threads", "weights"):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from rich.table import Table
 from torch import Tensor, nn
 
+from sparseinfer._arguments import argument, positive
 from sparseinfer._timing import num_threads
 from sparseinfer.bench import models
 from sparseinfer.bench.compare import model_nbytes
@@ -29,15 +30,22 @@ DTYPES: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Every model of `models.MODELS` named, at every number of threads, sparsity, batch and dtype.
+    """Models of `models.MODELS` by name, each at every number of threads, sparsity, batch and dtype.
 
-    budget_s   seconds of timing for each of these
-
+    `budget_s` is for each of these. Fields without a help are those of `settings.Settings`, with its defaults.
     ValueError: an unknown model or dtype.
     """
 
-    models: Sequence[str] = ()
-    batches: Sequence[int] = (1,)
+    models: Sequence[str] = field(
+        default=(),
+        metadata=argument(
+            f"{', '.join(models.MODELS)}: whole models instead of a layer", flag="model", several=True
+        ),
+    )
+    batches: Sequence[int] = field(
+        default=(1,),
+        metadata=argument("inputs of one call of --model", flag="batch", read=positive, several=True),
+    )
     sparsities: Sequence[float] = Settings.sparsities
     dtypes: Sequence[str] = Settings.dtypes
     threads: Sequence[int] = Settings.threads

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from pathlib import Path
 from typing import TypeAlias
@@ -21,13 +20,6 @@ _FILE_WIDTH = 132
 def add_json(parser: argparse.ArgumentParser) -> None:
     """The option of every command that measures."""
     parser.add_argument("--json", type=output, metavar="FILE", help="write results and machine")
-
-
-def size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)[x×](\d+)", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"expected two sizes such as 3072x768, got {text!r}")
-    return int(match[1]), int(match[2])
 
 
 def output(text: str) -> Path:

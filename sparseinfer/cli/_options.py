@@ -1,64 +1,69 @@
-"""Options that fill a dataclass of settings: its fields say which there are, and what they default to."""
+"""The options of a command are the fields of a dataclass that say so (`sparseinfer._arguments`)."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import MISSING, fields
 from typing import Any, TypeVar
+
+from sparseinfer._arguments import Argument, arguments
 
 Filled = TypeVar("Filled")
 
 
-@dataclass(frozen=True)
-class Option:
-    """How one field is written on the command line.
+def add_options(parser: argparse.ArgumentParser, settings: type) -> None:
+    """An option for each argument of the dataclass.
 
-    type        makes one value of its text
-    help        without the default, which is added
-    metavar     stands for a value in the help; "": the flag in capitals
-    repeatable  several values are given by repeating the flag, not one after the other
-    """
-
-    flag: str
-    type: Callable[[str], object] = str
-    help: str = ""
-    metavar: str = ""
-    repeatable: bool = False
-
-
-def add_options(parser: argparse.ArgumentParser, settings: type, options: Mapping[str, Option]) -> None:
-    """An option for each field of the dataclass `settings` that `options` names.
-
-    A field whose default is a tuple takes several values. An option that is not given leaves nothing in the
-    namespace, so that the dataclass's own default holds. KeyError: no field has that name.
+    One that is not given leaves nothing in the namespace, so that the dataclass's own default holds.
     """
     defaults = {field.name: field.default for field in fields(settings)}
-    for name, option in options.items():
+    for name, argument in arguments(settings).items():
         default = defaults[name]
-        arguments: dict[str, Any] = {}
-        if isinstance(default, tuple):
-            arguments = {"action": "append"} if option.repeatable else {"nargs": "+"}
-        parser.add_argument(
-            option.flag,
-            dest=name,
-            type=option.type,
-            default=argparse.SUPPRESS,
-            metavar=option.metavar or option.flag.strip("-").upper(),
-            help="; ".join(filter(None, (option.help, _told(default)))),
-            **arguments,
-        )
+        how: dict[str, Any] = {"help": "; ".join(filter(None, (argument.help, _told(default))))}
+        if default is False:
+            how["action"] = "store_true"
+        else:
+            how |= {"type": _type_of(argument.read), "metavar": argument.metavar or _metavar(name, argument)}
+        if argument.several:
+            how["nargs"] = "+"
+        if argument.repeated:
+            how["action"] = "append"
+        if argument.positional:
+            parser.add_argument(name, **how)
+        else:
+            required = default is MISSING
+            flag = f"--{argument.flag or name}"
+            parser.add_argument(flag, dest=name, default=argparse.SUPPRESS, required=required, **how)
 
 
-def filled(settings: type[Filled], given: argparse.Namespace) -> Filled:
+def filled(settings: type[Filled], options: argparse.Namespace) -> Filled:
     """The dataclass with the values of the options that were given."""
     names = [field.name for field in fields(settings)]  # type: ignore[arg-type]
-    return settings(**{name: getattr(given, name) for name in names if hasattr(given, name)})
+    return settings(**{name: getattr(options, name) for name in names if hasattr(options, name)})
+
+
+def _metavar(name: str, argument: Argument) -> str:
+    return (argument.flag or name).upper()
+
+
+def _type_of(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """`type` of argparse, which shows the text of an ArgumentTypeError only."""
+    if isinstance(read, type):
+        return read
+
+    def checked(text: str) -> Any:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return checked
 
 
 def _told(default: object) -> str:
-    """Nothing for a default that is no value, such as "the active level": the help says those in words."""
-    if default is None or default == ():
+    """Nothing for a default that stands for something else, such as the active level: the help says that."""
+    if default is MISSING or default is None or default is False or default == ():
         return ""
     return "default: " + " ".join(map(_text, default if isinstance(default, tuple) else (default,)))
 

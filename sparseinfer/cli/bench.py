@@ -8,35 +8,15 @@ from sparseinfer._machine import describe_machine
 from sparseinfer.bench import layer, report, whole_model
 from sparseinfer.bench.plot import plot
 from sparseinfer.bench.settings import Settings
-from sparseinfer.cli._common import Commands, add_json, console, output, positive, progress_bar, size
-from sparseinfer.cli._options import Option, add_options, filled
+from sparseinfer.cli._common import Commands, add_json, console, output, progress_bar
+from sparseinfer.cli._options import add_options, filled
 from sparseinfer.ops import active_isa
-
-_MODEL = {
-    "models": Option("--model", help="bert-base, resnet-50, smollm2, crepe: whole models instead of a layer"),
-    "batches": Option("--batch", positive, "inputs of one call, of --model"),
-}
-_LAYER = {
-    "shapes": Option("--shape", size, "n and k; repeatable", "NxK", repeatable=True),
-    "tokens": Option("--tokens", positive, "rows of x", "M"),
-    "block": Option("--block", size, "zeros in blocks; adds the kernels for BSR", "RxC"),
-    "isas": Option("--isa", help="instruction-set levels; default: the active one"),
-    "weights": Option("--weights", help="warm, from the cache, and cold, from memory"),
-    "seed": Option("--seed", int, "of the random numbers"),
-    # Of whole models too.
-    "sparsities": Option("--sparsity", float, "fractions of zeros", "S"),
-    "dtypes": Option("--dtype", help="f32, bf16, f16; of --model f32, bf16w (weights), bf16"),
-    "threads": Option("--threads", positive),
-    "budget_s": Option(
-        "--budget", float, "seconds of timing for each table, or each line of --model", "SECONDS"
-    ),
-}
 
 
 def add(commands: Commands) -> None:
     parser = commands.add_parser("bench", help="time one linear layer or whole models, sparse against dense")
-    add_options(parser, whole_model.ModelSettings, _MODEL)
-    add_options(parser, Settings, _LAYER)
+    add_options(parser, whole_model.ModelSettings)
+    add_options(parser, Settings)
     parser.add_argument("--plot", type=output, metavar="FILE", help="draw the speed-ups (needs matplotlib)")
     parser.add_argument("--quiet", action="store_true", help="print the geometric means only")
     add_json(parser)

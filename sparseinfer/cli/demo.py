@@ -6,21 +6,15 @@ import argparse
 
 from sparseinfer._machine import describe_machine
 from sparseinfer.bench.report import write_json
-from sparseinfer.cli._common import Commands, add_json, console, positive, progress_bar
-from sparseinfer.cli._options import Option, add_options, filled
+from sparseinfer.cli._common import Commands, add_json, console, progress_bar
+from sparseinfer.cli._options import add_options, filled
 from sparseinfer.demo import experiment, report
 from sparseinfer.ops import active_isa
-
-_OPTIONS = {
-    "sparsities": Option("--sparsity", float, "fractions of zeros", "S"),
-    "threads": Option("--threads", positive),
-    "budget_s": Option("--budget", float, "seconds of timing for each sparsity", "SECONDS"),
-}
 
 
 def add(commands: Commands) -> None:
     parser = commands.add_parser("demo", help="prune, convert, check and time a real sentence encoder")
-    add_options(parser, experiment.Settings, _OPTIONS)
+    add_options(parser, experiment.Settings)
     add_json(parser)
     parser.set_defaults(command=_run)
 

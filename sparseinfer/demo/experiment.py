@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparseinfer._arguments import argument, positive
 from sparseinfer._timing import num_threads
 from sparseinfer.bench import settings
 from sparseinfer.bench.turns import fastest, time_models
@@ -35,16 +36,21 @@ _ATTENTION_BUDGET_S = 1.0
 
 @dataclass(frozen=True)
 class Settings:
-    """What the demo measures.
+    """What the demo measures. `recovery_steps` are those of training at the sparsity RECOVERED; 0: none."""
 
-    threads         of what is timed; pruning and recovery take every core
-    budget_s        seconds of timing for each sparsity
-    recovery_steps  of training at the sparsity RECOVERED; 0: none
-    """
-
-    sparsities: Sequence[float] = settings.Settings.sparsities
-    threads: int = 1
-    budget_s: float = 4.0
+    sparsities: Sequence[float] = field(
+        default=settings.Settings.sparsities,
+        metadata=argument("fractions of zeros", flag="sparsity", read=float, metavar="S", several=True),
+    )
+    threads: int = field(
+        default=1, metadata=argument("of what is timed; pruning and training take every core", read=positive)
+    )
+    budget_s: float = field(
+        default=4.0,
+        metadata=argument(
+            "seconds of timing for each sparsity", flag="budget", read=float, metavar="SECONDS"
+        ),
+    )
     recovery_steps: int = 1200
 
     def recovers(self, sparsity: float) -> bool:
