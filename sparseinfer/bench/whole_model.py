@@ -32,8 +32,8 @@ DTYPES: Mapping[str, Mapping[str, Any]] = {
 class ModelSettings:
     """Models of `models.MODELS` by name, each at every number of threads, sparsity, batch and dtype.
 
-    `budget_s` is for each of these. Fields without a help are those of `settings.Settings`, with its defaults.
-    ValueError: an unknown model or dtype.
+    `budget_s` is for each of these. Fields without a help are those of `settings.Settings`, and so are their
+    defaults. ValueError: an unknown model or dtype.
     """
 
     models: Sequence[str] = field(
