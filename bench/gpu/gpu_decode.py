@@ -26,7 +26,7 @@ import torch
 from cublas import DENSE_WAYS
 from decoder import Config, Decoder, Stepper, loaded
 from gpu_model import counted_instructions, predict, predict_dense
-from gpu_report import console, load_native, machine
+from gpu_native import console, load_native, machine
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor, nn

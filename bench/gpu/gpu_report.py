@@ -14,98 +14,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_native import console, load_native, machine
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
-
-ROOT = Path(__file__).parents[2]
-BUILD = ROOT / "build-cuda"
-console = Console(width=160)
 
 # Seconds that all of it may take, chosen to stay within 8 minutes, and those of them to write the report in.
 BUDGET_S = 470.0
 RESERVE_S = 20.0
 # Samples of each candidate: chosen, not measured; no GPU has run this yet.
 ROUNDS = 15
-
-
-def load_native(build: bool) -> None:
-    """The native modules from build-cuda, if they are not installed; `build` makes them first."""
-    sys.path.insert(0, str(ROOT))
-    missing = [name for name in ("_core", "_cuda") if not _installed(name)]
-    if missing and build:
-        _build(missing)
-    for name in missing:
-        for library in sorted(BUILD.glob(f"{name}.*.so")):
-            spec = spec_from_file_location(f"sparseinfer.{name}", library)
-            assert spec is not None
-            assert spec.loader is not None
-            module = module_from_spec(spec)
-            spec.loader.exec_module(module)
-            sys.modules[spec.name] = module
-
-
-def _installed(name: str) -> bool:
-    try:
-        return import_module(f"sparseinfer.{name}") is not None
-    except ImportError:
-        return False
-
-
-def _build(targets: Sequence[str]) -> None:
-    import pybind11
-
-    console.print(f"building {', '.join(targets)} ...")
-    version = re.search(r'^version = "([^"]+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    assert version is not None
-    options = {
-        "Python_EXECUTABLE": sys.executable,
-        "pybind11_DIR": pybind11.get_cmake_dir(),
-        "SPARSEINFER_CUDA": "ON",
-        "SKBUILD_PROJECT_VERSION": version[1],
-    }
-    defines = [f"-D{name}={value}" for name, value in options.items()]
-    for command in (
-        ["cmake", "-S", str(ROOT), "-B", str(BUILD), *defines],
-        ["cmake", "--build", str(BUILD), "--parallel", "--target", *targets],
-    ):
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-
-
-def machine() -> dict[str, Any]:
-    """The GPU, its clocks as they are now, and the versions of everything in between."""
-    from sparseinfer._machine import versions
-    from sparseinfer.ops.cuda_registry import cuda
-
-    about: dict[str, Any] = {
-        "versions": versions(),
-        "torch_cuda": torch.version.cuda,
-        "toolkit": cuda().toolkit,
-    }
-    about |= cuda().device(torch.cuda.current_device())
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    about["memory_bytes"], about["l2_bytes"] = properties.total_memory, properties.L2_cache_size
-    query = "driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit,temperature.gpu"
-    if shutil.which("nvidia-smi"):
-        line = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], capture_output=True, text=True
-        ).stdout.splitlines()
-        if line:
-            about["nvidia_smi"] = dict(zip(query.split(","), line[0].split(", "), strict=False))
-    return about
 
 
 def ceilings() -> dict[str, float]:
@@ -128,7 +53,7 @@ def ceilings() -> dict[str, float]:
 
 def check_all(limit_s: float) -> dict[str, Any]:
     """Every kernel that runs here; the first failures in words."""
-    from gpu_cells import checks, failure
+    from gpu_checks import checks, failure
 
     from sparseinfer.ops.cuda_registry import cuda, cuda_kernels
 
@@ -218,7 +143,8 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
 
 def dry_run() -> None:
     """Everything that would run, and the least time of each product on an H100: bytes or operations."""
-    from gpu_cells import cells, checks
+    from gpu_cells import cells
+    from gpu_checks import checks
 
     listed = list(checks())
     console.print(f"{len(listed)} checks of {len({check.kernel.name for check in listed})} kernels, then:")

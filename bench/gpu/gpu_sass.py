@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_model import sample
-from gpu_report import BUILD, console
+from gpu_native import BUILD, console
 from rich.box import MARKDOWN, SIMPLE_HEAD
 from rich.table import Table
 from sass import Function, functions
