@@ -1,4 +1,4 @@
-"""The kernel registry as Python sees it."""
+"""The CPU's kernels as Python sees them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from sparseinfer._native import core
+from sparseinfer.ops.kernel import Kernel
+from sparseinfer.ops.plan import bucket_for
 
 
 @dataclass(frozen=True)
-class KernelInfo:
+class KernelInfo(Kernel):
     """One compiled kernel. `available`: this machine has the instructions of its level `isa`.
 
     `conv`: it computes convolutions too.
@@ -23,11 +25,6 @@ class KernelInfo:
     isa: str
     conv: bool
     available: bool
-
-    @property
-    def base_name(self) -> str:
-        """The name without the instruction-set suffix, as plans write it."""
-        return self.name.rsplit("__", 1)[0]
 
 
 @lru_cache(maxsize=1)
@@ -64,3 +61,10 @@ def kernel_id(base_name: str) -> int:
     raise ValueError(
         f"kernel: expected one of {', '.join(names)} (levels {', '.join(levels)}), got {base_name}"
     )
+
+
+@lru_cache(maxsize=1 << 14)
+def chosen(plan: str, tokens: int) -> tuple[int, int]:
+    """Number of the packing and id of the kernel by which a plan computes so many tokens, at the active level."""
+    bucket = bucket_for(plan, tokens)
+    return bucket.packing, kernel_id(bucket.kernel)

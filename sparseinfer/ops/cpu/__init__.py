@@ -1,0 +1,1 @@
+"""The operators on the CPU: kernels, packings, layouts, and the native calls."""
