@@ -51,7 +51,7 @@ def checks() -> Iterator[Check]:
             counts = (1,)
         for n, k in shapes:
             for m in counts:
-                if not kernel.max_tokens or m <= kernel.max_tokens:
+                if not kernel.most_tokens or m <= kernel.most_tokens:
                     yield from (Check(kernel, n, k, m, integer) for integer in (True, False))
 
 
@@ -235,7 +235,7 @@ def _packings(cell: Cell, w: Tensor) -> Iterator[tuple[str, Tensor]]:
     device = w.device.index or 0
     for kernel in cuda_kernels():
         packing = kernel.packing
-        if kernel.dtype != cell.dtype or (kernel.max_tokens and cell.m > kernel.max_tokens):
+        if kernel.dtype != cell.dtype or (kernel.most_tokens and cell.m > kernel.most_tokens):
             continue
         if not cuda.cuda().runs_on(cuda_kernels().index(kernel), device):
             continue

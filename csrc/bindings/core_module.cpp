@@ -49,6 +49,16 @@ py::list kernels() {
     row["isa"] = r.kernel.isa;
     row["conv"] = r.kernel.takes_conv;
     row["available"] = r.available;
+    row["native"] = r.kernel.native;
+    row["min_tokens"] = r.kernel.min_tokens;
+    row["bucket_tokens"] = r.kernel.bucket_tokens;
+    row["max_tokens"] = r.kernel.max_tokens;
+    row["min_sparsity"] = r.kernel.min_sparsity;
+    row["max_sparsity"] = r.kernel.max_sparsity;
+    row["wide_panel"] = r.kernel.wide_panel;
+    row["tile_tokens"] = r.kernel.tile_tokens;
+    row["format"] =
+        std::strcmp(r.kernel.packing, kPackingNames[static_cast<int>(PackingKind::kBsr)]) == 0 ? "bsr" : "csr";
     list.append(row);
   }
   return list;

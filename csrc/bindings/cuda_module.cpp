@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "bindings/gpu_rows.h"
 #include "cuda/launch.h"
 
 namespace py = pybind11;
@@ -14,19 +15,7 @@ namespace {
 
 py::list kernels() {
   py::list list;
-  for (int i = 0; i < gpu::kKernelCount; ++i) {
-    const gpu::Kernel& kernel = gpu::kKernels[i];
-    py::dict row;
-    row["name"] = kernel.name;
-    row["op"] = kernel.op;
-    row["packing"] = kernel.packing;
-    row["dtype"] = kernel.dtype;
-    row["tile"] = kernel.tile;
-    row["arch"] = kernel.arch;
-    row["block"] = kernel.block;
-    row["max_tokens"] = kernel.max_tokens;
-    list.append(row);
-  }
+  for (int i = 0; i < gpu::kKernelCount; ++i) list.append(gpu_row(gpu::kKernels[i]));
   return list;
 }
 

@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "bindings/gpu_rows.h"
 #include "sparseinfer/gpu_tiles.h"
 
 namespace py = pybind11;
@@ -55,6 +56,12 @@ py::dict describe(uintptr_t address, int64_t bytes) {
   d["columns"] = h->columns;
   d["values"] = h->values;
   return d;
+}
+
+py::list kernels() {
+  py::list list;
+  for (int i = 0; i < gpu::kKernelRowCount; ++i) list.append(gpu_row(gpu::kKernelRows[i]));
+  return list;
 }
 
 py::array_t<int32_t> column_offsets() {
@@ -138,6 +145,7 @@ void bind_gpu_packings(py::module_& m) {
                     reinterpret_cast<void*>(values));
       },
       py::arg("data"), py::arg("nbytes"), py::arg("crow"), py::arg("col"), py::arg("values"));
+  m.def("gpu_kernels", &kernels);
   m.def("gpu_column_offsets", &column_offsets);
   m.def("gpu_swizzled_chunks", &swizzled_chunks, py::arg("block"));
   m.def("gpu_first_tiles", &first_tiles, py::arg("n"), py::arg("k"));

@@ -23,6 +23,7 @@ template <class Body>
 struct Rows {
   using Element = typename Body::Element;
   static constexpr bool kTakesConv = false;
+  static constexpr bool kNative = sizeof(Element) == 4 || Level::kPairDot;
   static constexpr int64_t kTileTokens = 0;
 
   // Zeros behind a row, as many as a kernel may look ahead.

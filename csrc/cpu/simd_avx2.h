@@ -59,6 +59,7 @@ struct Level {
   };
   using Transposer = F32x8;
   static constexpr int kRegisters = 16;
+  static constexpr bool kPairDot = false;  // no instruction multiplies pairs of bf16
   static constexpr int kSellTokens = 4;
 
   // sell: `kWindow` consecutive values of x in registers, the last of them zero, looked up by byte index.

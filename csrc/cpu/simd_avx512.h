@@ -152,6 +152,11 @@ struct Level {
   using Row = F32x16;  // vectors of rows or columns, for few tokens
   using Transposer = F32x8;
   static constexpr int kRegisters = 32;
+#if defined(__AVX512BF16__)
+  static constexpr bool kPairDot = true;  // an instruction multiplies pairs of bf16
+#else
+  static constexpr bool kPairDot = false;
+#endif
   static constexpr int kSellTokens = 8;
 
   // sell: `kWindow` consecutive values of x in registers, the last of them zero, looked up by byte index.

@@ -214,7 +214,8 @@ struct Level {
   using Row = F32x4;
   using Transposer = F32x4;
   static constexpr int kRegisters = 32;
-  static constexpr int kSellTokens = 3;  // as many windows and sums as the registers hold
+  static constexpr bool kPairDot = false;  // no instruction multiplies pairs of bf16
+  static constexpr int kSellTokens = 3;    // as many windows and sums as the registers hold
 
   // sell: 64 bytes of x in four registers, the last value of them zero, looked up by byte index.
   static constexpr int kWindows[2] = {16, 0}, kPairWindow = 32;

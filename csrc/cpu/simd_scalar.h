@@ -113,6 +113,7 @@ struct Level {
   using Row = F32x1;
   using Transposer = F32x1;
   static constexpr int kRegisters = 16;
+  static constexpr bool kPairDot = false;  // no instruction multiplies pairs of bf16
   static constexpr int kSellTokens = 1;
 
   // sell: consecutive values of x looked up by byte index; position `last` counts as zero. No fast paths.

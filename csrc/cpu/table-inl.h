@@ -20,18 +20,26 @@ extern const SpmmKernel SI_JOIN(kernels_, SI_ISA)[];
 extern const int SI_JOIN(kernel_count_, SI_ISA);
 
 const SpmmKernel SI_JOIN(kernels_, SI_ISA)[] = {
-#define SI_SPMM(packing, storage, tile, implementation)          \
-  {"spmm_" #packing "_" #storage "_" #tile "__" SI_TEXT(SI_ISA), \
-   #packing,                                                     \
-   #storage,                                                     \
-   #tile,                                                        \
-   SI_TEXT(SI_ISA),                                              \
-   implementation::kTakesConv,                                   \
-   implementation::kTileTokens,                                  \
-   implementation::workspace_bytes,                              \
-   implementation::scratch_bytes,                                \
-   implementation::prepare_items,                                \
-   implementation::prepare,                                      \
+#define SI_SPMM(packing, storage, tile, implementation, min_tokens, bucket_tokens, max_tokens, min_sparsity, \
+                max_sparsity, wide_panel)                                                                    \
+  {"spmm_" #packing "_" #storage "_" #tile "__" SI_TEXT(SI_ISA),                                             \
+   #packing,                                                                                                 \
+   #storage,                                                                                                 \
+   #tile,                                                                                                    \
+   SI_TEXT(SI_ISA),                                                                                          \
+   implementation::kTakesConv,                                                                               \
+   implementation::kNative,                                                                                  \
+   min_tokens,                                                                                               \
+   bucket_tokens,                                                                                            \
+   max_tokens,                                                                                               \
+   min_sparsity,                                                                                             \
+   max_sparsity,                                                                                             \
+   wide_panel,                                                                                               \
+   implementation::kTileTokens,                                                                              \
+   implementation::workspace_bytes,                                                                          \
+   implementation::scratch_bytes,                                                                            \
+   implementation::prepare_items,                                                                            \
+   implementation::prepare,                                                                                  \
    implementation::run},
 #include "cpu/kernels.inc"
 #undef SI_SPMM

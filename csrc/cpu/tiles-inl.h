@@ -139,6 +139,7 @@ template <class Body>
 struct Tiled {
   static constexpr TileMode kMode = Body::kMode;
   static constexpr bool kTakesConv = kMode == TileMode::kFloat;
+  static constexpr bool kNative = kMode == TileMode::kFloat || Level::kPairDot;
   static constexpr int64_t kTileTokens = Level::kTileTokens<kMode, Body::kRows>;
   static constexpr int64_t kElement = kMode == TileMode::kPairs ? 2 : 4;
   static constexpr int64_t kColumnsPerPosition = kMode == TileMode::kDwords ? 2 : 1;

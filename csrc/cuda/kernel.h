@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 #include <stdint.h>
 
+#include "sparseinfer/gpu_kernels.h"
 #include "sparseinfer/gpu_packings.h"
 
 namespace sparseinfer {
@@ -29,17 +30,7 @@ struct Args {
 // Queues one kernel on args.stream and returns: no allocation, no synchronisation, capturable in a graph.
 using Launch = cudaError_t (*)(const Args&);
 
-struct Kernel {
-  const char* name;  // {op}_{packing}_{dtype}_{tile}__{arch}: log name, test id and bench row
-  const char* op;
-  const char* packing;
-  const char* dtype;
-  const char* tile;
-  const char* arch;
-  int capability;       // least compute capability, 10 * major + minor
-  int next_capability;  // first one that its machine code does not run on; 0: none
-  int64_t block;        // of the packing; csr: 1
-  int64_t max_tokens;   // 0: any number
+struct Kernel : KernelRow {
   Launch launch;
 };
 

@@ -94,9 +94,9 @@ void check(const Kernel& kernel, const Args& a, DType x_dtype) {
   require(a.w.n < kMost, name + ": expected fewer rows, got " + std::to_string(a.w.n));
   require(a.m >= 0 && a.m < kMost && (a.m + 31) / 32 * (a.w.n / 16 + 1) < kMost,
           "x: expected fewer tokens, got " + std::to_string(a.m));
-  require(kernel.max_tokens == 0 || a.m <= kernel.max_tokens, "x: expected at most " +
-                                                                  std::to_string(kernel.max_tokens) + " tokens for " +
-                                                                  name + ", got " + std::to_string(a.m));
+  require(kernel.most_tokens == 0 || a.m <= kernel.most_tokens,
+          "x: expected at most " + std::to_string(kernel.most_tokens) + " tokens for " + name + ", got " +
+              std::to_string(a.m));
   require(a.ldx >= a.w.k, "x: expected rows of at least " + std::to_string(a.w.k) + " elements");
   if (a.w.kind == Kind::kBsr) {
     require(aligned(a.x, a.ldx, bytes) && aligned(a.y, a.ldy, bytes),

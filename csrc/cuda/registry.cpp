@@ -1,31 +1,15 @@
-#include <string_view>
-
+// The CUDA kernels of this build: the rows of kernels.inc with their launchers.
 #include "cuda/kernel.h"
 #include "cuda/launchers.h"
 
 namespace sparseinfer {
 namespace gpu {
 
-namespace {
-
-// Machine code for sm80 and simt comes with PTX, which newer devices compile; wgmma exists on 9.0 alone.
-constexpr int capability(std::string_view arch) { return arch == "sm90" ? 90 : 80; }
-constexpr int next_capability(std::string_view arch) { return arch == "sm90" ? 91 : 0; }
-
-}  // namespace
-
 const Kernel kKernels[] = {
-#define SI_CUDA_KERNEL(op, packing, dtype, tile, arch, block, max_tokens, launch) \
-  {#op "_" #packing "_" #dtype "_" #tile "__" #arch,                              \
-   #op,                                                                           \
-   #packing,                                                                      \
-   #dtype,                                                                        \
-   #tile,                                                                         \
-   #arch,                                                                         \
-   capability(#arch),                                                             \
-   next_capability(#arch),                                                        \
-   block,                                                                         \
-   max_tokens,                                                                    \
+#define SI_CUDA_KERNEL(op, packing, dtype, unit, size, arch, block, most_tokens, min_tokens, max_tokens, min_sparsity, \
+                       max_sparsity, launch)                                                                           \
+  {SI_CUDA_KERNEL_ROW(op, packing, dtype, unit, size, arch, block, most_tokens, min_tokens, max_tokens, min_sparsity,  \
+                      max_sparsity),                                                                                   \
    launch},
 #include "cuda/kernels.inc"
 #undef SI_CUDA_KERNEL

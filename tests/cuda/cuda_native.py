@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from sparseinfer import ops
+from sparseinfer._native import core
 from sparseinfer.convert.weights import Weights
 from sparseinfer.ops import cuda, cuda_conv, cuda_packing, cuda_registry
 from sparseinfer.ops.cuda_registry import CudaKernel
-from sparseinfer.ops.cuda_tiles import TILED
 from sparseinfer.ops.packing import DTYPES
 from sparseinfer.ops.reference import ACTIVATIONS
 
@@ -34,20 +34,9 @@ class Native:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
-        names = [
-            ("spmm", d, t, most)
-            for d in DTYPES
-            for t, most in (("t4", 4), ("t32" if d == "f32" else "t64", 0))
-        ]
-        names += [("decompress", d, "p480", 0) for d in DTYPES]
-        tiles = [("spmm", f"t{t}", t % 64) for t in (8, 16, 32, 64)] + [("decompress", "p64", 0)]
-        kinds = [("csr", 1, *row) for row in names]
-        kinds += [(p, 64, op, d, t, most) for p in TILED for d in ("bf16", "f16") for op, t, most in tiles]
-        self.rows = [
-            {"name": f"{op}_{packing}_{d}_{tile}__simt", "op": op, "packing": packing, "dtype": d}
-            | {"tile": tile, "arch": "simt", "block": block, "max_tokens": most}
-            for packing, block, op, d, tile, most in kinds
-        ]
+        scattered = [row for row in core.gpu_kernels() if row["packing"] != "bsr"]
+        rows = {name.rsplit("__", 1)[0]: row for row in scattered for name in [row["name"]]}
+        self.rows = [row | {"name": f"{base}__simt", "arch": "simt"} for base, row in rows.items()]
 
     def kernels(self) -> list[dict[str, Any]]:
         return self.rows
@@ -80,7 +69,7 @@ class Native:
         ) = args
         assert stream == STREAM
         self.calls.append(self.rows[kernel]["name"])
-        assert self.rows[kernel]["max_tokens"] in (0, *range(m, 65))
+        assert self.rows[kernel]["most_tokens"] in (0, *range(m, 65))
         assert self.rows[kernel]["packing"] == "csr" or (x % 16, ldx * 2 % 16) == (0, 0)
         w = self._weight(header, packed, nbytes)
         dtypes = list(DTYPES.values())

@@ -49,8 +49,8 @@ extern "C" int launched(int driver, int current, int device, int capability, int
                         int64_t k, int64_t ldx, int fails, char* message) {
   g_driver = driver, g_current = current, g_kernel_device = -1, g_launches = 0;
   g_answer = fails ? cudaErrorInvalidValue : cudaSuccess;
-  const gpu::Kernel row{"spmm_csr_f32_t32__simt", "spmm", "csr", "f32",  "t32", "simt", capability,
-                        next_capability,          1,      0,     &kernel};
+  gpu::Kernel row{SI_CUDA_KERNEL_ROW(spmm, csr, f32, t, 32, simt, 1, 0, 1, 0, 0.0, 1.0), &kernel};
+  row.capability = capability, row.next_capability = next_capability;
   try {
     gpu::Args args{};
     args.w = gpu::layout(gpu::Kind::kCsr, DType::kF32, n, k, 0, 1, 0);

@@ -90,7 +90,7 @@ def test_registry() -> None:
     for arch in ("sm80", "sm90"):
         blocks = {(r["dtype"], r["block"]) for r in rows if r["packing"] == "bsr" and r["arch"] == arch}
         assert blocks == {(dtype, block) for dtype in ("bf16", "f16") for block in (16, 32, 64, 128)}
-        tiled = {(r["packing"], r["dtype"], r["tile"], r["max_tokens"]) for r in rows if r["arch"] == arch}
+        tiled = {(r["packing"], r["dtype"], r["tile"], r["most_tokens"]) for r in rows if r["arch"] == arch}
         assert tiled >= {
             (packing, dtype, f"t{tokens}", 0 if tokens == 64 else tokens)
             for packing in ("bitmap", "delta4", "delta8")

@@ -62,7 +62,7 @@ def test_integers_are_exact(kernel: ops.CudaKernel) -> None:
     for fmt in formats(kernel, integer=True):
         bias = torch.arange(fmt.shape[0]).float() % 7
         for m in (1, 3, 4, 7, 8, 16, 30, 64, 129, 300):
-            if kernel.max_tokens and m > kernel.max_tokens:
+            if kernel.most_tokens and m > kernel.most_tokens:
                 break
             x = tokens(m, fmt.shape[1], integer=True, dtype=fmt.dtype)
             wanted = ops.reference_linear(x, fmt, bias).to(fmt.dtype)

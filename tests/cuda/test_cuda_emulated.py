@@ -7,8 +7,6 @@ what a GPU's memory model allows and the emulator does not do; bench/gpu_report.
 from __future__ import annotations
 
 import ctypes
-import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +14,7 @@ from cuda_emulator import call, needs_compiler
 from generators import block_weight, tokens, weight
 
 from sparseinfer import ops
+from sparseinfer._native import core
 from sparseinfer.formats import BSR, CSR
 from sparseinfer.ops import cuda_packing
 from sparseinfer.ops.packing import DTYPES
@@ -23,7 +22,6 @@ from sparseinfer.ops.reference import ACTIVATIONS
 
 pytestmark = [pytest.mark.slow, needs_compiler]
 
-KERNELS = Path(__file__).parents[2] / "csrc/cuda/kernels.inc"
 TILES = {"f32": "t32", "bf16": "t64", "f16": "t64"}
 
 
@@ -116,10 +114,7 @@ def test_bsr_filling_keeps_nan_out(library: ctypes.CDLL, arch: str) -> None:
 
 
 def spmm_names() -> list[str]:
-    names = re.findall(
-        r"^SI_CUDA_KERNEL\(spmm, (\w+), (\w+), (\w+), (\w+),", KERNELS.read_text(), re.MULTILINE
-    )
-    return ["spmm_{}_{}_{}__{}".format(*name) for name in names]
+    return [row["name"] for row in core.gpu_kernels() if row["op"] == "spmm"]
 
 
 @pytest.mark.parametrize("name", spmm_names())

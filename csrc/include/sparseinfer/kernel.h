@@ -34,6 +34,12 @@ struct SpmmKernel {
   const char* tile;
   const char* isa;
   bool takes_conv;
+  bool native;  // false: the level has no instruction for the storage's arithmetic and computes it by others
+
+  // The calls and the weights it is meant for, and where plans may change (cpu/kernels.inc).
+  int64_t min_tokens, bucket_tokens, max_tokens;
+  double min_sparsity, max_sparsity;
+  int64_t wide_panel;
 
   // Tokens that are computed together: calls for whole tiles give the same bits as one call for all tokens. 0: tokens
   // are not cut into tiles, and there may be no such number.

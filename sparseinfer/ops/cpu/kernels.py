@@ -14,7 +14,9 @@ from sparseinfer.ops.plan import bucket_for
 class KernelInfo(Kernel):
     """One compiled kernel. `available`: this machine has the instructions of its level `isa`.
 
-    `conv`: it computes convolutions too.
+    `conv`: it computes convolutions too. `native`: its level has the instructions for the storage's arithmetic.
+    min_tokens to max_tokens (0: no limit) and min_sparsity to max_sparsity are the calls and the weights it is
+    meant for; see csrc/cpu/kernels.inc. `tile_tokens`: it computes so many tokens together; 0: no fixed number.
     """
 
     name: str
@@ -25,6 +27,15 @@ class KernelInfo(Kernel):
     isa: str
     conv: bool
     available: bool
+    native: bool
+    min_tokens: int
+    bucket_tokens: int
+    max_tokens: int
+    min_sparsity: float
+    max_sparsity: float
+    wide_panel: int
+    tile_tokens: int
+    format: str
 
 
 @lru_cache(maxsize=1)
