@@ -15,10 +15,12 @@ from torch.nn import functional as F
 from sparseinfer import ops
 from sparseinfer.convert.cuda_case import HALF_BOUNDS
 from sparseinfer.formats import BSR, CSR
-from sparseinfer.ops import cuda, cuda_layouts, cuda_packing
-from sparseinfer.ops.cuda_registry import DTYPE_NUMBERS, CudaKernel, cuda_kernels
-from sparseinfer.ops.cuda_tiles import TILED
-from sparseinfer.ops.packing import DTYPES
+from sparseinfer.ops.cuda import linear as cuda
+from sparseinfer.ops.cuda import packing as cuda_packing
+from sparseinfer.ops.cuda.kernels import CudaKernel, cuda_kernels
+from sparseinfer.ops.cuda.kernels import cuda as cuda_module
+from sparseinfer.ops.cuda.tiles import TILED
+from sparseinfer.ops.names import DTYPE_NUMBERS, DTYPES
 
 POISON = 0xFF  # a NaN in every dtype
 _GUARD = 4096
@@ -97,7 +99,7 @@ def _between_poison(x: Tensor) -> Tensor:
 
 def _launch(kernel: CudaKernel, packed: Tensor, x: Tensor, bias: Tensor, room: Tensor) -> None:
     known, (m, k) = cuda_packing.resident(packed), x.shape
-    cuda.cuda().spmm(
+    cuda_module().spmm(
         cuda_kernels().index(kernel),
         packed.device.index,
         torch.cuda.current_stream().cuda_stream,
@@ -105,12 +107,12 @@ def _launch(kernel: CudaKernel, packed: Tensor, x: Tensor, bias: Tensor, room: T
         packed.data_ptr(),
         packed.numel(),
         x.data_ptr(),
-        DTYPE_NUMBERS[kernel.dtype],
+        DTYPE_NUMBERS[DTYPES[kernel.dtype]],
         m,
         k,
         x.stride(0),
         bias.data_ptr(),
-        DTYPE_NUMBERS["f32"],
+        DTYPE_NUMBERS[torch.float32],
         room.data_ptr(),
         known.info.n,
         0,
@@ -237,7 +239,7 @@ def _packings(cell: Cell, w: Tensor) -> Iterator[tuple[str, Tensor]]:
         packing = kernel.packing
         if kernel.dtype != cell.dtype or (kernel.most_tokens and cell.m > kernel.most_tokens):
             continue
-        if not cuda.cuda().runs_on(cuda_kernels().index(kernel), device):
+        if not cuda_module().runs_on(cuda_kernels().index(kernel), device):
             continue
         if packing == "bsr":
             if kernel.block == cell.block:
@@ -249,7 +251,7 @@ def _packings(cell: Cell, w: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 def _is_planned(kernel: CudaKernel, cell: Cell) -> bool:
     low, high = HALF_BOUNDS[kernel.packing]
-    named = cuda_layouts.kernel(kernel.packing, kernel.dtype, 0, cell.m)
+    named = ops.Layout(kernel.packing, kernel.dtype, device="cuda").kernel(cell.m)
     return low <= cell.sparsity <= high and kernel.base_name == named
 
 

@@ -38,8 +38,9 @@ from sparseinfer.convert.cuda_model import (
     tile_count,
     tiled_terms,
 )
-from sparseinfer.ops import Layout, cuda_packing
-from sparseinfer.ops.cuda_tiles import TILED, piece_count
+from sparseinfer.ops import Layout
+from sparseinfer.ops.cuda import packing as cuda_packing
+from sparseinfer.ops.cuda.tiles import TILED, piece_count
 
 SASS = Path(__file__).parent / "results/gpu_sass.json"
 SHAPES = ((4096, 4096), (11008, 4096), (28672, 8192))

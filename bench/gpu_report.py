@@ -87,7 +87,7 @@ def _build(targets: Sequence[str]) -> None:
 def machine() -> dict[str, Any]:
     """The GPU, its clocks as they are now, and the versions of everything in between."""
     from sparseinfer._machine import versions
-    from sparseinfer.ops.cuda_registry import cuda
+    from sparseinfer.ops.cuda.kernels import cuda
 
     found: dict[str, Any] = {
         "versions": versions(),
@@ -129,7 +129,7 @@ def check_all(limit_s: float) -> dict[str, Any]:
     """Every kernel that runs here; the first failures in words."""
     from gpu_cells import checks, failure
 
-    from sparseinfer.ops.cuda_registry import cuda, cuda_kernels
+    from sparseinfer.ops.cuda.kernels import cuda, cuda_kernels
 
     begin, device = time.perf_counter(), torch.cuda.current_device()
     generator = torch.Generator().manual_seed(0)

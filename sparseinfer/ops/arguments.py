@@ -46,7 +46,7 @@ def check_bias_shape(bias: Tensor, n: int) -> None:
 
 
 def readable_bias(bias: Tensor, x_dtype: torch.dtype) -> Tensor:
-    """bias [n] as kernels read it: contiguous, in float32 or in x's dtype. TypeError: it is of another kind."""
+    """bias [n] as kernels read it: contiguous, in float32 or in x's dtype. TypeError: of another kind."""
     dtype = bias.dtype
     if dtype not in DTYPE_NUMBERS:
         raise TypeError(f"bias: expected dtype {one_of_dtypes()}, got {dtype}")

@@ -23,7 +23,7 @@ class Geometry(NamedTuple):
         return out_h, out_w
 
     def checked_size(self, x: Tensor, n: int) -> tuple[int, int]:
-        """Height and width of y [b, n, h', w'] for x [b, c, h, w]. ValueError that names what does not fit."""
+        """Height and width of y [b, n, h', w'] for x [b, c, h, w]. ValueError: names what does not fit."""
         for name in ("kernel_size", "stride", "padding", "dilation"):
             pair, least = getattr(self, name), 0 if name == "padding" else 1
             if len(pair) != 2 or min(pair) < least:

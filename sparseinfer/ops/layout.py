@@ -1,28 +1,23 @@
-"""Ways to lay a weight out in memory, and which of them are worth measuring for a layer."""
+"""Ways to lay a weight out in memory, and the kernels that read them.
+
+Which kernel is for how many tokens follows from the rows of kernels; no such device is needed to ask for it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from sparseinfer.formats import BSR, CSR
-from sparseinfer.formats._checks import DTYPE_NAMES
-from sparseinfer.ops import cuda_layouts, cuda_packing
-from sparseinfer.ops.kernels import active_isa, kernels
-from sparseinfer.ops.packing import PackedInfo, describe, pack
+from sparseinfer.formats.dtypes import DTYPE_NAMES
+from sparseinfer.ops.backend import BACKENDS, describe
+from sparseinfer.ops.kernel import Kernel
+from sparseinfer.ops.packed import PackedInfo
 from sparseinfer.ops.plan import Bucket
-
-# Up to here a weight is decoded for each few tokens; from here on x is cut into tiles of many.
-FEW_TOKENS = 15
-
-# Columns of x that stay in the L1 cache with a tile of at most 32 tokens of fp32.
-_WIDE_PANEL = 384
-_WIDE_PANEL_TOKENS = 47
-
-# A panel of these is part of the layout; the others have one that follows from the shape.
-_PANELLED = ("rowgroup", "rowlist", "bsr")
 
 
 @dataclass(frozen=True)
@@ -41,9 +36,8 @@ class Layout:
     @classmethod
     def of(cls, info: PackedInfo) -> Layout:
         """The layout of a packing that exists."""
-        if info.device == "cuda":
-            return cls(info.packing, info.storage, info.block_size[0] if info.packing == "bsr" else 0, "cuda")
-        return cls(info.packing, info.storage, info.panel if info.packing in _PANELLED else 0)
+        panel = BACKENDS[info.device].layouts.panel_of(info)
+        return cls(info.packing, info.storage, panel, info.device)
 
     @classmethod
     def on_cuda(cls, fmt: CSR | BSR) -> Layout:
@@ -53,34 +47,85 @@ class Layout:
             return cls("bsr", storage, fmt.block_size[0], "cuda")
         return cls("csr", storage, device="cuda")
 
+    @classmethod
+    def read_by(cls, kernel: Kernel, device: str = "cpu") -> Layout:
+        """The layout that a kernel of `kernels_for` reads, in the packing's own panel."""
+        panel = BACKENDS[device].layouts.panel_for(kernel)
+        return cls(kernel.packing, kernel.storage, panel, device)
+
     def pack(self, fmt: CSR | BSR, isa: str = "", device: torch.device | None = None) -> Tensor:
         """The packing, on `device`; by default on the CPU or on the current GPU."""
-        if self.device == "cuda":
-            return cuda_packing.pack(fmt, device, self.packing)
-        return pack(fmt, self.packing, storage=self.storage, isa=isa, panel=self.panel)
+        packing = BACKENDS[self.device].packing
+        packed: Tensor = packing.pack_on(
+            device, fmt, self.packing, storage=self.storage, panel=self.panel, isa=isa
+        )
+        return packed
+
+    def row(self, tokens: int = 1) -> Kernel:
+        """The kernel that reads this layout for so many tokens. ValueError: there is none."""
+        return _meant_for(self._readers(), tokens)
 
     def kernel(self, tokens: int = 1) -> str:
-        """Base name of the kernel that reads this layout, of the few-token or of the many-token kind."""
-        if self.device == "cuda":
-            return cuda_layouts.kernel(self.packing, self.storage, self.panel, tokens)
-        found = [k for k in kernels() if (k.packing, k.storage) == (self.packing, self.storage)]
-        if not found:
-            raise ValueError(f"layout: expected one with a kernel, got {self}")
-        tiled = [k for k in found if k.tile.startswith("t")]
-        chosen = tiled if tiled and tokens > FEW_TOKENS else [k for k in found if k not in tiled]
-        return chosen[0].base_name
+        """Base name of the kernel that reads this layout for so many tokens."""
+        return self.row(tokens).base_name
+
+    def conv_kernel(self, tokens: int = 1) -> str:
+        """Likewise for a convolution, of whose output so many pixels are computed."""
+        return _meant_for(self._conv_readers(), tokens).base_name
 
     def buckets(self, packing: int) -> tuple[Bucket, ...]:
         """A plan for any number of tokens out of this layout alone, as packing number `packing`."""
-        if self.device == "cuda":
-            return cuda_layouts.buckets(self.packing, self.storage, self.panel, packing)
-        few, many = self.kernel(1), self.kernel(FEW_TOKENS + 1)
-        last = Bucket(None, packing, many)
-        return (last,) if few == many else (Bucket(FEW_TOKENS, packing, few), last)
+        return self._plan(packing, self.kernel)
+
+    def conv_buckets(self, packing: int) -> tuple[Bucket, ...]:
+        """Likewise for a convolution and any number of pixels."""
+        return self._plan(packing, self.conv_kernel)
+
+    def _plan(self, packing: int, kernel: Callable[[int], str]) -> tuple[Bucket, ...]:
+        buckets: list[Bucket] = []
+        tokens = 0
+        for limit in token_limits(self.device):
+            tokens = tokens + 1 if limit is None else limit
+            name = kernel(tokens)
+            if buckets and buckets[-1].kernel == name:
+                buckets.pop()
+            buckets.append(Bucket(limit, packing, name))
+        return tuple(buckets)
+
+    def _readers(self) -> tuple[Kernel, ...]:
+        readers = _readers_of(self)
+        if not readers:
+            raise ValueError(f"layout: expected one with a kernel, got {self}")
+        return readers
+
+    def _conv_readers(self) -> tuple[Kernel, ...]:
+        # Where none takes a convolution: the one for many tokens, which a layer refuses by its name.
+        return tuple(row for row in self._readers() if row.conv) or (self.row(FEW_TOKENS + 1),)
 
     def __str__(self) -> str:
         device = "" if self.device == "cpu" else f"_{self.device}"
         return f"{self.packing}_{self.storage}" + (f"_p{self.panel}" if self.panel else "") + device
+
+
+def token_limits(device: str) -> tuple[int | None, ...]:
+    """Upper ends of the token buckets between which no choice changes, ascending; None = no limit."""
+    rows = BACKENDS[device].kernels.kernels()
+    limits = {row.max_tokens for row in rows} | {row.bucket_tokens for row in rows}
+    return (*sorted(limits - {0}), None)
+
+
+@lru_cache(maxsize=1024)
+def _readers_of(layout: Layout) -> tuple[Kernel, ...]:
+    """The kernels that read a layout, on the CPU at the active level."""
+    room, stored = BACKENDS[layout.device].layouts, (layout.packing, layout.storage)
+    rows = (row for row in room.rows() if (row.packing, row.storage) == stored)
+    return tuple(row for row in rows if room.panel_for(row) in (0, layout.panel))
+
+
+def _meant_for(rows: tuple[Kernel, ...], tokens: int) -> Kernel:
+    """The first that is planned for so many tokens, or that is meant for them, or at all."""
+    serving = [row for row in rows if row.serves(tokens)]
+    return next((row for row in serving if row.is_planned), (serving or rows)[0])
 
 
 def default_kernel(packed: Tensor, tokens: int = 1) -> str:
@@ -88,35 +133,8 @@ def default_kernel(packed: Tensor, tokens: int = 1) -> str:
     return Layout.of(describe(packed)).kernel(tokens)
 
 
-def layouts(dtype: torch.dtype, x_dtype: torch.dtype, tokens: int) -> tuple[Layout, ...]:
-    """Those for a weight of `dtype`, activations of `x_dtype` and so many tokens: one of them is fastest."""
-    few, many = _storages(dtype, x_dtype)
-    found = []
-    if tokens <= FEW_TOKENS:
-        found += [Layout("sell", few), Layout("bitmap", few)]
-    if tokens > 2:  # at AVX2 rowlist wins at 4 tokens from 90 % up
-        panels = (0, _WIDE_PANEL) if many == "f32" and tokens <= _WIDE_PANEL_TOKENS else (0,)
-        found += [Layout(packing, many, panel) for panel in panels for packing in ("rowgroup", "rowlist")]
-    return tuple(found)
+# Up to so many tokens the CPU decodes a weight for each few of them; beyond, x is cut into tiles of many.
+FEW_TOKENS = max(row.max_tokens for row in BACKENDS["cpu"].kernels.kernels())
 
-
-def may_win(layout: Layout, sparsity: float) -> bool:
-    """Whether it is worth measuring at this sparsity: elsewhere it has never won on Zen 4 (bench/results)."""
-    bounds = {"bitmap": (0.0, 0.75), "rowgroup": (0.0, 0.9), "rowlist": (0.6, 1.0)}
-    low, high = bounds.get(layout.packing, (0.0, 1.0))
-    return low <= sparsity <= high
-
-
-def compact_layout(dtype: torch.dtype, x_dtype: torch.dtype) -> Layout:
-    """The layout of fewest bytes that has kernels for any number of tokens."""
-    return Layout("bitmap", _storages(dtype, x_dtype)[0])
-
-
-def _storages(dtype: torch.dtype, x_dtype: torch.dtype) -> tuple[str, str]:
-    """Of the layouts for few tokens, and of those for many."""
-    if dtype == torch.bfloat16:
-        # Without the instruction the dot product of pairs is slower than widening once per weight.
-        if x_dtype == torch.bfloat16 and active_isa() == "avx512bf16":
-            return "bf16", "bf16"
-        return "wbf16", "f32"
-    return ("wf16", "f32") if dtype == torch.float16 else ("f32", "f32")
+# `token_limits` of a GPU.
+CUDA_LIMITS = token_limits("cuda")

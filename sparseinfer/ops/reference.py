@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparseinfer.formats import BSR, CSR
-from sparseinfer.ops.cpu.packing import unpack
+from sparseinfer.ops.backend import unpack
 from sparseinfer.ops.names import ACTIVATIONS
+
 
 def reference_linear(
     x: Tensor, weight: CSR | BSR | Tensor, bias: Tensor | None = None, activation: str = "none"

@@ -14,9 +14,8 @@ from sparseinfer.ops.plan import bucket_for
 class KernelInfo(Kernel):
     """One compiled kernel. `available`: this machine has the instructions of its level `isa`.
 
-    `conv`: it computes convolutions too. `native`: its level has the instructions for the storage's arithmetic.
-    min_tokens to max_tokens (0: no limit) and min_sparsity to max_sparsity are the calls and the weights it is
-    meant for; see csrc/cpu/kernels.inc. `tile_tokens`: it computes so many tokens together; 0: no fixed number.
+    `conv`: it computes convolutions too. `native`: its level has the instructions for the storage's
+    arithmetic; elsewhere others emulate them. The rest is what `Kernel` says of every device.
     """
 
     name: str
@@ -76,6 +75,6 @@ def kernel_id(base_name: str) -> int:
 
 @lru_cache(maxsize=1 << 14)
 def chosen(plan: str, tokens: int) -> tuple[int, int]:
-    """Number of the packing and id of the kernel by which a plan computes so many tokens, at the active level."""
+    """Number of the packing and id of the kernel by which a plan computes so many tokens."""
     bucket = bucket_for(plan, tokens)
     return bucket.packing, kernel_id(bucket.kernel)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -74,30 +71,13 @@ def run(
 
 
 def bias_argument(bias: Tensor | None, n: int, x_dtype: torch.dtype) -> tuple[Tensor | None, int, int]:
-    """A bias [n] that kernels can read, to be held during the call, its address and the number of its dtype."""
+    """A bias [n] that kernels can read, to be held during the call; its address; its dtype's number."""
     if bias is None:
         return None, 0, 0
-    if (
-        bias.dtype is not torch.float32
-        or bias.shape != (n,)
-        or not bias.is_cpu
-        or not bias.is_contiguous()
-    ):
+    if bias.dtype is not torch.float32 or bias.shape != (n,) or not bias.is_cpu or not bias.is_contiguous():
         check_bias_shape(bias, n)
         if not bias.is_cpu:
             raise ValueError(f"bias: expected a tensor on the CPU, got one on {bias.device}")
         bias = readable_bias(bias, x_dtype)
         return bias, bias.data_ptr(), DTYPE_NUMBERS[bias.dtype]
     return bias, bias.data_ptr(), 0
-
-
-def of_plain_tensors(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """run, for the dispatcher, which also brings subclasses: what those make anew may lie anywhere."""
-
-    def kernel(x: Tensor, *rest: Any) -> Tensor:
-        if type(x) is not Tensor:
-            with torch._C.DisableTorchFunctionSubclass():
-                x = x.as_subclass(Tensor)
-        return run(x, *rest)
-
-    return kernel

@@ -17,6 +17,7 @@ from sparseinfer.formats.checks import address
 from sparseinfer.ops.names import DTYPE_NAMES
 from sparseinfer.ops.packed import PackedInfo, unpacked
 
+
 def pack(
     fmt: CSR | BSR,
     packing: str,
@@ -62,6 +63,13 @@ def pack(
     )
     with torch.inference_mode(False):  # an inference tensor could not be told apart from a changed one
         return torch.from_numpy(array)
+
+
+def pack_on(
+    device: torch.device | None, fmt: CSR | BSR, packing: str, *, storage: str, panel: int, isa: str = ""
+) -> Tensor:
+    """`pack`, as every device has it."""
+    return pack(fmt, packing, storage=storage, isa=isa, panel=panel)
 
 
 def describe(packed: Tensor) -> PackedInfo:

@@ -41,7 +41,8 @@ def linear_parts(
     if step != 1 and m and k:
         rows, stride = rows.contiguous(), k
     bias, bias_address, bias_dtype = bias_argument(bias, sum(sizes), x.dtype)
-    ys = [x.new_empty((*x.shape[:-1], size)) if want else None for size, want in zip(sizes, wanted, strict=True)]
+    lead = x.shape[:-1]
+    ys = [x.new_empty((*lead, size)) if want else None for size, want in zip(sizes, wanted, strict=True)]
     core.spmm_parts(
         kernel,
         rows.data_ptr(),

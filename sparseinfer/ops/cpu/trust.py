@@ -20,8 +20,8 @@ class Trusted:
     version: int
 
 
-# A packing is checked when it is first used and again when its tensor was written to. The verdict is kept on the
-# tensor object: a clone is another object, and an address alone may have been recycled.
+# A packing is checked when it is first used and again when its tensor was written to. The verdict is kept on
+# the tensor object: a clone is another object, and an address alone may have been recycled.
 _VERDICT = "_sparseinfer_trusted"
 
 

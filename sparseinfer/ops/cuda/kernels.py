@@ -18,8 +18,8 @@ from sparseinfer.ops.plan import bucket_for
 class CudaKernel(Kernel):
     """One row of csrc/cuda/kernels.inc; `arch` is "simt", "sm80" or "sm90".
 
-    A launch of more than `most_tokens` is refused (0: any number). `block`: rows and columns of a block of the
-    packing, or of its tiles. `panel`: columns that a block of threads writes out densely.
+    A launch of more than `most_tokens` is refused (0: any number). `block`: rows and columns of a block of
+    the packing, or of its tiles. `panel`: columns that a block of threads writes out densely.
     """
 
     name: str
@@ -37,9 +37,9 @@ class CudaKernel(Kernel):
     min_sparsity: float = 0.0
     max_sparsity: float = 1.0
 
-    # No plan changes but where a kernel ends.
-    bucket_tokens = 0
+    bucket_tokens = 0  # a plan changes only where a kernel's tokens end
     wide_panel = 0
+    conv = True  # of images that are unfolded into rows, which any kernel takes
 
     @property
     def storage(self) -> str:
@@ -68,7 +68,7 @@ def cuda_kernels() -> tuple[CudaKernel, ...]:
 
 
 @lru_cache(maxsize=1)
-def cuda_rows() -> tuple[CudaKernel, ...]:
+def kernels() -> tuple[CudaKernel, ...]:
     """Every row of csrc/cuda/kernels.inc, which plans are made by, in a build without CUDA too."""
     return tuple(CudaKernel(**row) for row in core.gpu_kernels())
 

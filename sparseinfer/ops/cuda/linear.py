@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from sparseinfer.formats.checks import WrongDtype, address
 from sparseinfer.ops.arguments import as_rows, check_bias_shape, number_of_activation, readable_bias
 from sparseinfer.ops.cuda.blob import Resident
-from sparseinfer.ops.cuda.kernels import chosen, cuda, cuda_kernel_id, cuda_kernels, cuda_rows
+from sparseinfer.ops.cuda.kernels import chosen, cuda, cuda_kernel_id, cuda_kernels, kernels
 from sparseinfer.ops.cuda.packing import resident
 from sparseinfer.ops.names import ACTIVATIONS, DTYPE_NUMBERS, DTYPES
 from sparseinfer.ops.plan import check_packings
@@ -76,7 +76,7 @@ def decompress(packed: Tensor) -> Tensor:
     """The dense weight [n, k] of any packing but "bsr" on a GPU, its rows a multiple of 16 bytes apart."""
     known = resident(packed)
     held = ("decompress", known.info.packing, known.info.dtype)
-    row = next(row for row in cuda_rows() if (row.op, row.packing, row.dtype) == held)
+    row = next(row for row in kernels() if (row.op, row.packing, row.dtype) == held)
     return _scratch(cuda_kernel_id(row.base_name, packed.device.index), packed, known)
 
 

@@ -51,6 +51,13 @@ def pack(fmt: CSR | BSR, device: torch.device | str | None = None, packing: str 
     return _pack(packing, values, crow, col, fmt.shape)
 
 
+def pack_on(
+    device: torch.device | None, fmt: CSR | BSR, packing: str, *, storage: str, panel: int, isa: str = ""
+) -> Tensor:
+    """`pack`, as every device has it: storage and panel follow from the format."""
+    return pack(fmt, device, packing)
+
+
 def pack_dense(weight: Tensor, packing: str = "csr") -> Tensor:
     """Any packing but "bsr" of the non-zero elements of weight [n, k], on its device, as `pack` has them.
 
