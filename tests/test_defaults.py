@@ -19,9 +19,9 @@ from torch.utils._device import _device_constructors
 
 from sparseinfer import ops
 from sparseinfer.formats import BSR, CSR
-from sparseinfer.formats._checks import address
+from sparseinfer.formats.checks import address
 from sparseinfer.modules import PrepackedLinear, SparseConv2d, SparseLinear
-from sparseinfer.ops import cuda_packing
+from sparseinfer.ops.cuda import packing as cuda_packing
 
 PACKAGE = Path(__file__).parents[1] / "sparseinfer"
 

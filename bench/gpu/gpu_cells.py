@@ -16,9 +16,10 @@ from sparseinfer import ops
 from sparseinfer.bench.candidate import DENSE, OTHER, SPARSE
 from sparseinfer.convert.cuda_model import H100
 from sparseinfer.formats import BSR
-from sparseinfer.ops import cuda, cuda_packing
-from sparseinfer.ops.cuda_registry import CudaKernel, cuda_kernels
-from sparseinfer.ops.packing import DTYPES
+from sparseinfer.ops.cuda import linear
+from sparseinfer.ops.cuda import packing as cuda_packing
+from sparseinfer.ops.cuda.kernels import CudaKernel, cuda, cuda_kernels
+from sparseinfer.ops.names import DTYPES
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def _packings(cell: Cell, w: Tensor) -> Iterator[tuple[str, Tensor]]:
         packing = kernel.packing
         if kernel.dtype != cell.dtype or (kernel.most_tokens and cell.m > kernel.most_tokens):
             continue
-        if not cuda.cuda().runs_on(cuda_kernels().index(kernel), device):
+        if not cuda().runs_on(cuda_kernels().index(kernel), device):
             continue
         if packing == "bsr":
             if kernel.block == cell.block:
@@ -144,8 +145,7 @@ def _packings(cell: Cell, w: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def _is_planned(kernel: CudaKernel, cell: Cell) -> bool:
-    serves = kernel.min_tokens <= cell.m and (not kernel.max_tokens or cell.m <= kernel.max_tokens)
-    return serves and kernel.min_sparsity <= cell.sparsity <= kernel.max_sparsity
+    return kernel.serves(cell.m) and kernel.suits(cell.sparsity)
 
 
 def _ours(name: str, packed: Tensor, x: Tensor, n: int) -> Maker:
@@ -154,6 +154,6 @@ def _ours(name: str, packed: Tensor, x: Tensor, n: int) -> Maker:
     def make() -> Call:
         copy = packed.clone()
         cuda_packing.resident(copy)
-        return lambda: cuda.run(x, [copy], None, n, plan, "none")
+        return lambda: linear.run(x, [copy], None, n, plan, "none")
 
     return make

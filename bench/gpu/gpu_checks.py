@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from sparseinfer.formats import BSR, CSR
-from sparseinfer.ops import cuda, cuda_packing
-from sparseinfer.ops.cuda_registry import DTYPE_NUMBERS, CudaKernel, cuda_kernels
-from sparseinfer.ops.cuda_tiles import TILED
-from sparseinfer.ops.packing import DTYPES
+from sparseinfer.ops.cuda import linear, packing
+from sparseinfer.ops.cuda.kernels import CudaKernel, cuda, cuda_kernels
+from sparseinfer.ops.cuda.tiles import TILED
+from sparseinfer.ops.names import DTYPE_NUMBERS, DTYPES
 
 POISON = 0xFF  # a NaN in every dtype
 _GUARD = 4096  # bytes behind y that must stay poisoned
@@ -57,11 +57,11 @@ def failure(check: Check, generator: torch.Generator) -> str | None:
     kept = torch.rand(check.n // block, check.k // block, generator=generator) >= 0.7
     w = w * kept.repeat_interleave(block, 0).repeat_interleave(block, 1)
     if kernel.packing == "bsr":
-        packed = cuda_packing.pack(BSR.from_dense(w, (block, block)))
+        packed = packing.pack(BSR.from_dense(w, (block, block)))
     else:
-        packed = cuda_packing.pack(CSR.from_dense(w), packing=kernel.packing)
+        packed = packing.pack(CSR.from_dense(w), packing=kernel.packing)
     if kernel.op == "decompress":
-        return None if torch.equal(cuda.decompress(packed).cpu(), w) else "another matrix"
+        return None if torch.equal(linear.decompress(packed).cpu(), w) else "another matrix"
     x = _random(check.m, check.k, generator, dtype, check.integer)
     bias = _random(1, check.n, generator, torch.float32, check.integer)[0]
     room = torch.full(
@@ -90,8 +90,8 @@ def _between_poison(x: Tensor) -> Tensor:
 
 
 def _launch(kernel: CudaKernel, packed: Tensor, x: Tensor, bias: Tensor, room: Tensor) -> None:
-    resident, (m, k) = cuda_packing.resident(packed), x.shape
-    cuda.cuda().spmm(
+    resident, (m, k) = packing.resident(packed), x.shape
+    cuda().spmm(
         cuda_kernels().index(kernel),
         packed.device.index,
         torch.cuda.current_stream().cuda_stream,
@@ -99,12 +99,12 @@ def _launch(kernel: CudaKernel, packed: Tensor, x: Tensor, bias: Tensor, room: T
         packed.data_ptr(),
         packed.numel(),
         x.data_ptr(),
-        DTYPE_NUMBERS[kernel.dtype],
+        DTYPE_NUMBERS[DTYPES[kernel.dtype]],
         m,
         k,
         x.stride(0),
         bias.data_ptr(),
-        DTYPE_NUMBERS["f32"],
+        DTYPE_NUMBERS[torch.float32],
         room.data_ptr(),
         resident.info.n,
         0,

@@ -38,8 +38,9 @@ from sparseinfer.convert.cuda_model import (
     tile_count,
     tiled_terms,
 )
-from sparseinfer.ops import Layout, cuda_packing
-from sparseinfer.ops.cuda_tiles import TILED, piece_count
+from sparseinfer.ops.cuda import packing as cuda_packing
+from sparseinfer.ops.cuda.kernels import CudaKernel, kernels
+from sparseinfer.ops.cuda.tiles import TILED, piece_count
 
 SASS = Path(__file__).parents[1] / "results/gpu_sass.json"
 SHAPES = ((4096, 4096), (11008, 4096), (28672, 8192))
@@ -106,16 +107,22 @@ def predict_dense(n: int, k: int, m: int, gpu: Gpu = H100) -> float:
 
 def _predict(packing: str, n: int, k: int, m: int, sparsity: float, counted: Counted, gpu: Gpu) -> Prediction:
     tile = sample(packing, sparsity, max(1, round(k / 64 / piece_count(n))))
-    base_name = Layout(packing, "bf16", device="cuda").kernel(m)
-    tokens = int(base_name.rsplit("_t", 1)[1])
-    kernel = f"{base_name}__{'sm90' if gpu.clusters else 'sm80'}"
+    row = kernel_for(packing, m, "sm90" if gpu.clusters else "sm80")
+    kernel = row.name
     per_tile = None
     if kernel in counted:
         per_tile = instructions(Counts.loaded(counted[kernel]["counts"]).at(tile.pairs, tile.nbytes))
     nbytes = round(tile.nbytes * tile_count(n, k))
-    terms = tiled_terms(gpu, packing, tokens, n, k, m, nbytes, per_tile)
+    terms = tiled_terms(gpu, packing, row.tile_tokens, n, k, m, nbytes, per_tile)
     us = GRAPH_US + longest(terms)
     return Prediction(n, k, m, sparsity, kernel, nbytes, terms, us, predict_dense(n, k, m, gpu))
+
+
+def kernel_for(packing: str, tokens: int, arch: str) -> CudaKernel:
+    """The row of bfloat16 that plans name for so many tokens, whether this build has CUDA kernels or not."""
+    wanted = ("spmm", packing, "bf16", arch)
+    rows = (row for row in kernels() if (row.op, row.packing, row.dtype, row.arch) == wanted)
+    return next(row for row in rows if row.serves(tokens))
 
 
 def predictions(gpu: Gpu, counted: Counted) -> Iterator[Prediction]:

@@ -66,7 +66,7 @@ def _build(targets: Sequence[str]) -> None:
 def machine() -> dict[str, Any]:
     """The GPU, its clocks as they are now, and the versions of everything in between."""
     from sparseinfer._machine import versions
-    from sparseinfer.ops.cuda_registry import cuda
+    from sparseinfer.ops.cuda.kernels import cuda
 
     about: dict[str, Any] = {
         "versions": versions(),

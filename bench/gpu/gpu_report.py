@@ -55,7 +55,7 @@ def check_all(limit_s: float) -> dict[str, Any]:
     """Every kernel that runs here; the first failures in words."""
     from gpu_checks import checks, failure
 
-    from sparseinfer.ops.cuda_registry import cuda, cuda_kernels
+    from sparseinfer.ops.cuda.kernels import cuda, cuda_kernels
 
     begin, device = time.perf_counter(), torch.cuda.current_device()
     generator = torch.Generator().manual_seed(0)

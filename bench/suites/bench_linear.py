@@ -14,7 +14,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from sparseinfer.bench.candidate import Candidate
 from sparseinfer.bench.candidates import all_candidates
 from sparseinfer.bench.problem import check, random_layer
-from sparseinfer.ops.packing import DTYPES
+from sparseinfer.ops.names import DTYPES
 
 SHAPE = (3072, 768)
 BLOCK = (16, 16)

@@ -67,10 +67,10 @@ def _kernels(
         for row in kernel_rows(weight.dtype, tokens, isa, block):
             if row.layout not in packed:
                 packed[row.layout] = row.layout.pack(formats[row.kernel.format], isa=isa)
-            yield _kernel(row, packed[row.layout], bias)
+            yield _kernel(row, packed[row.layout], bias, tokens)
 
 
-def _kernel(row: KernelRow, packed: Tensor, bias: Tensor) -> Candidate:
+def _kernel(row: KernelRow, packed: Tensor, bias: Tensor, tokens: int) -> Candidate:
     info = ops.describe(packed)
     plan = ops.format_plan((ops.Bucket(None, 0, row.kernel.name),))
 
@@ -78,7 +78,7 @@ def _kernel(row: KernelRow, packed: Tensor, bias: Tensor) -> Candidate:
         blob = packed.clone()
         return lambda x: ops.linear(x, [blob], bias, info.n, plan, "none")
 
-    planned = row.planned(info.sparsity)
+    planned = row.planned(bias.dtype, tokens, info.sparsity)
     return Candidate(row.name, SPARSE, str(row.layout), bias.dtype, info.nnz, info.nbytes, make, planned)
 
 

@@ -3,40 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from sparseinfer import ops
-
-# Storages that hold a dtype exactly, and whose kernels take activations in it.
-_STORAGES = {
-    torch.float32: ("f32",),
-    torch.bfloat16: ("f32", "wbf16", "bf16"),
-    torch.float16: ("f32", "wf16"),
-}
+from sparseinfer.ops.kernel import Kernel
 
 
 @dataclass(frozen=True)
 class KernelRow:
-    """A row of the registry with one layout that its kernel reads.
+    """A row of the registry at the level `isa`, with one layout that its kernel reads."""
 
-    in_plans  the planner offers the layout for this dtype and number of tokens, at the level in use
-    """
-
-    kernel: ops.KernelInfo
+    kernel: Kernel
     layout: ops.Layout
-    in_plans: bool
+    isa: str
 
     @property
     def name(self) -> str:
-        """The kernel's, and the panel's width if it is not the packing's own choice."""
-        panel = f" p{self.layout.panel}" if self.layout.panel else ""
-        return self.kernel.name + panel
+        """The kernel's, and the panel's width if it is not what the packing chooses."""
+        return self.kernel.name + (f" p{self.layout.panel}" if self.layout.panel else "")
 
-    def planned(self, sparsity: float) -> bool:
-        """Whether the planner would time it for a weight of this sparsity."""
-        return self.in_plans and self.kernel.min_sparsity <= sparsity <= self.kernel.max_sparsity
+    def planned(self, dtype: torch.dtype, tokens: int, sparsity: float) -> bool:
+        """Whether the planner, at the level in use, would time it for weights and x of `dtype`."""
+        meant = self.kernel.serves(tokens) and self.kernel.suits(sparsity)
+        if self.isa != ops.active_isa() or not meant:
+            return False
+        return self.layout in ops.candidate_layouts("cpu", dtype, dtype, tokens, sparsity)
 
 
 def kernel_rows(
@@ -46,20 +39,17 @@ def kernel_rows(
 
     A kernel meant for fewer tokens is left out: it would read the weight again and again.
     """
-    offered = ops.layouts(dtype, dtype, tokens) if isa == ops.active_isa() else ()
-    for kernel in ops.kernels():
-        if kernel.isa != isa or kernel.storage not in _STORAGES[dtype]:
-            continue
+    for kernel in ops.kernels_for("cpu", dtype, dtype, isa=isa):
         if kernel.max_tokens and tokens > kernel.max_tokens:
             continue
         if kernel.format == "bsr" and not _takes_block(kernel, block):
             continue
-        wide = kernel.wide_panel and tokens <= kernel.bucket_tokens
-        for panel in (0, kernel.wide_panel) if wide else (0,):
-            layout = ops.Layout(kernel.packing, kernel.storage, panel)
-            yield KernelRow(kernel, layout, layout in offered and tokens >= kernel.min_tokens)
+        layout = ops.Layout.read_by(kernel)
+        yield KernelRow(kernel, layout, isa)
+        if kernel.wide_panel and tokens <= kernel.bucket_tokens:
+            yield KernelRow(kernel, replace(layout, panel=kernel.wide_panel), isa)
 
 
-def _takes_block(kernel: ops.KernelInfo, block: tuple[int, int] | None) -> bool:
+def _takes_block(kernel: Kernel, block: tuple[int, int] | None) -> bool:
     """Products of pairs of columns need blocks of an even number of columns."""
     return block is not None and (kernel.storage != "bf16" or block[1] % 2 == 0)

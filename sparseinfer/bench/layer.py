@@ -17,7 +17,7 @@ from sparseinfer.bench.candidate import DENSE, Candidate
 from sparseinfer.bench.candidates import all_candidates
 from sparseinfer.bench.problem import check, random_layer
 from sparseinfer.bench.settings import Settings
-from sparseinfer.ops.packing import DTYPES
+from sparseinfer.ops.names import DTYPES
 
 # Copies of the weights of a cold run fill the last-level cache this many times over, so that the next copy
 # has been driven out even where the cache does not replace its oldest lines first. Chosen, not measured.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from sparseinfer import ops
 from sparseinfer._arguments import argument, positive, size
-from sparseinfer.ops.packing import DTYPES
+from sparseinfer.ops.names import DTYPES
 
 WEIGHTS = ("warm", "cold")
 

@@ -73,7 +73,7 @@ def _purposes() -> str:
 
 def _purpose(kernel: ops.KernelInfo) -> str:
     tokens = f"{kernel.min_tokens} {f'to {kernel.max_tokens}' if kernel.max_tokens else 'or more'}"
-    if kernel.min_sparsity > kernel.max_sparsity:
+    if not kernel.is_planned:
         return f"{tokens} tokens; never the fastest, a baseline or the smallest"
     zeros = f"{100 * kernel.min_sparsity:g} to {100 * kernel.max_sparsity:g} % zeros"
     return f"{tokens} tokens, {zeros}" + (", in blocks" if kernel.format == "bsr" else "")

@@ -22,11 +22,11 @@ from sparseinfer.convert.cuda_model import (
     tiled_terms,
 )
 from sparseinfer.convert.weights import Weights
-from sparseinfer.formats._checks import DTYPE_NAMES
-from sparseinfer.ops import Layout, cuda_packing
-from sparseinfer.ops.cuda_blob import offsets
-from sparseinfer.ops.cuda_layouts import CUDA_LIMITS
-from sparseinfer.ops.cuda_tiles import TILED
+from sparseinfer.formats.dtypes import DTYPE_NAMES
+from sparseinfer.ops import CUDA_LIMITS, Layout
+from sparseinfer.ops.cuda import packing as cuda_packing
+from sparseinfer.ops.cuda.blob import offsets
+from sparseinfer.ops.cuda.tiles import TILED
 from sparseinfer.ops.dense import PLAIN, SEMI_STRUCTURED, semi_structured_available
 
 # Blocks are tried where they hold at most so many times the weights that are not zero.

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from sparseinfer.ops.cuda_layouts import CUDA_FEW_TOKENS
-from sparseinfer.ops.cuda_tiles import piece_count
+from sparseinfer.ops import Layout
+from sparseinfer.ops.cuda.tiles import piece_count
 
 # Microseconds per call by name of what takes them.
 Terms = Mapping[str, float]
@@ -234,7 +234,7 @@ _CSR_TOKENS = {2: 64, 4: 32}
 def csr_terms(gpu: Gpu, dtype: torch.dtype, n: int, k: int, m: int, nnz: int, nbytes: int) -> Terms:
     """Of spmm_csr: W, x and y once, and multiply-adds that shared memory feeds."""
     size = dtype.itemsize
-    at_once = 1 if m <= CUDA_FEW_TOKENS else _CSR_TOKENS[size]
+    at_once = 1 if m <= Layout("csr", device="cuda").row(1).max_tokens else _CSR_TOKENS[size]
     tokens = -(-m // at_once) * at_once
     return {
         "HBM": (nbytes + size * m * (n + k)) / gpu.hbm,

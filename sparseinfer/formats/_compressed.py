@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from sparseinfer._native import core
-from sparseinfer.formats import _checks
+from sparseinfer.formats import checks
+from sparseinfer.formats.dtypes import VALUE_DTYPES
 
 Self = TypeVar("Self", bound="Compressed")
 
@@ -31,10 +32,10 @@ class Compressed:
 
     def __post_init__(self) -> None:
         checked = {
-            "values": _checks.plain("values", self.values, _checks.VALUE_DTYPES, self._values_ndim),
-            "crow_indices": _checks.plain("crow_indices", self.crow_indices, (torch.int64,), 1),
-            "col_indices": _checks.plain("col_indices", self.col_indices, (torch.int32,), 1),
-            "shape": _checks.pair("shape", self.shape, minimum=0),
+            "values": checks.plain("values", self.values, VALUE_DTYPES, self._values_ndim),
+            "crow_indices": checks.plain("crow_indices", self.crow_indices, (torch.int64,), 1),
+            "col_indices": checks.plain("col_indices", self.col_indices, (torch.int32,), 1),
+            "shape": checks.pair("shape", self.shape, minimum=0),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -48,12 +49,12 @@ class Compressed:
         to since.
         """
         rows, columns = self._grid()
-        if columns > _checks.INT32_MAX:
-            raise ValueError(f"shape: expected at most {_checks.INT32_MAX} columns, got {columns}")
+        if columns > checks.INT32_MAX:
+            raise ValueError(f"shape: expected at most {checks.INT32_MAX} columns, got {columns}")
         units = self.values.shape[0]
-        _checks.length("crow_indices", self.crow_indices, rows + 1, "rows + 1")
-        _checks.length("col_indices", self.col_indices, units, "values.shape[0]")
-        crow, col = (_checks.address(name, getattr(self, name)) for name in ("crow_indices", "col_indices"))
+        checks.length("crow_indices", self.crow_indices, rows + 1, "rows + 1")
+        checks.length("col_indices", self.col_indices, units, "values.shape[0]")
+        crow, col = (checks.address(name, getattr(self, name)) for name in ("crow_indices", "col_indices"))
         core.check_csr(crow, col, rows, columns, units)
 
     @classmethod
@@ -63,7 +64,7 @@ class Compressed:
         Stored zeros stay stored. TypeError: another layout or dtype. ValueError: another device, a batch, bad
         indices.
         """
-        t = _checks.on_cpu("tensor", t).detach()
+        t = checks.on_cpu("tensor", t).detach()
         if t.layout != cls._layout:
             hint = "from_dense takes dense tensors"
             raise TypeError(f"tensor: expected layout {cls._layout}, got {t.layout} ({hint})")
@@ -73,8 +74,8 @@ class Compressed:
         block_columns = values.shape[2] if values.ndim == 3 else 1
         return cls(
             values,
-            _checks.wide_indices("crow_indices", t.crow_indices()),
-            _checks.narrow_indices("col_indices", t.col_indices(), t.shape[1] // block_columns),
+            checks.wide_indices("crow_indices", t.crow_indices()),
+            checks.narrow_indices("col_indices", t.col_indices(), t.shape[1] // block_columns),
             (t.shape[0], t.shape[1]),
         )
 

@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparseinfer.formats import _checks
+from sparseinfer.formats import checks
 from sparseinfer.formats._compressed import Compressed, offsets
+from sparseinfer.formats.dtypes import VALUE_DTYPES
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -31,9 +32,9 @@ class BSR(Compressed):
     @classmethod
     def from_dense(cls, w: Tensor, block_size: tuple[int, int]) -> BSR:
         """Keep the blocks of w [n, k], any strides, in which an element is not zero (NaN is not zero)."""
-        w = _checks.plain("weight", w, _checks.VALUE_DTYPES, 2)
-        r, c = _checks.pair("block_size", block_size, minimum=1)
-        rows, columns = _checks.blocks_divide((w.shape[0], w.shape[1]), (r, c))
+        w = checks.plain("weight", w, VALUE_DTYPES, 2)
+        r, c = checks.pair("block_size", block_size, minimum=1)
+        rows, columns = checks.blocks_divide((w.shape[0], w.shape[1]), (r, c))
         blocks = w.view(rows, r, columns, c).transpose(1, 2)
         kept = (blocks != 0).flatten(2).any(dim=2)
         block_rows, block_columns = kept.nonzero(as_tuple=True)
@@ -53,8 +54,8 @@ class BSR(Compressed):
         return self.values.shape[1], self.values.shape[2]
 
     def _grid(self) -> tuple[int, int]:
-        block_size = _checks.pair("block_size", self.block_size, minimum=1)
-        return _checks.blocks_divide(self.shape, block_size)
+        block_size = checks.pair("block_size", self.block_size, minimum=1)
+        return checks.blocks_divide(self.shape, block_size)
 
     def _describe(self) -> str:
         return f"{super()._describe()}, block_size={self.block_size}"

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from sparseinfer._native import core
-from sparseinfer.formats import _checks
+from sparseinfer.formats import checks
 from sparseinfer.formats._compressed import Compressed
+from sparseinfer.formats.dtypes import DTYPE_NAMES, VALUE_DTYPES
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -33,16 +34,16 @@ class CSR(Compressed):
     @classmethod
     def from_dense(cls, w: Tensor) -> CSR:
         """Keep the non-zero elements of w [n, k], any strides. NaN and Inf are kept, -0.0 is a zero."""
-        w = _checks.plain("weight", w, _checks.VALUE_DTYPES, 2)
+        w = checks.plain("weight", w, VALUE_DTYPES, 2)
         n, k = w.shape
-        dtype = _checks.DTYPE_NAMES[w.dtype]
-        dense, crow = _checks.address("weight", w), torch.empty(n + 1, dtype=torch.int64, device="cpu")
-        offsets = _checks.address("crow_indices", crow)
+        dtype = DTYPE_NAMES[w.dtype]
+        dense, crow = checks.address("weight", w), torch.empty(n + 1, dtype=torch.int64, device="cpu")
+        offsets = checks.address("crow_indices", crow)
         core.dense_row_offsets(dense, dtype, n, k, offsets)
         nnz = int(crow[-1])
         col = torch.empty(nnz, dtype=torch.int32, device="cpu")
         values = torch.empty(nnz, dtype=w.dtype, device="cpu")
-        parts = _checks.address("col_indices", col), _checks.address("values", values)
+        parts = checks.address("col_indices", col), checks.address("values", values)
         core.dense_to_csr(dense, dtype, n, k, offsets, *parts)
         return cls(values, crow, col, (n, k))
 
@@ -61,11 +62,11 @@ class CSR(Compressed):
         if matrix.dtype not in (np.float32, np.float16):
             hint = "convert it with .astype(numpy.float32)"
             raise TypeError(f"matrix: expected dtype float32 or float16, got {matrix.dtype} ({hint})")
-        n, k = _checks.pair("shape", matrix.shape, minimum=0)
+        n, k = checks.pair("shape", matrix.shape, minimum=0)
         return cls(
             torch.from_numpy(np.array(matrix.data)),
-            _checks.wide_indices("crow_indices", torch.from_numpy(np.array(matrix.indptr))),
-            _checks.narrow_indices("col_indices", torch.from_numpy(np.array(matrix.indices)), k),
+            checks.wide_indices("crow_indices", torch.from_numpy(np.array(matrix.indptr))),
+            checks.narrow_indices("col_indices", torch.from_numpy(np.array(matrix.indices)), k),
             (n, k),
         )
 

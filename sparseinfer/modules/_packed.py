@@ -14,7 +14,7 @@ from sparseinfer.formats import BSR, CSR
 from sparseinfer.modules._parts import constant, destination, unseen
 from sparseinfer.modules._read_only import ReadOnlyTensor
 from sparseinfer.modules._stand_in import StandIn
-from sparseinfer.ops.packing import DTYPES
+from sparseinfer.ops.names import DTYPES
 
 Self = TypeVar("Self", bound="PackedLayer")
 

@@ -124,13 +124,13 @@ class _SparseConv(PackedLayer):
             [buffers[name] for name in self._packing_names],
             self._parameters["bias"],
             self.out_channels,
-            self._op_kernel_size,
-            self._op_stride,
-            self._op_padding,
-            self._op_dilation,
-            self.groups,
-            self.plan,
-            activation,
+            kernel_size=self._op_kernel_size,
+            stride=self._op_stride,
+            padding=self._op_padding,
+            dilation=self._op_dilation,
+            groups=self.groups,
+            plan=self.plan,
+            activation=activation,
         )
         if self.channels_last:
             y = as_channels_last(y)

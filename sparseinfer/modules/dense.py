@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from sparseinfer.formats._checks import WrongDtype
+from sparseinfer.formats.checks import WrongDtype
 from sparseinfer.modules._parts import (
     constant,
     dense_linear,

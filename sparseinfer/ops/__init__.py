@@ -1,75 +1,66 @@
 """Operators: packings, kernels, `torch.ops.sparseinfer.linear` and `torch.ops.sparseinfer.conv`.
 
 Importing this package registers the operators' schemas, their fakes and their CPU and CUDA implementations.
+
+A module that begins with "_" is private to the package it is in, a name to its module, as everywhere in
+sparseinfer (`sparseinfer._native` may be imported in all of sparseinfer). Packages above use the other ones.
 """
 
 import torch
-from torch import Tensor
 
-from sparseinfer.formats import BSR, CSR
-from sparseinfer.ops import cpu as _cpu
-from sparseinfer.ops import cpu_conv as _cpu_conv
-from sparseinfer.ops import cuda as _cuda
-from sparseinfer.ops import cuda_conv as _cuda_conv
-from sparseinfer.ops import cuda_packing as _cuda_packing
-from sparseinfer.ops import packing as _packing
+from sparseinfer.ops import backend as _backend
 from sparseinfer.ops import schema as _schema
 from sparseinfer.ops import transforms as _transforms
-from sparseinfer.ops.cpu_parts import linear_parts
-from sparseinfer.ops.cuda_layouts import CUDA_LIMITS
-from sparseinfer.ops.cuda_registry import CudaKernel, cuda_kernels
-from sparseinfer.ops.cuda_registry import refusal as cuda_refusal
-from sparseinfer.ops.eager import eager as _eager
-from sparseinfer.ops.eager import eager_conv as _eager_conv
-from sparseinfer.ops.eager import watched
-from sparseinfer.ops.kernels import KernelInfo, active_isa, isa_levels, kernels
-from sparseinfer.ops.layouts import (
-    FEW_TOKENS,
-    Layout,
+from sparseinfer.ops.backend import describe, unpack
+from sparseinfer.ops.candidates import (
+    all_layouts,
+    candidate_layouts,
     compact_layout,
-    default_kernel,
+    kernels_for,
     layouts,
     may_win,
+    min_sparsity,
 )
-from sparseinfer.ops.packing import PackedInfo, pack
+from sparseinfer.ops.cpu.kernels import KernelInfo, active_isa, isa_levels, kernels
+from sparseinfer.ops.cpu.packing import pack
+from sparseinfer.ops.cpu.parts import linear_parts
+from sparseinfer.ops.cuda.kernels import CudaKernel, cuda_kernels
+from sparseinfer.ops.cuda.kernels import refusal as cuda_refusal
+from sparseinfer.ops.eager import eager_conv as _eager_conv
+from sparseinfer.ops.eager import eager_linear as _eager_linear
+from sparseinfer.ops.eager import watched
+from sparseinfer.ops.geometry import Geometry
+from sparseinfer.ops.layout import CUDA_LIMITS, FEW_TOKENS, Layout, default_kernel, token_limits
+from sparseinfer.ops.names import ACTIVATIONS, DTYPE_NAMES, DTYPES
+from sparseinfer.ops.packed import PackedInfo
 from sparseinfer.ops.plan import Bucket, Plan, format_plan, parse_plan
-from sparseinfer.ops.reference import ACTIVATIONS, reference_conv, reference_linear
+from sparseinfer.ops.reference import reference_conv, reference_linear
 from sparseinfer.ops.same import Kept
 
 _schema.define()
-_cpu.register()
-_cpu_conv.register()
-_cuda.register()
-_cuda_conv.register()
-_transforms.register("linear", lambda bias: bias, lambda op, x, *rest: op(x, *rest))
-_transforms.register("conv", lambda bias: bias[:, None, None], _cpu_conv.vmapped)
+_backend.register()
+_transforms.register()
 
-linear = _eager(torch.ops.sparseinfer.linear.default, _cpu.run)
-conv = _eager_conv(torch.ops.sparseinfer.conv.default, _cpu_conv.run)
-
-
-def describe(packed: Tensor) -> PackedInfo:
-    """What a packing holds, in CPU or device memory. ValueError: not a packing."""
-    return _cuda_packing.describe(packed) if packed.is_cuda else _packing.describe(packed)
-
-
-def unpack(packed: Tensor) -> CSR | BSR:
-    """The format a packing was made from, in CPU memory, bit for bit. ValueError: not an intact packing."""
-    return _cuda_packing.unpack(packed) if packed.is_cuda else _packing.unpack(packed)
-
+linear = _eager_linear(torch.ops.sparseinfer.linear.default)
+conv = _eager_conv(torch.ops.sparseinfer.conv.default)
 
 __all__ = [
     "ACTIVATIONS",
     "CUDA_LIMITS",
+    "DTYPES",
+    "DTYPE_NAMES",
     "FEW_TOKENS",
     "Bucket",
     "CudaKernel",
+    "Geometry",
     "Kept",
     "KernelInfo",
     "Layout",
     "PackedInfo",
     "Plan",
     "active_isa",
+    "all_layouts",
+    "candidate_layouts",
     "compact_layout",
     "conv",
     "cuda_kernels",
@@ -79,14 +70,17 @@ __all__ = [
     "format_plan",
     "isa_levels",
     "kernels",
+    "kernels_for",
     "layouts",
     "linear",
     "linear_parts",
     "may_win",
+    "min_sparsity",
     "pack",
     "parse_plan",
     "reference_conv",
     "reference_linear",
+    "token_limits",
     "unpack",
     "watched",
 ]

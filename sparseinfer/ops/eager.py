@@ -5,12 +5,14 @@ The way from Python through the dispatcher and back into Python costs 3.5 us, ha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from sparseinfer.ops.backend import backend_of
+from sparseinfer.ops.geometry import Geometry
 from sparseinfer.ops.transforms import refuse_gradients
 
 _is_compiling = torch.compiler.is_compiling
@@ -50,8 +52,8 @@ def watched(x: Tensor) -> bool:
     )
 
 
-def eager(overload: Callable[..., Tensor], run: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """What gives what `overload`, the linear operator, gives, sooner: `run` is what it does on the CPU.
+def eager_linear(overload: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """What gives what `overload`, the linear operator, gives, sooner.
 
     Arguments are named one by one: to pass on `*args` takes twice as long.
     """
@@ -74,34 +76,38 @@ def eager(overload: Callable[..., Tensor], run: Callable[..., Tensor]) -> Callab
             or profiling()
             or autocast()
             or forward_ad._current_level >= 0
+            or (backend := backend_of(x)) is None
         ):
             return overload(x, packings, bias, n, plan, activation)
-        return run(x, packings, bias, n, plan, activation)
+        y: Tensor = backend.linear.run(x, packings, bias, n, plan, activation)
+        return y
 
     return operator
 
 
-def eager_conv(overload: Callable[..., Tensor], run: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The same for the convolution."""
-    if not _KNOWN:
-        return overload
+def eager_conv(overload: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same for the convolution, whose geometry, plan and activation are given by name."""
 
     def operator(
         x: Tensor,
         packings: list[Tensor],
         bias: Tensor | None,
         n: int,
-        kernel_size: list[int],
-        stride: list[int],
-        padding: list[int],
-        dilation: list[int],
+        *,
+        kernel_size: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
         groups: int,
         plan: str,
         activation: str,
     ) -> Tensor:
+        geometry = Geometry(kernel_size, stride, padding, dilation, groups)
         if _grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
             refuse_gradients(x=x, bias=bias)
-        call = overload if watched(x) else run
-        return call(x, packings, bias, n, kernel_size, stride, padding, dilation, groups, plan, activation)
+        if watched(x) or (backend := backend_of(x)) is None:
+            return overload(x, packings, bias, n, *geometry, plan, activation)
+        y: Tensor = backend.conv.run(x, packings, bias, n, geometry, plan, activation)
+        return y
 
     return operator

@@ -46,6 +46,17 @@ def parse_plan(plan: str) -> Plan:
     return tuple(buckets)
 
 
+def bucket_for(plan: str, tokens: int) -> Bucket:
+    """The bucket of a plan that serves so many tokens. ValueError: not a plan."""
+    return next(b for b in parse_plan(plan) if b.max_tokens is None or tokens <= b.max_tokens)
+
+
+def check_packings(plan: str, needed: int, packings: Sequence[object]) -> None:
+    """ValueError unless there are as many packings as the plan's bucket needs."""
+    if needed > len(packings):
+        raise ValueError(f"packings: expected at least {needed} for plan {plan}, got {len(packings)}")
+
+
 def _check(buckets: Sequence[Bucket]) -> None:
     limits = [b.max_tokens for b in buckets]
     bounded = [limit for limit in limits[:-1] if limit is not None]

@@ -7,15 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparseinfer.formats import BSR, CSR
-from sparseinfer.ops.packing import unpack
-
-ACTIVATIONS = {
-    "none": lambda y: y,
-    "relu": torch.relu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda y: F.gelu(y, approximate="tanh"),
-    "silu": F.silu,
-}
+from sparseinfer.ops.backend import unpack
+from sparseinfer.ops.names import ACTIVATIONS
 
 
 def reference_linear(

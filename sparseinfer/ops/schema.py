@@ -1,9 +1,17 @@
-"""The operators as torch sees them: schema and fake. No kernel is named here."""
+"""The operators as torch sees them: schemas and fakes, and how implementations get their arguments.
+
+No kernel is named here.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from sparseinfer.ops.geometry import Geometry
 
 LINEAR = "linear(Tensor x, Tensor[] packings, Tensor? bias, int n, str plan, str activation) -> Tensor"
 CONV = (
@@ -14,6 +22,16 @@ CONV = (
 library = torch.library.Library("sparseinfer", "DEF")
 
 
+def with_geometry(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """run(x, packings, bias, n, geometry, plan, activation) with the arguments of the schema CONV."""
+
+    def conv(x: Tensor, packings: list[Tensor], bias: Tensor | None, n: int, *rest: Any) -> Tensor:
+        *sizes, plan, activation = rest
+        return run(x, packings, bias, n, Geometry(*sizes), plan, activation)
+
+    return conv
+
+
 def linear_fake(
     x: Tensor, packings: list[Tensor], bias: Tensor | None, n: int, plan: str, activation: str
 ) -> Tensor:
@@ -21,9 +39,19 @@ def linear_fake(
     return x.new_empty((*x.shape[:-1], n))
 
 
-def conv_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
-    """Output height or width, of ints or of symbols."""
-    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+def conv_fake(
+    x: Tensor,
+    packings: list[Tensor],
+    bias: Tensor | None,
+    n: int,
+    geometry: Geometry,
+    plan: str,
+    activation: str,
+) -> Tensor:
+    """y [b, n, h', w'] like x [b, c, h, w], in channels_last if x is."""
+    b, _, h, w = x.shape
+    y = x.new_empty((b, n, *geometry.out_size(h, w)))
+    return torch.empty_like(y, memory_format=torch.channels_last) if in_channels_last(x) else y
 
 
 def in_channels_last(x: Tensor) -> bool:
@@ -44,26 +72,7 @@ def as_channels_last(y: Tensor) -> Tensor:
     return torch.empty_like(y, memory_format=torch.channels_last).copy_(y)
 
 
-def conv_fake(
-    x: Tensor,
-    packings: list[Tensor],
-    bias: Tensor | None,
-    n: int,
-    kernel_size: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    plan: str,
-    activation: str,
-) -> Tensor:
-    """y [b, n, h', w'] like x [b, c, h, w], in channels_last if x is."""
-    b, _, *size = x.shape
-    y = x.new_empty((b, n, *map(conv_size, size, kernel_size, stride, padding, dilation)))
-    return torch.empty_like(y, memory_format=torch.channels_last) if in_channels_last(x) else y
-
-
 def define() -> None:
-    for schema, name, fake in ((LINEAR, "linear", linear_fake), (CONV, "conv", conv_fake)):
+    for schema, name, fake in ((LINEAR, "linear", linear_fake), (CONV, "conv", with_geometry(conv_fake))):
         library.define(schema)
         torch.library.register_fake(f"sparseinfer::{name}", fake, lib=library)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from sparseinfer.ops.reference import ACTIVATIONS
+from sparseinfer.ops.names import ACTIVATIONS
 from sparseinfer.ops.schema import library
 
 Operator = Callable[..., Tensor]
@@ -49,17 +49,25 @@ def in_forward_mode(*tensors: Tensor | None) -> bool:
     return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
-def register(name: str, with_bias: Callable[[Tensor], Tensor], vmapped: Callable[..., Tensor]) -> None:
-    """Rules for sparseinfer::name(x, packings, bias, ..., activation).
+def register() -> None:
+    """Rules for both operators, sparseinfer::name(x, packings, bias, ..., activation)."""
+    _register("linear", lambda bias: bias, lambda op, x, *rest: op(x, *rest))
+    _register("conv", lambda bias: bias[:, None, None], _more_images)
 
-    with_bias   a bias [n] as it is added to y
-    vmapped     (op, x, ...) -> y, for x and y with one more dimension at the front
-    """
+
+def _register(name: str, with_bias: Callable[[Tensor], Tensor], vmapped: Operator) -> None:
+    """with_bias: a bias [n] as it is added to y. vmapped: (op, x, ...) -> y with one more dimension each."""
     op: Operator = getattr(torch.ops.sparseinfer, name).default
     library.impl(name, _differentiable(op, with_bias), "Autograd")
     for device, key in _AUTOCAST.items():
         library.impl(name, _autocast(op, device, torch._C.DispatchKeySet(key)), key.name)
     torch.library.register_vmap(f"sparseinfer::{name}", _batched(op, vmapped), lib=library)
+
+
+def _more_images(op: Operator, x: Tensor, *rest: Any) -> Tensor:
+    """y [v, b, n, h', w'] for x [v, b, c, h, w], as v * b images."""
+    y = op(x.flatten(0, 1), *rest)
+    return y.unflatten(0, x.shape[:2])
 
 
 def _differentiable(op: Operator, with_bias: Callable[[Tensor], Tensor]) -> Operator:
@@ -105,9 +113,9 @@ def _batched(op: Operator, vmapped: Callable[..., Tensor]) -> Callable[..., tupl
         # Another layer for each x: nothing to gain by doing them together.
         parts = []
         for i in range(info.batch_size):
-            own = [_at(packed, dim, i) for packed, dim in zip(packings, packing_dims, strict=True)]
-            own_bias = None if bias is None else _at(bias, bias_dim, i)
-            parts.append(op(_at(x, x_dim, i), own, own_bias, *rest))
+            layer = [_at(packed, dim, i) for packed, dim in zip(packings, packing_dims, strict=True)]
+            layer_bias = None if bias is None else _at(bias, bias_dim, i)
+            parts.append(op(_at(x, x_dim, i), layer, layer_bias, *rest))
         return torch.stack(parts), 0
 
     return rule

@@ -17,7 +17,8 @@ from sparseinfer.convert.measure import Timer
 from sparseinfer.convert.planner import Plan, plan
 from sparseinfer.convert.recording import record
 from sparseinfer.convert.weights import Weights
-from sparseinfer.ops import Layout, cuda_packing
+from sparseinfer.ops import Layout
+from sparseinfer.ops.cuda import packing as cuda_packing
 from sparseinfer.ops.dense import PLAIN
 
 BF16 = torch.bfloat16

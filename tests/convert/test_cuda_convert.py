@@ -20,9 +20,10 @@ from sparseinfer.convert.options import COMPACT
 from sparseinfer.convert.planner import Plan, plan
 from sparseinfer.convert.weights import Weights, read
 from sparseinfer.formats import BSR
-from sparseinfer.ops import Layout, cuda_packing
-from sparseinfer.ops.cuda_registry import CudaKernel
-from sparseinfer.ops.cuda_tiles import TILED
+from sparseinfer.ops import Layout
+from sparseinfer.ops.cuda import packing as cuda_packing
+from sparseinfer.ops.cuda.kernels import CudaKernel
+from sparseinfer.ops.cuda.tiles import TILED
 from sparseinfer.ops.dense import is_semi_structured, semi_structured_available
 
 F32, BF16 = torch.float32, torch.bfloat16

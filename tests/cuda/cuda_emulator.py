@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from sparseinfer.formats import BSR, CSR
-from sparseinfer.ops import cuda_packing
-from sparseinfer.ops.packing import DTYPES
-from sparseinfer.ops.reference import ACTIVATIONS
+from sparseinfer.ops.cuda import packing as cuda_packing
+from sparseinfer.ops.names import ACTIVATIONS, DTYPES
 
 ROOT = Path(__file__).parents[2]
 GUARD = 64

@@ -14,10 +14,13 @@ from torch import Tensor
 from sparseinfer import ops
 from sparseinfer._native import core
 from sparseinfer.convert.weights import Weights
-from sparseinfer.ops import cuda, cuda_conv, cuda_packing, cuda_registry
-from sparseinfer.ops.cuda_registry import CudaKernel
-from sparseinfer.ops.packing import DTYPES
-from sparseinfer.ops.reference import ACTIVATIONS
+from sparseinfer.ops.cuda import conv as cuda_conv
+from sparseinfer.ops.cuda import kernels as cuda_registry
+from sparseinfer.ops.cuda import linear as cuda
+from sparseinfer.ops.cuda import packing as cuda_packing
+from sparseinfer.ops.cuda.kernels import CudaKernel
+from sparseinfer.ops.geometry import Geometry
+from sparseinfer.ops.names import ACTIVATIONS, DTYPES
 
 STREAM = 77
 
@@ -97,7 +100,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Native:
         monkeypatch.setattr(place, "cuda_kernels", lambda: rows)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=STREAM))
     cuda_registry.cuda_kernel_id.cache_clear()
-    cuda.choices.cache_clear()
+    cuda_registry.chosen.cache_clear()
     return module
 
 
@@ -109,11 +112,14 @@ def pretend_to_be_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Native:
         y = cuda.run(x, packings, bias, sum(sizes), plan, "none")
         return [part.contiguous() for part in y.split(sizes, -1)]
 
+    def conv(x: Tensor, packings: Any, bias: Any, n: int, *, plan: str, activation: str, **sizes: Any) -> Any:
+        return cuda_conv.run(x, packings, bias, n, Geometry(**sizes), plan, activation)
+
     monkeypatch.setattr(Weights, "on_gpu", True)
     for name, own in (
         ("linear", cuda.run),
         ("linear_parts", parts),
-        ("conv", cuda_conv.run),
+        ("conv", conv),
         ("describe", cuda_packing.describe),
         ("unpack", cuda_packing.unpack),
     ):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sparseinfer._native import core
-from sparseinfer.ops.packing import DTYPES
+from sparseinfer.ops.names import DTYPES
 
 MAX_DISTANCE = {"delta4": 15, "delta8": 64}
 

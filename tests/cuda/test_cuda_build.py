@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sparseinfer._native import core
 from sparseinfer.formats import BSR, CSR
-from sparseinfer.ops import cuda_packing
+from sparseinfer.ops.cuda import packing as cuda_packing
 
 CSRC = ROOT / "csrc"
 FOLDERS = {"simt": {"sm_80", "sm_90a"}, "sm80": {"sm_80"}, "sm90": {"sm_90a"}}

@@ -13,7 +13,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sparseinfer.formats import CSR
 from sparseinfer.modules._packed import split_rows
-from sparseinfer.ops import cuda, cuda_conv, cuda_packing
+from sparseinfer.ops.cuda import conv as cuda_conv
+from sparseinfer.ops.cuda import linear as cuda
+from sparseinfer.ops.cuda import packing as cuda_packing
+from sparseinfer.ops.geometry import Geometry
 from sparseinfer.ops.reference import reference_conv
 from sparseinfer.ops.schema import conv_fake
 
@@ -33,14 +36,14 @@ def test_a_convolution_is_the_product_of_its_windows(
     w, bias = weight("random", 8, 4 // groups * 6, 0.5, integer=True), torch.arange(8.0)
     x = tokens(3, 4 * 7 * 9, integer=True).view(3, 4, 7, 9).to(memory_format=memory_format)
     how: dict[str, Any] = {"stride": [2, 1], "padding": [1, 2], "dilation": [1, 2], "groups": groups}
-    own = packed(w, groups)
-    y = cuda_conv.run(x, own, bias, 8, [2, 3], **how, plan=PLAN, activation="relu")
+    own, geometry = packed(w, groups), Geometry([2, 3], **how)
+    y = cuda_conv.run(x, own, bias, 8, geometry, PLAN, "relu")
     wanted = reference_conv(x, w.view(8, 4 // groups, 2, 3), bias, "relu", **how)
     assert torch.equal(y.double(), wanted)
     assert y.is_contiguous(memory_format=memory_format)
     assert len(native.calls) == groups
     with pytest.raises(ValueError, match="packings: expected at least"):
-        cuda_conv.run(x, own[1:], bias, 8, [2, 3], **how, plan=PLAN, activation="relu")
+        cuda_conv.run(x, own[1:], bias, 8, geometry, PLAN, "relu")
     assert len(native.calls) == groups
 
 
@@ -54,12 +57,12 @@ def test_kernels_of_one_weight_copy_no_image_in_channels_last(
         addresses.append((columns.data_ptr(), product.data_ptr()))
         return product
 
-    original = cuda.run
-    monkeypatch.setattr(cuda, "run", run)
+    original = cuda.product
+    monkeypatch.setattr(cuda, "product", run)
     w = weight("random", 8, 4, 0.5, integer=True)
     x = values(2, 4, 5, 6, integer=True).to(memory_format=LAST)
     how: dict[str, Any] = {"stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1}
-    y = cuda_conv.run(x, packed(w), None, 8, [1, 1], **how, plan=PLAN, activation="none")
+    y = cuda_conv.run(x, packed(w), None, 8, Geometry([1, 1], **how), PLAN, "none")
     assert torch.equal(y.double(), reference_conv(x, w.view(8, 4, 1, 1), None, **how))
     assert addresses == [(x.data_ptr(), y.data_ptr())]
 
@@ -67,7 +70,7 @@ def test_kernels_of_one_weight_copy_no_image_in_channels_last(
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, LAST])
 def test_the_fake_lies_as_the_result_does(native: Native, memory_format: torch.memory_format) -> None:
     w, x = weight("random", 8, 4 * 9, 0.5), values(2, 4, 5, 6).to(memory_format=memory_format)
-    arguments: Any = ([], None, 8, [3, 3], [1, 2], [1, 1], [1, 1], 1, PLAN, "none")
+    arguments: Any = ([], None, 8, Geometry([3, 3], [1, 2], [1, 1], [1, 1], 1), PLAN, "none")
     y = cuda_conv.run(x, packed(w), *arguments[1:])
     with FakeTensorMode():
         fake = torch.empty_strided(x.shape, x.stride(), device="cuda")

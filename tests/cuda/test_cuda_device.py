@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from sparseinfer import SparseConv2d, SparseLinear, convert, densify_, explain, ops
 from sparseinfer.formats import BSR, CSR
-from sparseinfer.ops import cuda, cuda_packing
-from sparseinfer.ops.cuda_registry import cuda_kernel_id
-from sparseinfer.ops.cuda_tiles import TILED
-from sparseinfer.ops.packing import DTYPES
-from sparseinfer.ops.reference import ACTIVATIONS
+from sparseinfer.ops.cuda import linear as cuda
+from sparseinfer.ops.cuda import packing as cuda_packing
+from sparseinfer.ops.cuda.kernels import cuda_kernel_id
+from sparseinfer.ops.cuda.tiles import TILED
+from sparseinfer.ops.names import ACTIVATIONS, DTYPES
 
 pytestmark = [
     needs_gpu,

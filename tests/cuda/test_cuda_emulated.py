@@ -16,9 +16,8 @@ from generators import block_weight, tokens, weight
 from sparseinfer import ops
 from sparseinfer._native import core
 from sparseinfer.formats import BSR, CSR
-from sparseinfer.ops import cuda_packing
-from sparseinfer.ops.packing import DTYPES
-from sparseinfer.ops.reference import ACTIVATIONS
+from sparseinfer.ops.cuda import packing as cuda_packing
+from sparseinfer.ops.names import ACTIVATIONS, DTYPES
 
 pytestmark = [pytest.mark.slow, needs_compiler]
 

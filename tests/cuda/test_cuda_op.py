@@ -10,9 +10,12 @@ from cuda_native import Native
 from generators import tokens, weight
 
 from sparseinfer.formats import CSR
-from sparseinfer.ops import Layout, cuda, cuda_packing, cuda_registry, format_plan
-from sparseinfer.ops.cuda_tiles import TILED
-from sparseinfer.ops.packing import DTYPES
+from sparseinfer.ops import Layout, format_plan
+from sparseinfer.ops.cuda import kernels as cuda_registry
+from sparseinfer.ops.cuda import linear as cuda
+from sparseinfer.ops.cuda import packing as cuda_packing
+from sparseinfer.ops.cuda.tiles import TILED
+from sparseinfer.ops.names import DTYPES
 from sparseinfer.ops.reference import reference_linear
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16

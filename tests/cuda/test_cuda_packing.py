@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sparseinfer._native import core
 from sparseinfer.formats import BSR, CSR
-from sparseinfer.ops import cuda_packing
-from sparseinfer.ops.packing import DTYPES
+from sparseinfer.ops.cuda import packing as cuda_packing
+from sparseinfer.ops.names import DTYPES
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 SHAPES = [(1, 1), (63, 479), (64, 480), (65, 481), (130, 961), (7, 2000)]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from sparseinfer.ops import cuda_registry
-from sparseinfer.ops.cuda_registry import CudaKernel, cuda_kernel_id, refusal
+from sparseinfer.ops.cuda import kernels as cuda_registry
+from sparseinfer.ops.cuda.kernels import CudaKernel, cuda_kernel_id, refusal
 
 BLOCKS = [
     CudaKernel(f"spmm_bsr_bf16_b64__{arch}", "spmm", "bsr", "bf16", "b64", arch, 64, 0)

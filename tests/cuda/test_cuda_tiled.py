@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparseinfer import ops
 from sparseinfer.formats import CSR
-from sparseinfer.ops.packing import DTYPES
+from sparseinfer.ops.names import DTYPES
 
 pytestmark = [pytest.mark.slow, needs_compiler]
 

@@ -10,8 +10,8 @@ from generators import PATTERNS, weight
 from torch import Tensor
 
 from sparseinfer.formats import BSR, CSR
-from sparseinfer.ops import cuda_packing
-from sparseinfer.ops.cuda_tiles import DELTA, TILED
+from sparseinfer.ops.cuda import packing as cuda_packing
+from sparseinfer.ops.cuda.tiles import DELTA, TILED
 
 BF16, F16 = torch.bfloat16, torch.float16
 SHAPES = [(1, 1), (63, 65), (64, 64), (65, 130), (200, 1000)]
@@ -54,7 +54,7 @@ def test_many_rows_are_cut_into_fewer_pieces_and_packed_in_parts(
     whole = packed(w, packing)
     assert Blob(whole).pieces == 8
     assert same_bits(Blob(whole).dense(), w)
-    monkeypatch.setattr("sparseinfer.ops.cuda_tiles._AT_ONCE", 5 * 64 * 640)
+    monkeypatch.setattr("sparseinfer.ops.cuda.tiles._AT_ONCE", 5 * 64 * 640)
     assert torch.equal(packed(w, packing), whole)
 
 

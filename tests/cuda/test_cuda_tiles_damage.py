@@ -13,8 +13,8 @@ from generators import weight
 
 from sparseinfer._native import core
 from sparseinfer.formats import CSR
-from sparseinfer.ops import cuda_packing
-from sparseinfer.ops.cuda_tiles import DELTA, TILED
+from sparseinfer.ops.cuda import packing as cuda_packing
+from sparseinfer.ops.cuda.tiles import DELTA, TILED
 
 BF16 = torch.bfloat16
 PAIR_BYTES = {"delta4": 160, "delta8": 192}

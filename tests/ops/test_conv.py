@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from sparseinfer import _core, ops
 from sparseinfer.formats import BSR, CSR
-from sparseinfer.ops import cpu_conv
+from sparseinfer.ops.cpu import conv as cpu_conv
+from sparseinfer.ops.geometry import Geometry
 
 KERNELS = [k for k in ops.kernels() if k.available and k.conv]
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -117,11 +118,7 @@ def forced(
         packed(kernel, w, case.groups),
         bias,
         w.shape[0],
-        list(w.shape[2:]),
-        list(case.stride),
-        list(case.padding),
-        list(case.dilation),
-        case.groups,
+        Geometry(w.shape[2:], case.stride, case.padding, case.dilation, case.groups),
         f"*:0:{kernel.name}",
         activation,
         parts=parts,
@@ -260,7 +257,19 @@ def test_a_plan_picks_by_pixels() -> None:
     plan = f"40:0:{kernels[0].base_name},*:1:{kernels[1].base_name}"
     for size in ((5, 8), (5, 9)):
         x = replace(case, size=size).x()
-        y = ops.conv(x, packings, None, 8, [3, 3], [1, 1], [1, 1], [1, 1], 2, plan, "none")
+        y = ops.conv(
+            x,
+            packings,
+            None,
+            8,
+            kernel_size=[3, 3],
+            stride=[1, 1],
+            padding=[1, 1],
+            dilation=[1, 1],
+            groups=2,
+            plan=plan,
+            activation="none",
+        )
         assert torch.equal(y.double(), ops.reference_conv(x, w, **case.geometry))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparseinfer import ops
 from sparseinfer.formats import BSR, CSR
-from sparseinfer.ops import cpu
+from sparseinfer.ops.cpu import linear as cpu
 
 AVAILABLE = [k for k in ops.kernels() if k.available]
 BLOCKS = [(1, 4), (4, 1), (2, 2), (4, 4), (3, 5), (8, 8), (16, 16), (32, 32), (64, 64)]

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparseinfer import ops
 from sparseinfer.formats import BSR, CSR
-from sparseinfer.ops import cpu, eager
+from sparseinfer.ops import eager
 
 PLAN = "*:0:spmm_rowgroup_f32_r4"
 
@@ -190,7 +190,7 @@ class TestEager:
         def refuse(*args: object) -> Tensor:
             raise AssertionError("dispatched")
 
-        y = eager.eager(refuse, cpu.run)(torch.ones(2, 40), [self.PACKED], None, 24, PLAN, "none")
+        y = eager.eager_linear(refuse)(torch.ones(2, 40), [self.PACKED], None, 24, PLAN, "none")
         assert torch.equal(y, self.call())
 
     def test_dispatch_modes_see_it(self) -> None:

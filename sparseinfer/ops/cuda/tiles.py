@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sparseinfer._native import core
-from sparseinfer.ops.cuda_blob import Blob, offsets
+from sparseinfer.ops.cuda.blob import Blob, offsets
 
 DELTA = ("delta4", "delta8")
 TILED = ("bitmap", *DELTA)

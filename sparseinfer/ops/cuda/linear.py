@@ -7,34 +7,20 @@ which knows about captures.
 
 from __future__ import annotations
 
-from functools import lru_cache
-from math import inf
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparseinfer.formats._checks import DTYPE_NAMES, WrongDtype, address
-from sparseinfer.ops.cpu import ACTIVATIONS
-from sparseinfer.ops.cuda_blob import Resident
-from sparseinfer.ops.cuda_packing import resident
-from sparseinfer.ops.cuda_registry import DTYPE_NUMBERS, cuda, cuda_kernel_id, cuda_kernels
-from sparseinfer.ops.packing import DTYPES
-from sparseinfer.ops.plan import parse_plan
-from sparseinfer.ops.reference import ACTIVATIONS as APPLIED
-from sparseinfer.ops.schema import library
+from sparseinfer.formats.checks import WrongDtype, address
+from sparseinfer.ops.arguments import as_rows, check_bias_shape, number_of_activation, readable_bias
+from sparseinfer.ops.cuda.blob import Resident
+from sparseinfer.ops.cuda.kernels import chosen, cuda, cuda_kernel_id, cuda_kernels, kernels
+from sparseinfer.ops.cuda.packing import resident
+from sparseinfer.ops.names import ACTIVATIONS, DTYPE_NUMBERS, DTYPES
+from sparseinfer.ops.plan import check_packings
 
 # Rows that are copied begin at multiples of so many elements: of 16 bytes in every dtype.
 _PITCH = 8
-
-
-@lru_cache(maxsize=4096)
-def choices(plan: str, index: int) -> tuple[tuple[float, int, int], ...]:
-    """(max_tokens, packing, kernel id) of each bucket, for one GPU."""
-    return tuple(
-        (inf if b.max_tokens is None else b.max_tokens, b.packing, cuda_kernel_id(b.kernel, index))
-        for b in parse_plan(plan)
-    )
 
 
 def run(x: Tensor, packings: list[Tensor], bias: Tensor | None, n: int, plan: str, activation: str) -> Tensor:
@@ -44,26 +30,23 @@ def run(x: Tensor, packings: list[Tensor], bias: Tensor | None, n: int, plan: st
     packing of 16 bits, and so is y. ValueError and TypeError say what was expected; RuntimeError: no kernel
     for this GPU, or the launch was refused.
     """
-    if x.ndim == 0:
-        raise ValueError("x: expected at least 1 dimension, got a scalar")
-    index = x.device.index
-    k = x.shape[-1]
-    rows = x.reshape(-1, k) if k else x.reshape(x.shape[:-1].numel(), 0)
-    m = rows.shape[0]
-    _, packing, kernel = next(choice for choice in choices(plan, index) if m <= choice[0])
-    if packing >= len(packings):
-        raise ValueError(f"packings: expected at least {packing + 1} for plan {plan}, got {len(packings)}")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    packed = packings[packing]
+    packing, kernel = chosen(plan, x.shape[:-1].numel(), x.device.index)
+    check_packings(plan, packing + 1, packings)
+    return product(x, packings[packing], bias, n, kernel, activation)
+
+
+def product(x: Tensor, packed: Tensor, bias: Tensor | None, n: int, kernel: int, activation: str) -> Tensor:
+    """As `run`, by the kernel of this id."""
+    index, number = x.device.index, number_of_activation(activation)
     for name, tensor in (("packings", packed), ("bias", bias)):
         if tensor is not None and tensor.device != x.device:
             raise ValueError(
                 f"{name}: expected a tensor on {x.device}, where x is, got one on {tensor.device}"
             )
     known = resident(packed)
-    rows = _rows(rows, known)
+    rows = _rows(as_rows(x), known)
     bias = _bias(bias, n, rows.dtype)
+    m, k = rows.shape
     if cuda_kernels()[kernel].op == "decompress":
         y = _decompressed(kernel, rows, packed, known, bias, n, activation)
     else:
@@ -76,15 +59,15 @@ def run(x: Tensor, packings: list[Tensor], bias: Tensor | None, n: int, plan: st
             packed.data_ptr(),
             known.info.nbytes,
             rows.data_ptr(),
-            DTYPE_NUMBERS[known.info.dtype],
+            DTYPE_NUMBERS[rows.dtype],
             m,
             k,
             max(rows.stride(0), k),
             0 if bias is None else bias.data_ptr(),
-            0 if bias is None else DTYPE_NUMBERS[DTYPE_NAMES[bias.dtype]],
+            0 if bias is None else DTYPE_NUMBERS[bias.dtype],
             y.data_ptr(),
             n,
-            ACTIVATIONS[activation],
+            number,
         )
     return y.to(x.dtype).view(*x.shape[:-1], n)
 
@@ -92,8 +75,9 @@ def run(x: Tensor, packings: list[Tensor], bias: Tensor | None, n: int, plan: st
 def decompress(packed: Tensor) -> Tensor:
     """The dense weight [n, k] of any packing but "bsr" on a GPU, its rows a multiple of 16 bytes apart."""
     known = resident(packed)
-    name = f"decompress_{known.info.packing}_{known.info.dtype}_p{known.info.panel}"
-    return _scratch(cuda_kernel_id(name, packed.device.index), packed, known)
+    held = ("decompress", known.info.packing, known.info.dtype)
+    row = next(row for row in kernels() if (row.op, row.packing, row.dtype) == held)
+    return _scratch(cuda_kernel_id(row.base_name, packed.device.index), packed, known)
 
 
 def _scratch(kernel: int, packed: Tensor, known: Resident) -> Tensor:
@@ -128,7 +112,7 @@ def _decompressed(
             f"x: expected [m, {known.info.k}] for {known.info.n} outputs, got {rows.shape[1]}, {n}"
         )
     weight = _scratch(kernel, packed, known)
-    return APPLIED[activation](F.linear(rows, weight, None if bias is None else bias.to(rows.dtype)))
+    return ACTIVATIONS[activation](F.linear(rows, weight, None if bias is None else bias.to(rows.dtype)))
 
 
 def _rows(rows: Tensor, known: Resident) -> Tensor:
@@ -149,14 +133,5 @@ def _rows(rows: Tensor, known: Resident) -> Tensor:
 def _bias(bias: Tensor | None, n: int, dtype: torch.dtype) -> Tensor | None:
     if bias is None:
         return None
-    if bias.shape != (n,):
-        raise ValueError(f"bias: expected shape ({n},), got {tuple(bias.shape)}")
-    if bias.dtype not in DTYPE_NAMES:
-        raise TypeError(
-            f"bias: expected dtype torch.float32, torch.bfloat16 or torch.float16, got {bias.dtype}"
-        )
-    return (bias if bias.dtype in (torch.float32, dtype) else bias.to(torch.float32)).contiguous()
-
-
-def register() -> None:
-    library.impl("linear", run, "CUDA")
+    check_bias_shape(bias, n)
+    return readable_bias(bias, dtype)

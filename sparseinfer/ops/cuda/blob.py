@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from sparseinfer._native import core
-from sparseinfer.formats._checks import DTYPE_NAMES, address
-from sparseinfer.ops.packing import PackedInfo
+from sparseinfer.formats.checks import address
+from sparseinfer.ops.names import DTYPE_NUMBERS
+from sparseinfer.ops.packed import PackedInfo, version
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ _RESIDENT = "_sparseinfer_resident"
 def known(packed: Tensor) -> Resident | None:
     """What `remember` noted, unless the packing was written to or moved since."""
     found: Resident | None = getattr(packed, _RESIDENT, None)
-    same = found is not None and (found.address, found.version) == (packed.data_ptr(), _version(packed))
+    same = found is not None and (found.address, found.version) == (packed.data_ptr(), version(packed))
     return found if same else None
 
 
@@ -49,13 +50,9 @@ def remember(packed: Tensor, header: Tensor) -> Resident:
         block_size=(block, block),
         device="cuda",
     )
-    noted = Resident(header, info, packed.data_ptr(), _version(packed))
+    noted = Resident(header, info, packed.data_ptr(), version(packed))
     setattr(packed, _RESIDENT, noted)
     return noted
-
-
-def _version(packed: Tensor) -> int:
-    return -1 if packed.is_inference() else packed._version
 
 
 def offsets(counts: Tensor) -> Tensor:
@@ -71,7 +68,7 @@ class Blob:
     def __init__(
         self, packing: str, values: Tensor, shape: tuple[int, int], nnz: int, block: int, units: int
     ) -> None:
-        dtype = core.dtypes.index(DTYPE_NAMES[values.dtype])
+        dtype = DTYPE_NUMBERS[values.dtype]
         header, nbytes = core.gpu_header(packing, dtype, *shape, nnz, block, units)
         self._header = torch.from_numpy(header)
         self._where = core.gpu_describe(address("header", self._header), nbytes)

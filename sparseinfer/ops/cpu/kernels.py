@@ -1,4 +1,4 @@
-"""The kernel registry as Python sees it."""
+"""The CPU's kernels as Python sees them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from sparseinfer._native import core
+from sparseinfer.ops.kernel import Kernel
+from sparseinfer.ops.plan import bucket_for
 
 
 @dataclass(frozen=True)
-class KernelInfo:
+class KernelInfo(Kernel):
     """One compiled kernel. `available`: this machine has the instructions of its level `isa`.
 
-    `conv`: it computes convolutions too. `native`: its level has the instructions for the storage's arithmetic.
-    min_tokens to max_tokens (0: no limit) and min_sparsity to max_sparsity are the calls and the weights it is
-    meant for; see csrc/cpu/kernels.inc. `tile_tokens`: it computes so many tokens together; 0: no fixed number.
+    `conv`: it computes convolutions too. `native`: its level has the instructions for the storage's
+    arithmetic; elsewhere others emulate them. The rest is what `Kernel` says of every device.
     """
 
     name: str
@@ -34,11 +35,6 @@ class KernelInfo:
     wide_panel: int
     tile_tokens: int
     format: str
-
-    @property
-    def base_name(self) -> str:
-        """The name without the instruction-set suffix, as plans write it."""
-        return self.name.rsplit("__", 1)[0]
 
 
 @lru_cache(maxsize=1)
@@ -75,3 +71,10 @@ def kernel_id(base_name: str) -> int:
     raise ValueError(
         f"kernel: expected one of {', '.join(names)} (levels {', '.join(levels)}), got {base_name}"
     )
+
+
+@lru_cache(maxsize=1 << 14)
+def chosen(plan: str, tokens: int) -> tuple[int, int]:
+    """Number of the packing and id of the kernel by which a plan computes so many tokens."""
+    bucket = bucket_for(plan, tokens)
+    return bucket.packing, kernel_id(bucket.kernel)

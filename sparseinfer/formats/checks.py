@@ -1,4 +1,4 @@
-"""Input checks shared by the formats. Every message reads `name: expected X, got Y (hint)`."""
+"""Input checks shared by formats and operators. Every message reads `name: expected X, got Y (hint)`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-DTYPE_NAMES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
-VALUE_DTYPES = tuple(DTYPE_NAMES)
 INDEX_DTYPES = (torch.int64, torch.int32)
 INT32_MAX = 2**31 - 1
 

@@ -1,4 +1,4 @@
-"""Packings: kernel-private layouts of a weight, each one a uint8 tensor.
+"""Packings of the CPU's kernels: private layouts of a weight, each one a uint8 tensor.
 
 A packing is made from a format in memory and never written to disk; `unpack` gives the format back, bit for
 bit.
@@ -6,36 +6,16 @@ bit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from sparseinfer._native import core
 from sparseinfer.formats import BSR, CSR
-from sparseinfer.formats._checks import DTYPE_NAMES, address
-
-DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
-
-
-@dataclass(frozen=True)
-class PackedInfo:
-    """What a packing holds. `nbytes` counts everything, indices and header too."""
-
-    packing: str
-    dtype: str
-    storage: str
-    n: int
-    k: int
-    nnz: int
-    nbytes: int
-    panel: int
-    block_size: tuple[int, int]
-    device: str = "cpu"
-
-    @property
-    def sparsity(self) -> float:
-        return 1.0 - self.nnz / (self.n * self.k) if self.n * self.k else 0.0
+from sparseinfer.formats.checks import address
+from sparseinfer.ops.names import DTYPE_NAMES
+from sparseinfer.ops.packed import PackedInfo, unpacked
 
 
 def pack(
@@ -85,6 +65,13 @@ def pack(
         return torch.from_numpy(array)
 
 
+def pack_on(
+    device: torch.device | None, fmt: CSR | BSR, packing: str, *, storage: str, panel: int, isa: str = ""
+) -> Tensor:
+    """`pack`, as every device has it."""
+    return pack(fmt, packing, storage=storage, isa=isa, panel=panel)
+
+
 def describe(packed: Tensor) -> PackedInfo:
     """Read a CPU packing's header. ValueError: not a packing."""
     check_tensor(packed)
@@ -97,17 +84,7 @@ def describe(packed: Tensor) -> PackedInfo:
 def unpack(packed: Tensor) -> CSR | BSR:
     """The format a CPU packing was made from, bit for bit. ValueError: not an intact packing."""
     info = describe(packed)
-    r, c = info.block_size
-    blocks = info.nnz // (r * c)
-    shape = (blocks, r, c) if info.packing == "bsr" else (blocks,)
-    values = torch.empty(shape, dtype=DTYPES[info.dtype], device="cpu")
-    crow = torch.empty(info.n // r + 1, dtype=torch.int64, device="cpu")
-    col = torch.empty(blocks, dtype=torch.int32, device="cpu")
-    parts = address("crow_indices", crow), address("col_indices", col), address("values", values)
-    core.unpack(address("packed", packed), packed.numel(), *parts)
-    if info.packing == "bsr":
-        return BSR(values, crow, col, (info.n, info.k))
-    return CSR(values, crow, col, (info.n, info.k))
+    return unpacked(info, partial(core.unpack, address("packed", packed), packed.numel()))
 
 
 def check_tensor(packed: Tensor) -> None:

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from sparseinfer._native import core
-from sparseinfer.formats._checks import WrongDtype
-from sparseinfer.ops.cpu import X_DTYPES, address, checked_bias, choices
+from sparseinfer.ops.arguments import as_rows, number_of_dtype
+from sparseinfer.ops.cpu.kernels import chosen
+from sparseinfer.ops.cpu.linear import bias_argument
+from sparseinfer.ops.cpu.trust import address
+from sparseinfer.ops.plan import check_packings
 
 
 def linear_parts(
@@ -29,28 +32,16 @@ def linear_parts(
         raise ValueError(f"sizes: expected a positive size for each that may be wanted, got {got}")
     if not x.is_cpu:
         raise ValueError(f"x: expected a tensor on the CPU, got one on {x.device}")
-    if not x.dim():
-        raise ValueError("x: expected at least 1 dimension, got a scalar")
-    *lead, k = x.shape
-    rows = x if len(lead) == 1 else x.reshape(x.shape[:-1].numel(), k)
-    m = rows.shape[0]
-    number = X_DTYPES.get(x.dtype)
-    if number is None:
-        got = f"{x.dtype}"
-        raise WrongDtype(f"x: expected dtype torch.float32, torch.bfloat16 or torch.float16, got {got}")
-    for choice in choices(plan):
-        if m <= choice[0]:
-            break
-    _, index, kernel = choice
-    if index >= len(packings):
-        raise ValueError(f"packings: expected at least {index + 1} for plan {plan}, got {len(packings)}")
+    rows = x if x.dim() == 2 else as_rows(x)
+    m, k = rows.shape
+    number = number_of_dtype(x.dtype)
+    index, kernel = chosen(plan, m)
+    check_packings(plan, index + 1, packings)
     stride, step = rows.stride()
     if step != 1 and m and k:
         rows, stride = rows.contiguous(), k
-    bias_address = bias_dtype = 0
-    if bias is not None:
-        bias = checked_bias(bias, sum(sizes), x.dtype)
-        bias_address, bias_dtype = bias.data_ptr(), X_DTYPES[bias.dtype]
+    bias, bias_address, bias_dtype = bias_argument(bias, sum(sizes), x.dtype)
+    lead = x.shape[:-1]
     ys = [x.new_empty((*lead, size)) if want else None for size, want in zip(sizes, wanted, strict=True)]
     core.spmm_parts(
         kernel,

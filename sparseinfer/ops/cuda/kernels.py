@@ -10,14 +10,16 @@ from typing import Any
 import torch
 
 from sparseinfer._native import core, cuda_module
+from sparseinfer.ops.kernel import Kernel
+from sparseinfer.ops.plan import bucket_for
 
 
 @dataclass(frozen=True)
-class CudaKernel:
+class CudaKernel(Kernel):
     """One row of csrc/cuda/kernels.inc; `arch` is "simt", "sm80" or "sm90".
 
-    A launch of more than `most_tokens` is refused (0: any number). min_tokens to max_tokens (0: no limit) and
-    min_sparsity to max_sparsity are the calls and the weights it is meant for.
+    A launch of more than `most_tokens` is refused (0: any number). `block`: rows and columns of a block of
+    the packing, or of its tiles. `panel`: columns that a block of threads writes out densely.
     """
 
     name: str
@@ -35,10 +37,18 @@ class CudaKernel:
     min_sparsity: float = 0.0
     max_sparsity: float = 1.0
 
+    bucket_tokens = 0  # a plan changes only where a kernel's tokens end
+    wide_panel = 0
+    conv = True  # of images that are unfolded into rows, which any kernel takes
+
     @property
-    def base_name(self) -> str:
-        """The name without the architecture, as plans write it."""
-        return self.name.rsplit("__", 1)[0]
+    def storage(self) -> str:
+        """Weights are held in their dtype."""
+        return self.dtype
+
+    @property
+    def format(self) -> str:
+        return "bsr" if self.packing == "bsr" else "csr"
 
 
 def cuda() -> ModuleType:
@@ -55,6 +65,12 @@ def cuda_kernels() -> tuple[CudaKernel, ...]:
     """Every CUDA kernel of this build; none in a build without CUDA."""
     module = cuda_module()
     return () if module is None else tuple(CudaKernel(**row) for row in module.kernels())
+
+
+@lru_cache(maxsize=1)
+def kernels() -> tuple[CudaKernel, ...]:
+    """Every row of csrc/cuda/kernels.inc, which plans are made by, in a build without CUDA too."""
+    return tuple(CudaKernel(**row) for row in core.gpu_kernels())
 
 
 @lru_cache(maxsize=64)
@@ -92,9 +108,13 @@ def cuda_kernel_id(base_name: str, index: int) -> int:
     )
 
 
+@lru_cache(maxsize=1 << 14)
+def chosen(plan: str, tokens: int, index: int) -> tuple[int, int]:
+    """Number of the packing and id of the kernel by which a plan computes so many tokens on GPU `index`."""
+    bucket = bucket_for(plan, tokens)
+    return bucket.packing, cuda_kernel_id(bucket.kernel, index)
+
+
 def _described(device: dict[str, Any]) -> str:
     major, minor = device["capability"]
     return f"{device['name']} has compute capability {major}.{minor}"
-
-
-DTYPE_NUMBERS = {name: number for number, name in enumerate(core.dtypes)}

@@ -6,16 +6,18 @@ Everything here runs on any device: a machine without a GPU packs on the CPU and
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from sparseinfer._native import core
 from sparseinfer.formats import BSR, CSR
-from sparseinfer.formats._checks import address
-from sparseinfer.ops.cuda_blob import Blob, Resident, known, offsets, remember
-from sparseinfer.ops.cuda_tiles import DELTA, TILED, pack_bitmap, pack_delta
-from sparseinfer.ops.packing import DTYPES, PackedInfo
+from sparseinfer.formats.checks import address
+from sparseinfer.ops.cuda.blob import Blob, Resident, known, offsets, remember
+from sparseinfer.ops.cuda.tiles import DELTA, TILED, pack_bitmap, pack_delta
+from sparseinfer.ops.packed import PackedInfo, unpacked
 
 BLOCKS = (16, 32, 64, 128)
 _VECTOR_BYTES = 16
@@ -47,6 +49,13 @@ def pack(fmt: CSR | BSR, device: torch.device | str | None = None, packing: str 
     device = torch.device("cuda" if device is None else device)
     values, crow, col = (t.to(device) for t in (fmt.values, fmt.crow_indices, fmt.col_indices))
     return _pack(packing, values, crow, col, fmt.shape)
+
+
+def pack_on(
+    device: torch.device | None, fmt: CSR | BSR, packing: str, *, storage: str, panel: int, isa: str = ""
+) -> Tensor:
+    """`pack`, as every device has it: storage and panel follow from the format."""
+    return pack(fmt, device, packing)
 
 
 def pack_dense(weight: Tensor, packing: str = "csr") -> Tensor:
@@ -137,17 +146,8 @@ def pack_bsr(values: Tensor, crow: Tensor, col: Tensor, shape: tuple[int, int]) 
 
 def unpack(packed: Tensor) -> CSR | BSR:
     """The format that a packing was made from, in CPU memory, bit for bit. ValueError: not intact."""
-    info = describe(packed)
     host = packed.cpu()
-    block = info.block_size[0]
-    units = info.nnz // (block * block)
-    shape = (units, block, block) if info.packing == "bsr" else (units,)
-    values = torch.empty(shape, dtype=DTYPES[info.dtype], device="cpu")
-    crow = torch.empty(info.n // block + 1, dtype=torch.int64, device="cpu")
-    col = torch.empty(units, dtype=torch.int32, device="cpu")
-    parts = address("crow_indices", crow), address("col_indices", col), address("values", values)
-    core.gpu_unpack(address("packed", host), host.numel(), *parts)
-    return (BSR if info.packing == "bsr" else CSR)(values, crow, col, (info.n, info.k))
+    return unpacked(describe(packed), partial(core.gpu_unpack, address("packed", host), host.numel()))
 
 
 def resident(packed: Tensor) -> Resident:

@@ -1,0 +1,19 @@
+"""The dtypes of weights and activations: the one table that formats, packings, operators and tests read."""
+
+from __future__ import annotations
+
+import torch
+
+from sparseinfer._native import core
+
+# By the name that native code has for it (csrc/core/names.cpp). A dtype is added here and there.
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+DTYPE_NUMBERS = {dtype: core.dtypes.index(name) for name, dtype in DTYPES.items()}
+VALUE_DTYPES = tuple(DTYPE_NAMES)
+
+
+def one_of_dtypes() -> str:
+    """The dtypes for an error message: "torch.float32, torch.bfloat16 or torch.float16"."""
+    *first, last = map(str, VALUE_DTYPES)
+    return f"{', '.join(first)} or {last}"

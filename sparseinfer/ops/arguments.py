@@ -1,0 +1,53 @@
+"""Checks of the operators' arguments that are the same on every device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparseinfer.formats.checks import WrongDtype
+from sparseinfer.ops.names import (
+    ACTIVATION_NUMBERS,
+    DTYPE_NUMBERS,
+    one_of_activations,
+    one_of_dtypes,
+)
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """x [..., k] as [m, k], copied only where its strides ask for it. ValueError: a scalar."""
+    shape = x.shape
+    if not shape:
+        raise ValueError("x: expected at least 1 dimension, got a scalar")
+    k = shape[-1]
+    return x.reshape(-1, k) if k else x.reshape(shape[:-1].numel(), 0)
+
+
+def number_of_dtype(dtype: torch.dtype) -> int:
+    """Native code's number of x's dtype. TypeError: it has none."""
+    number = DTYPE_NUMBERS.get(dtype)
+    if number is None:
+        raise WrongDtype(f"x: expected dtype {one_of_dtypes()}, got {dtype}")
+    return number
+
+
+def number_of_activation(activation: str) -> int:
+    """Native code's number of an activation. ValueError: it has none."""
+    number = ACTIVATION_NUMBERS.get(activation)
+    if number is None:
+        raise ValueError(f"activation: expected one of {one_of_activations()}, got {activation!r}")
+    return number
+
+
+def check_bias_shape(bias: Tensor, n: int) -> None:
+    """ValueError unless there is one bias for each of n outputs."""
+    if bias.shape != (n,):
+        raise ValueError(f"bias: expected shape ({n},), got {tuple(bias.shape)}")
+
+
+def readable_bias(bias: Tensor, x_dtype: torch.dtype) -> Tensor:
+    """bias [n] as kernels read it: contiguous, in float32 or in x's dtype. TypeError: of another kind."""
+    dtype = bias.dtype
+    if dtype not in DTYPE_NUMBERS:
+        raise TypeError(f"bias: expected dtype {one_of_dtypes()}, got {dtype}")
+    return (bias if dtype is torch.float32 or dtype is x_dtype else bias.to(torch.float32)).contiguous()

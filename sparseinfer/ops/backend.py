@@ -1,0 +1,64 @@
+"""Which implementation computes on the device where a tensor is: the one place that asks.
+
+The implementations are two packages with the same rooms, and the same functions in them:
+
+kernels   `kernels()`: every row of the device's table of kernels, in builds without them too
+packing   `pack_on`, `describe`, `unpack`
+layouts   `computing` and `preferred`: the kernels for given dtypes; `panel_of`, `panel_for`
+linear    `run(x, packings, bias, n, plan, activation)`
+conv      `run(x, packings, bias, n, geometry, plan, activation)`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparseinfer.formats import BSR, CSR
+from sparseinfer.ops import cpu, cuda
+from sparseinfer.ops.packed import PackedInfo
+from sparseinfer.ops.schema import library, with_geometry
+
+BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda}
+
+
+def backend_of(t: Tensor) -> ModuleType | None:
+    """The implementation for the device of t; None: there is none, which torch's dispatcher says best."""
+    if t.is_cpu:  # first, and nothing else: a call of a small layer waits for it
+        return cpu
+    return cuda if t.is_cuda else None
+
+
+def describe(packed: Tensor) -> PackedInfo:
+    """What a packing holds, in CPU or device memory. ValueError: not a packing."""
+    info: PackedInfo = (backend_of(packed) or cpu).packing.describe(packed)
+    return info
+
+
+def unpack(packed: Tensor) -> CSR | BSR:
+    """The format a packing was made from, in CPU memory, bit for bit. ValueError: not an intact packing."""
+    fmt: CSR | BSR = (backend_of(packed) or cpu).packing.unpack(packed)
+    return fmt
+
+
+def register() -> None:
+    """Both implementations of both operators, for torch's dispatcher."""
+    for key, backend in (("CPU", cpu), ("CUDA", cuda)):
+        library.impl("linear", of_plain_tensors(backend.linear.run), key)
+        library.impl("conv", of_plain_tensors(with_geometry(backend.conv.run)), key)
+
+
+def of_plain_tensors(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """run, for the dispatcher, which also brings subclasses: what those make anew may lie anywhere."""
+
+    def kernel(x: Tensor, *rest: Any) -> Tensor:
+        if type(x) is not Tensor:
+            with torch._C.DisableTorchFunctionSubclass():
+                x = x.as_subclass(Tensor)
+        return run(x, *rest)
+
+    return kernel

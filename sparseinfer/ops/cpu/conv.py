@@ -1,0 +1,64 @@
+"""Convolution on the CPU: checks with messages, memory, then one native call for all groups."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sparseinfer._native import core
+from sparseinfer.ops.arguments import number_of_activation, number_of_dtype
+from sparseinfer.ops.cpu.kernels import chosen
+from sparseinfer.ops.cpu.linear import bias_argument
+from sparseinfer.ops.cpu.trust import address
+from sparseinfer.ops.geometry import Geometry
+from sparseinfer.ops.plan import check_packings
+from sparseinfer.ops.schema import as_channels_last, in_channels_last
+
+
+def run(
+    x: Tensor,
+    packings: list[Tensor],
+    bias: Tensor | None,
+    n: int,
+    geometry: Geometry,
+    plan: str,
+    activation: str,
+    *,
+    parts: int = 0,
+) -> Tensor:
+    """y [b, n, h', w'] = activation(conv2d(x [b, c, h, w], W) + bias [n]).
+
+    W is torch's weight.reshape(n, c / groups · kh · kw), cut into `groups` matrices of n / groups rows; of
+    each layout that `plan` names, `packings` holds one packing for each group, one after another. A token of
+    the plan is a pixel of the output. x in channels_last or with any other strides is copied first; y has the
+    dtype of x and is copied into channels_last where x is in it. `parts` as in `linear.run`. ValueError and
+    TypeError say what was expected.
+    """
+    out_h, out_w = geometry.checked_size(x, n)
+    number = number_of_dtype(x.dtype)
+    activation_number = number_of_activation(activation)
+    kernel_size, stride, padding, dilation, groups = geometry
+    b, c, h, w = x.shape
+    index, kernel = chosen(plan, b * out_h * out_w)
+    check_packings(plan, (index + 1) * groups, packings)
+    bias, bias_address, bias_dtype = bias_argument(bias, n, x.dtype)
+    channels_last = in_channels_last(x)
+    x = x.contiguous()
+    y = x.new_empty((b, n, out_h, out_w))
+    core.conv(
+        kernel,
+        x.data_ptr(),
+        number,
+        (b, c, h, w),
+        [address(packed) for packed in packings[index * groups : (index + 1) * groups]],
+        bias_address,
+        bias_dtype,
+        y.data_ptr(),
+        (b, n, out_h, out_w),
+        kernel_size,
+        stride,
+        padding,
+        dilation,
+        activation_number,
+        parts,
+    )
+    return as_channels_last(y) if channels_last else y

@@ -1,0 +1,50 @@
+"""Which kernels of the CPU multiply weights and activations of given dtypes, and from which storage."""
+
+from __future__ import annotations
+
+import torch
+
+from sparseinfer.ops.cpu.kernels import KernelInfo, active_isa, kernels
+from sparseinfer.ops.names import STORAGES
+from sparseinfer.ops.packed import PackedInfo
+
+# A panel of these is part of the layout; the others have one that follows from the shape.
+_PANELLED = ("rowgroup", "rowlist", "bsr")
+
+
+def panel_of(info: PackedInfo) -> int:
+    """The panel of a packing where it is part of the layout, else 0."""
+    return info.panel if info.packing in _PANELLED else 0
+
+
+def panel_for(kernel: KernelInfo) -> int:
+    """The kernel reads packings of any panel; 0 is the packing's own choice."""
+    return 0
+
+
+def rows(isa: str = "") -> tuple[KernelInfo, ...]:
+    """The kernels of a level, by default of the active one."""
+    level = isa or active_isa()
+    return tuple(row for row in kernels() if row.isa == level)
+
+
+def computing(dtype: torch.dtype, x_dtype: torch.dtype, isa: str = "") -> tuple[KernelInfo, ...]:
+    """Every kernel of a level that rounds neither weights nor activations."""
+    return tuple(row for row in rows(isa) if STORAGES[row.storage].takes(dtype, x_dtype))
+
+
+def preferred(dtype: torch.dtype, x_dtype: torch.dtype, *, conv: bool = False) -> tuple[KernelInfo, ...]:
+    """Those at the active level that plans choose from: for each packing, of one storage.
+
+    That is the storage of fewest bytes. Where both take two, pairs that one instruction multiplies are faster
+    than weights that are widened one by one; without the instruction they are slower (KernelInfo.native).
+    """
+    usable = [row for row in computing(dtype, x_dtype) if row.native and (row.conv or not conv)]
+    best: dict[str, str] = {}
+    for row in usable:
+        best[row.packing] = min(row.storage, best.get(row.packing, row.storage), key=_cost)
+    return tuple(row for row in usable if row.storage == best[row.packing])
+
+
+def _cost(storage: str) -> tuple[int, bool]:
+    return STORAGES[storage].nbytes, STORAGES[storage].x_dtype is None

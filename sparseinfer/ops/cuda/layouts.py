@@ -1,0 +1,34 @@
+"""Which CUDA kernels multiply weights of a given dtype. Nothing here needs a GPU or a build with CUDA."""
+
+from __future__ import annotations
+
+import torch
+
+from sparseinfer.ops.cuda.kernels import CudaKernel, kernels
+from sparseinfer.ops.names import DTYPE_NAMES
+from sparseinfer.ops.packed import PackedInfo
+
+
+def panel_of(info: PackedInfo) -> int:
+    """The block of a packing of blocks, else 0: other panels are always the same."""
+    return info.block_size[0] if info.packing == "bsr" else 0
+
+
+def panel_for(kernel: CudaKernel) -> int:
+    """Likewise, of the packings that a kernel reads."""
+    return kernel.block if kernel.format == "bsr" else 0
+
+
+def rows(isa: str = "") -> tuple[CudaKernel, ...]:
+    """The kernels of all architectures; those of one base name say the same."""
+    return kernels()
+
+
+def computing(dtype: torch.dtype, x_dtype: torch.dtype, isa: str = "") -> tuple[CudaKernel, ...]:
+    """Every kernel for weights of this dtype, to which x is rounded."""
+    return tuple(row for row in rows() if row.dtype == DTYPE_NAMES[dtype])
+
+
+def preferred(dtype: torch.dtype, x_dtype: torch.dtype, *, conv: bool = False) -> tuple[CudaKernel, ...]:
+    """Those that plans choose from: all, since images are unfolded for any kernel."""
+    return computing(dtype, x_dtype)

@@ -1,0 +1,140 @@
+"""Ways to lay a weight out in memory, and the kernels that read them.
+
+Which kernel is for how many tokens follows from the rows of kernels; no such device is needed to ask for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from sparseinfer.formats import BSR, CSR
+from sparseinfer.formats.dtypes import DTYPE_NAMES
+from sparseinfer.ops.backend import BACKENDS, describe
+from sparseinfer.ops.kernel import Kernel
+from sparseinfer.ops.packed import PackedInfo
+from sparseinfer.ops.plan import Bucket
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A packing, its storage and, if it is not the packing's own choice, its panel; see `ops.pack`.
+
+    On `device` "cuda" packings are other ones: "csr", "bitmap", "delta4", "delta8", or "bsr", whose block is
+    the panel, and the storage is the weight's dtype.
+    """
+
+    packing: str
+    storage: str = "f32"
+    panel: int = 0
+    device: str = "cpu"
+
+    @classmethod
+    def of(cls, info: PackedInfo) -> Layout:
+        """The layout of a packing that exists."""
+        panel = BACKENDS[info.device].layouts.panel_of(info)
+        return cls(info.packing, info.storage, panel, info.device)
+
+    @classmethod
+    def on_cuda(cls, fmt: CSR | BSR) -> Layout:
+        """The layout that CUDA kernels read a format in, unless another one is asked for."""
+        storage = DTYPE_NAMES[fmt.dtype]
+        if isinstance(fmt, BSR):
+            return cls("bsr", storage, fmt.block_size[0], "cuda")
+        return cls("csr", storage, device="cuda")
+
+    @classmethod
+    def read_by(cls, kernel: Kernel, device: str = "cpu") -> Layout:
+        """The layout that a kernel of `kernels_for` reads, in the packing's own panel."""
+        panel = BACKENDS[device].layouts.panel_for(kernel)
+        return cls(kernel.packing, kernel.storage, panel, device)
+
+    def pack(self, fmt: CSR | BSR, isa: str = "", device: torch.device | None = None) -> Tensor:
+        """The packing, on `device`; by default on the CPU or on the current GPU."""
+        packing = BACKENDS[self.device].packing
+        packed: Tensor = packing.pack_on(
+            device, fmt, self.packing, storage=self.storage, panel=self.panel, isa=isa
+        )
+        return packed
+
+    def row(self, tokens: int = 1) -> Kernel:
+        """The kernel that reads this layout for so many tokens. ValueError: there is none."""
+        return _meant_for(self._readers(), tokens)
+
+    def kernel(self, tokens: int = 1) -> str:
+        """Base name of the kernel that reads this layout for so many tokens."""
+        return self.row(tokens).base_name
+
+    def conv_kernel(self, tokens: int = 1) -> str:
+        """Likewise for a convolution, of whose output so many pixels are computed."""
+        return _meant_for(self._conv_readers(), tokens).base_name
+
+    def buckets(self, packing: int) -> tuple[Bucket, ...]:
+        """A plan for any number of tokens out of this layout alone, as packing number `packing`."""
+        return self._plan(packing, self.kernel)
+
+    def conv_buckets(self, packing: int) -> tuple[Bucket, ...]:
+        """Likewise for a convolution and any number of pixels."""
+        return self._plan(packing, self.conv_kernel)
+
+    def _plan(self, packing: int, kernel: Callable[[int], str]) -> tuple[Bucket, ...]:
+        buckets: list[Bucket] = []
+        tokens = 0
+        for limit in token_limits(self.device):
+            tokens = tokens + 1 if limit is None else limit
+            name = kernel(tokens)
+            if buckets and buckets[-1].kernel == name:
+                buckets.pop()
+            buckets.append(Bucket(limit, packing, name))
+        return tuple(buckets)
+
+    def _readers(self) -> tuple[Kernel, ...]:
+        readers = _readers_of(self)
+        if not readers:
+            raise ValueError(f"layout: expected one with a kernel, got {self}")
+        return readers
+
+    def _conv_readers(self) -> tuple[Kernel, ...]:
+        # Where none takes a convolution: the one for many tokens, which a layer refuses by its name.
+        return tuple(row for row in self._readers() if row.conv) or (self.row(FEW_TOKENS + 1),)
+
+    def __str__(self) -> str:
+        device = "" if self.device == "cpu" else f"_{self.device}"
+        return f"{self.packing}_{self.storage}" + (f"_p{self.panel}" if self.panel else "") + device
+
+
+def token_limits(device: str) -> tuple[int | None, ...]:
+    """Upper ends of the token buckets between which no choice changes, ascending; None = no limit."""
+    rows = BACKENDS[device].kernels.kernels()
+    limits = {row.max_tokens for row in rows} | {row.bucket_tokens for row in rows}
+    return (*sorted(limits - {0}), None)
+
+
+@lru_cache(maxsize=1024)
+def _readers_of(layout: Layout) -> tuple[Kernel, ...]:
+    """The kernels that read a layout, on the CPU at the active level."""
+    room, stored = BACKENDS[layout.device].layouts, (layout.packing, layout.storage)
+    rows = (row for row in room.rows() if (row.packing, row.storage) == stored)
+    return tuple(row for row in rows if room.panel_for(row) in (0, layout.panel))
+
+
+def _meant_for(rows: tuple[Kernel, ...], tokens: int) -> Kernel:
+    """The first that is planned for so many tokens, or that is meant for them, or at all."""
+    serving = [row for row in rows if row.serves(tokens)]
+    return next((row for row in serving if row.is_planned), (serving or rows)[0])
+
+
+def default_kernel(packed: Tensor, tokens: int = 1) -> str:
+    """Base name of the kernel that reads this packing."""
+    return Layout.of(describe(packed)).kernel(tokens)
+
+
+# Up to so many tokens the CPU decodes a weight for each few of them; beyond, x is cut into tiles of many.
+FEW_TOKENS = max(row.max_tokens for row in BACKENDS["cpu"].kernels.kernels())
+
+# `token_limits` of a GPU.
+CUDA_LIMITS = token_limits("cuda")

@@ -1,0 +1,54 @@
+"""What packings of both devices have in common: their figures, their state, and the way back to a format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparseinfer.formats import BSR, CSR
+from sparseinfer.formats.checks import address
+from sparseinfer.ops.names import DTYPES
+
+
+@dataclass(frozen=True)
+class PackedInfo:
+    """What a packing holds. `nbytes` counts everything, indices and header too."""
+
+    packing: str
+    dtype: str
+    storage: str
+    n: int
+    k: int
+    nnz: int
+    nbytes: int
+    panel: int
+    block_size: tuple[int, int]
+    device: str = "cpu"
+
+    @property
+    def sparsity(self) -> float:
+        return 1.0 - self.nnz / (self.n * self.k) if self.n * self.k else 0.0
+
+
+def version(packed: Tensor) -> int:
+    """A number that changes when the tensor is written to; -1 for an inference tensor, which has none."""
+    return -1 if packed.is_inference() else packed._version
+
+
+def unpacked(info: PackedInfo, fill: Callable[[int, int, int], None]) -> CSR | BSR:
+    """The format of these figures, in CPU memory.
+
+    `fill` writes row offsets int64, column indices int32 and values to the three addresses it is given.
+    """
+    r, c = info.block_size
+    units = info.nnz // (r * c)
+    blocks = info.packing == "bsr"
+    shape = (units, r, c) if blocks else (units,)
+    values = torch.empty(shape, dtype=DTYPES[info.dtype], device="cpu")
+    crow = torch.empty(info.n // r + 1, dtype=torch.int64, device="cpu")
+    col = torch.empty(units, dtype=torch.int32, device="cpu")
+    fill(address("crow_indices", crow), address("col_indices", col), address("values", values))
+    return (BSR if blocks else CSR)(values, crow, col, (info.n, info.k))
