@@ -96,8 +96,8 @@ bench-models: $(VENV)/.models
 	    --json bench/results/models_dense.json
 
 bench-prune: $(VENV)/.models
-	$(BIN)/python bench/prune_quality.py smollm2 crepe --json bench/results
-	$(BIN)/python bench/prune_mnist.py
+	$(BIN)/python bench/prune/quality.py smollm2 crepe --json bench/results
+	$(BIN)/python bench/prune/mnist.py
 
 # Both, even if the first finds a difference.
 sweep:

@@ -22,7 +22,7 @@ from sparseinfer.convert.report import attach
 from sparseinfer.convert.undisturbed import undisturbed
 from sparseinfer.modules import FoldedLayer, SparseMultiheadAttention
 from sparseinfer.modules.shared import share_in, unshare_in
-from sparseinfer.prune.masks import finalize_
+from sparseinfer.prune import finalize_
 
 # On an encoder that used nested tensors before.
 _NESTED = "_sparseinfer_used_nested_tensors"

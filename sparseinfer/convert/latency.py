@@ -19,12 +19,10 @@ from sparseinfer.convert.kinds import types_in
 from sparseinfer.convert.measure import Timer
 from sparseinfer.convert.options import Memory, Options
 from sparseinfer.convert.planner import Plan, plan
+from sparseinfer.prune import NM, LatencyTable, Layer, Pattern, Random, Unstructured
+from sparseinfer.prune.budgets.budget import Option
+from sparseinfer.prune.budgets.latency_table import DENSE
 from sparseinfer.prune.checks import check_fraction
-from sparseinfer.prune.criteria import Random
-from sparseinfer.prune.latency import DENSE, LatencyTable
-from sparseinfer.prune.layers import Layer
-from sparseinfer.prune.patterns import NM, Pattern, Unstructured
-from sparseinfer.prune.sparsity import Option
 
 
 def latency_table(

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from sparseinfer import _packages
 from sparseinfer.demo import corpus
-from sparseinfer.prune import ADMM, CalibrationStats, calibrate, prune_
-from sparseinfer.prune.recovery import History, cosine_loss, recover_
+from sparseinfer.prune import ADMM, CalibrationStats, History, calibrate, cosine_loss, prune_, recover_
 
 # Input ids, attention mask and token type ids, each [sentences, tokens] int64.
 Batch = tuple[Tensor, Tensor, Tensor]

@@ -42,14 +42,14 @@ class Checkpoint:
         return self.is_causal or self.is_seq2seq
 
     def start_of_labels(self, labels: Tensor) -> int | None:
-        """The token that the decoder is to begin with; None if the model knows that, for such labels."""
+        """The token that the decoder is to begin with; None where the model makes its inputs from labels."""
         model: Any = self.model
         try:
             model.prepare_decoder_input_ids_from_labels(labels=labels)
             return None
         except (AttributeError, ValueError):  # a T5 whose config does not say it
-            known = (self.tokenizer.pad_token_id, self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
-            return next((token for token in known if token is not None), 0)
+            tokens = (self.tokenizer.pad_token_id, self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+            return next((token for token in tokens if token is not None), 0)
 
     @property
     def max_length(self) -> int:
@@ -89,11 +89,11 @@ def load(folder: Path) -> Checkpoint:
         raise ValueError(f"model: expected a folder that transformers can load, got {got}") from error
     if missing := sorted(loading["missing_keys"]):
         raise ValueError(f"model: expected all weights of {kind.__name__}, got no {missing[0]!r}")
-    known = transformers.models.auto.modeling_auto
-    causal = architecture in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    auto = transformers.models.auto.modeling_auto
+    causal = architecture in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
     # The other list holds models that read sound as well.
     seq2seq = config.is_encoder_decoder and (
-        architecture in known.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()
+        architecture in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()
     )
     return Checkpoint(model.eval(), tokenizer, config.dtype or torch.float32, causal, seq2seq)
 

@@ -58,10 +58,10 @@ def perplexity(model: Any, samples: Sequence[Sample]) -> float:
 @torch.inference_mode()
 def embeddings(model: Any, samples: Sequence[Sample]) -> Tensor:
     """[samples, hidden]: the last hidden states without a head, of a decoder if there is one; token means."""
-    found = []
+    means = []
     for sample in samples:
         output = model.base_model(**sample, output_hidden_states=True)
         # A model with a head may be its own base, as T5ForQuestionAnswering is.
         last = output.get("last_hidden_state")
-        found.append((output.decoder_hidden_states[-1] if last is None else last).mean(1))
-    return torch.cat(found)
+        means.append((output.decoder_hidden_states[-1] if last is None else last).mean(1))
+    return torch.cat(means)

@@ -60,12 +60,14 @@ def samples_of(name: str, checkpoint: Checkpoint, text: str, length: int) -> lis
 
 
 def _started(sample: Sample, start: int) -> Sample:
+    """With what the decoder reads: `start`, and then all labels but the last."""
     shifted = sample["labels"].roll(1, dims=1)
     shifted[:, 0] = start
     return {**sample, "decoder_input_ids": shifted}
 
 
 def _decoded(sample: Sample) -> Sample:
+    """With a decoder that reads what the encoder does."""
     return {**sample, "decoder_input_ids": sample["input_ids"]}
 
 

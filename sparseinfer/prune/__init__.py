@@ -1,28 +1,56 @@
-"""Pruning: where to put zeros. Pure torch; nothing here needs the native module."""
+"""Pruning: where to put zeros. Pure torch; nothing here needs the native module.
+
+An import points down only:
+
+    training      pruning while a model is trained, and recovery
+    apply         `prune_`; what it writes to a model is in changes
+    solvers       methods that give kept weights new values
+    methods       criteria, and what every method is
+    budgets       sparsities that differ from layer to layer
+    calibration   what layers are given
+    masks         zeros that stay zeros; finalize takes the masks off again
+    layers        which weights of a model, each seen as matrices
+
+Beside them patterns, importance, checks, and registry: what can be chosen by name.
+"""
 
 from __future__ import annotations
 
 from sparseinfer.prune.apply import prune_
-from sparseinfer.prune.at_init import snip_, synflow_
-from sparseinfer.prune.budgets import ERK, OWL
-from sparseinfer.prune.calibrate import calibrate
-from sparseinfer.prune.corrections import correct_bias_, reestimate_batch_norm_
-from sparseinfer.prune.criteria import RIA, DiagonalHessian, Gradient, Magnitude, Random, Taylor, Wanda
-from sparseinfer.prune.latency import LatencyBudget, LatencyTable
-from sparseinfer.prune.layers import Layer, prunable_layers
-from sparseinfer.prune.masks import finalize_, hold_masks_, masks_of
-from sparseinfer.prune.methods import Criterion, Method, Pruned, SparseMethod
+from sparseinfer.prune.budgets.budget import Budget
+from sparseinfer.prune.budgets.erk import ERK
+from sparseinfer.prune.budgets.latency import LatencyBudget
+from sparseinfer.prune.budgets.latency_table import LatencyTable
+from sparseinfer.prune.budgets.owl import OWL
+from sparseinfer.prune.budgets.sensitivity import Sensitivity
+from sparseinfer.prune.calibration.calibrate import calibrate
+from sparseinfer.prune.calibration.statistics import CalibrationStats, LayerStats
+from sparseinfer.prune.finalize import finalize_
+from sparseinfer.prune.layers.layer import Layer
+from sparseinfer.prune.layers.selection import prunable_layers
+from sparseinfer.prune.masks.hold import hold_masks_, masks_of
+from sparseinfer.prune.masks.torch_prune import from_torch_prune_, to_torch_prune_
+from sparseinfer.prune.methods.criteria import (
+    RIA,
+    DiagonalHessian,
+    Gradient,
+    Magnitude,
+    Random,
+    Taylor,
+    Wanda,
+)
+from sparseinfer.prune.methods.criterion import Criterion
+from sparseinfer.prune.methods.method import Method, Pruned
+from sparseinfer.prune.methods.sparse import SparseMethod
 from sparseinfer.prune.patterns import NM, Block, Column, Pattern, Row, Unstructured
-from sparseinfer.prune.pruner import Pruner
-from sparseinfer.prune.recovery import History, cosine_loss, distillation_loss, recover_
 from sparseinfer.prune.report import PrunedLayer, PruneReport, UnlookedWeight
-from sparseinfer.prune.rigl import RigL
-from sparseinfer.prune.schedules import Cubic, Geometric, Linear, OneShot, Schedule
-from sparseinfer.prune.sensitivity import Sensitivity
 from sparseinfer.prune.solvers import ADMM, Reconstruct, SparseGPT
-from sparseinfer.prune.sparsity import Budget
-from sparseinfer.prune.statistics import CalibrationStats, LayerStats
-from sparseinfer.prune.torch_prune import from_torch_prune_, to_torch_prune_
+from sparseinfer.prune.training.at_init import snip_, synflow_
+from sparseinfer.prune.training.corrections import correct_bias_, reestimate_batch_norm_
+from sparseinfer.prune.training.pruner import Pruner
+from sparseinfer.prune.training.recovery import History, cosine_loss, distillation_loss, recover_
+from sparseinfer.prune.training.rigl import RigL
+from sparseinfer.prune.training.schedules import Cubic, Geometric, Linear, OneShot, Schedule
 
 __all__ = [
     "ADMM",

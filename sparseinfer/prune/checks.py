@@ -1,8 +1,17 @@
-"""Checks of numbers that users give."""
+"""Checks of arguments that many functions take."""
 
 from __future__ import annotations
 
+import math
 from numbers import Real
+
+from torch import nn
+
+
+def check_module(model: object) -> None:
+    """TypeError unless it is a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
 
 
 def check_int(name: str, value: object, least: int) -> None:
@@ -11,6 +20,12 @@ def check_int(name: str, value: object, least: int) -> None:
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     if value < least:
         raise ValueError(f"{name}: expected at least {least}, got {value}")
+
+
+def check_positive(name: str, value: float, *, finite: bool = False) -> None:
+    """ValueError unless it is above 0, and below infinity if `finite`."""
+    if not value > 0 or (finite and value == math.inf):
+        raise ValueError(f"{name}: expected a positive number, got {value!r}")
 
 
 def check_fraction(name: str, value: object) -> None:

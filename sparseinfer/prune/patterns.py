@@ -8,11 +8,16 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sparseinfer.prune.checks import check_int
-from sparseinfer.prune.layers import Layer
+from sparseinfer.prune.layers.layer import Layer
+from sparseinfer.prune.named import Named
 
 
-class Pattern(ABC):
-    """Divides the matrix [groups, n, k] of a layer into units of r × c weights, kept or pruned as a whole."""
+class Pattern(Named, ABC):
+    """Divides the matrix [groups, n, k] of a layer into units of r × c weights, kept or pruned as a whole.
+
+    name  the form of its text, in which each capital letter stands for a whole number that it is made from:
+          "RxC" of Block, so that "16x4" is Block(16, 4)
+    """
 
     @abstractmethod
     def unit(self, layer: Layer) -> tuple[int, int]:
@@ -23,6 +28,8 @@ class Pattern(ABC):
 class Unstructured(Pattern):
     """Every weight by itself."""
 
+    name = "unstructured"
+
     def unit(self, layer: Layer) -> tuple[int, int]:
         return 1, 1
 
@@ -30,6 +37,8 @@ class Unstructured(Pattern):
 @dataclass(frozen=True)
 class Block(Pattern):
     """Blocks of r rows × c columns of the matrix, from its first weight on. r divides n, and c divides k."""
+
+    name = "RxC"
 
     r: int
     c: int
@@ -51,6 +60,8 @@ class NM(Pattern):
     row and layer, so no `sparsity` is given and every scope means the same.
     """
 
+    name = "N:M"
+
     n: int
     m: int
 
@@ -71,6 +82,8 @@ class NM(Pattern):
 class Row(Pattern):
     """Whole rows: an output of a linear layer, an output channel of a convolution."""
 
+    name = "row"
+
     def unit(self, layer: Layer) -> tuple[int, int]:
         return 1, layer.shape[2]
 
@@ -78,6 +91,8 @@ class Row(Pattern):
 @dataclass(frozen=True)
 class Column(Pattern):
     """Whole columns: an input of a linear layer; an input channel of a convolution, with its kernel."""
+
+    name = "column"
 
     def unit(self, layer: Layer) -> tuple[int, int]:
         return layer.shape[1], layer.positions

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-# So many names say enough in a line.
+# Names in one line of the report. Chosen: they fit a terminal.
 _NAMED = 4
 
 

@@ -15,7 +15,7 @@ from sparseinfer.convert.cases import Case
 from sparseinfer.convert.measure import Times
 from sparseinfer.ops import Layout
 from sparseinfer.prune import NM, Block, LatencyBudget, Magnitude, Row, Unstructured, calibrate
-from sparseinfer.prune.latency import DENSE
+from sparseinfer.prune.budgets.latency_table import DENSE
 
 
 class Clock:

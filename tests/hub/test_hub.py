@@ -5,64 +5,21 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from hub_helpers import SIZES, saved, sparsities, text, transformers
 
 from sparseinfer import Magnitude, prune_
-from sparseinfer._timing import num_threads
 from sparseinfer.cli import main
 from sparseinfer.hub.folder import load
 from sparseinfer.hub.quality import Quality
 from sparseinfer.hub.text import drawn, held_out, samples_of
-from sparseinfer.prune import Wanda, calibrate
+from sparseinfer.prune import Wanda, calibrate, registry
 
-transformers = pytest.importorskip(
-    "transformers", reason="transformers is not installed (pip install 'sparseinfer[demo]')"
-)
-tokenizers = pytest.importorskip("tokenizers")
 safetensors = pytest.importorskip("safetensors.torch")
-
-WORDS = [f"w{i}" for i in range(90)]
-SIZES = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 32,
-}
-
-
-def tokenizer():
-    vocab = {word: i for i, word in enumerate(["[PAD]", "[UNK]", *WORDS])}
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="[UNK]"))
-    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", model_max_length=32
-    )
-
-
-def text(lines: int, seed: int = 0) -> str:
-    drawn = torch.randint(90, (lines, 20), generator=torch.Generator().manual_seed(seed)).tolist()
-    return "\n".join(" ".join(WORDS[i] for i in line) for line in drawn)
-
-
-def saved(model: nn.Module, folder: Path) -> Path:
-    model.save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny layers are no work for several."""
-    with num_threads(1):
-        yield
 
 
 @pytest.fixture
@@ -78,26 +35,7 @@ def bert(tmp_path: Path) -> Path:
     return saved(transformers.BertForMaskedLM(transformers.BertConfig(**SIZES)), tmp_path / "bert")
 
 
-@pytest.fixture
-def words(tmp_path: Path) -> Path:
-    path = tmp_path / "text.txt"
-    path.write_text(text(20))
-    return path
-
-
-def sparsities(folder: Path) -> dict[str, float]:
-    model = load(folder).model
-    return {
-        fqn: float((module.weight == 0).float().mean())
-        for fqn, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-    }
-
-
-METHODS = ["magnitude", "random", "gradient", "taylor", "wanda", "ria", "hessian", "sparsegpt", "admm"]
-
-
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", registry.methods())
 def test_a_causal_model(
     method: str, llama: Path, words: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

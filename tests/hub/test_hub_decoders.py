@@ -3,37 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from test_hub import SIZES, saved, sparsities, text
+from hub_helpers import SIZES, saved, sparsities, transformers
 
 from sparseinfer import Magnitude, prune_
-from sparseinfer._timing import num_threads
 from sparseinfer.cli import main
 from sparseinfer.hub.folder import load
-
-transformers = pytest.importorskip(
-    "transformers", reason="transformers is not installed (pip install 'sparseinfer[demo]')"
-)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny layers are no work for several."""
-    with num_threads(1):
-        yield
-
-
-@pytest.fixture
-def words(tmp_path: Path) -> Path:
-    path = tmp_path / "text.txt"
-    path.write_text(text(20))
-    return path
-
 
 SEQ2SEQ = {
     "t5": lambda: transformers.T5ForConditionalGeneration(

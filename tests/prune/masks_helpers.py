@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseinfer._timing import num_threads
-from sparseinfer.prune.masks import masks_of
+from sparseinfer.prune import masks_of
 
 STEPS = 100
 OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
@@ -47,13 +47,18 @@ def data(seed: int = 0, batch: int = 32) -> tuple[Tensor, Tensor]:
     return x, x[:, :2, 0]
 
 
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step of training."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
 def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: int = STEPS) -> None:
     x, y = data()
     with num_threads(1):
         for _ in range(steps):
-            optimizer.zero_grad()
-            nn.functional.mse_loss(net(x), y).backward()
-            optimizer.step()
+            descend(optimizer, nn.functional.mse_loss(net(x), y))
 
 
 def assert_held(net: nn.Module, masks: dict[str, Tensor]) -> None:

@@ -45,9 +45,20 @@ def transposed(n: int, k: int, seed: int = 0) -> nn.Module:
     return layer
 
 
+def linear(
+    n: int, k: int, *, seed: int = 0, dtype: torch.dtype = torch.float32, weight: Tensor | None = None
+) -> nn.Linear:
+    """With this weight, whatever its kind and strides, or a seeded one."""
+    layer = nn.Linear(k, n, dtype=dtype)
+    layer.weight = nn.Parameter(values(n, k, seed=seed, dtype=dtype) if weight is None else weight)
+    return layer
+
+
 def linears(*shapes: tuple[int, int], dtype: torch.dtype = torch.float32) -> nn.Sequential:
-    """Linears of these (n, k) with seeded weights; not meant to be run one after the other."""
-    net = nn.Sequential(*(nn.Linear(k, n, dtype=dtype) for n, k in shapes))
-    for seed, layer in enumerate(net):
-        layer.weight.data.copy_(values(*layer.weight.shape, seed=seed, dtype=dtype))
-    return net
+    """Linears of these (n, k), each of another seed; not meant to be run one after the other."""
+    return nn.Sequential(*(linear(n, k, seed=seed, dtype=dtype) for seed, (n, k) in enumerate(shapes)))
+
+
+def snapshot(module: nn.Module) -> dict[str, bytes]:
+    """Every bit of its state."""
+    return {name: t.numpy().tobytes() for name, t in module.state_dict().items()}

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparseinfer.prune.at_init import snip_, synflow_
-from sparseinfer.prune.masks import masks_of
+from sparseinfer.prune import masks_of, snip_, synflow_
 
 
 def model() -> nn.Sequential:

@@ -7,11 +7,11 @@ import copy
 import pytest
 import torch
 from generators import values
-from prune_helpers import KINDS, layer_of_kind, linears
+from prune_helpers import KINDS, layer_of_kind, linears, snapshot
 from torch import Tensor, nn
 
 from sparseinfer.prune import CalibrationStats, Magnitude, Wanda, calibrate, prunable_layers, prune_
-from sparseinfer.prune import collect as collecting
+from sparseinfer.prune.calibration import sums
 
 
 class QKV(nn.Module):
@@ -35,14 +35,10 @@ def close(sums: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(sums.double(), expected, rtol=0, atol=64 * 64 * 64 * 1.2e-7)
 
 
-def snapshot(model: nn.Module) -> dict[str, bytes]:
-    return {name: t.numpy().tobytes() for name, t in model.state_dict().items()}
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("piece", [1, 2**24])
 def test_the_gram_matrix_gives_the_squared_output_of_any_weight(kind, piece, monkeypatch):
-    monkeypatch.setattr(collecting, "_PIECE", piece)
+    monkeypatch.setattr(sums, "_PIECE", piece)
     module, x = layer_of_kind(kind)
     stats = calibrate(module, [x, 2 * x], progress=False)[""]
     module.bias = None

@@ -9,8 +9,7 @@ import torch
 from generators import values
 from torch import nn
 
-from sparseinfer.prune import Magnitude, calibrate, prune_
-from sparseinfer.prune.corrections import correct_bias_, reestimate_batch_norm_
+from sparseinfer.prune import Magnitude, calibrate, correct_bias_, prune_, reestimate_batch_norm_
 
 
 class TestBatchNorm:

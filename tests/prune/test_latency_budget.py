@@ -22,7 +22,7 @@ from sparseinfer.prune import (
     prunable_layers,
     prune_,
 )
-from sparseinfer.prune.latency import DENSE
+from sparseinfer.prune.budgets.latency_table import DENSE
 
 OPTIONS = [(s, pattern) for s in (0.5, 0.75, 0.9) for pattern in (Unstructured(), Block(4, 4))]
 OPTIONS.append((0.5, NM(2, 4)))

@@ -10,7 +10,7 @@ from masks_helpers import OPTIMIZERS, STEPS, assert_held, data, model, random_ma
 from torch import nn
 
 from sparseinfer._timing import num_threads
-from sparseinfer.prune.masks import finalize_, hold_masks_
+from sparseinfer.prune import finalize_, hold_masks_
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import (
     get_swa_multi_avg_fn,
 )
 
-from sparseinfer.prune.masks import finalize_, hold_masks_, masks_of
+from sparseinfer.prune import finalize_, hold_masks_, masks_of
 
 AVERAGES = {
     "default": {},

@@ -12,15 +12,14 @@ import torch
 import torch.distributed as dist
 from convert_helpers import Script, linear
 from generators import values
+from masks_helpers import descend
 from torch import Tensor, nn
 from torch.ao.pruning import WeightNormSparsifier
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import prune
 
 from sparseinfer import convert, convert_, densify_
-from sparseinfer.prune.masks import finalize_, hold_masks_, masks_of
-from sparseinfer.prune.rigl import RigL
-from sparseinfer.prune.torch_prune import from_torch_prune_, to_torch_prune_
+from sparseinfer.prune import RigL, finalize_, from_torch_prune_, hold_masks_, masks_of, to_torch_prune_
 
 
 def model() -> nn.Sequential:
@@ -41,9 +40,7 @@ X = values(6, 1, 8)
 
 
 def step(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    optimizer.zero_grad()
-    net(X).square().mean().backward()
-    optimizer.step()
+    descend(optimizer, net(X).square().mean())
 
 
 class TestTorchPrune:
@@ -152,9 +149,7 @@ def trained_in_parallel(rank: int, moves: bool) -> dict[str, Tensor | None]:
     rigl = RigL(net, end=10 if moves else 1, every=4)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     for count in range(10):
-        optimizer.zero_grad()
-        parallel(X + rank + count).square().mean().backward()
-        optimizer.step()
+        descend(optimizer, parallel(X + rank + count).square().mean())
         rigl.step()
     return {**net.state_dict(), "grad": net[0].weight.grad}
 

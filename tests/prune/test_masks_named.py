@@ -9,7 +9,7 @@ import pytest
 import torch
 from convert_helpers import Script
 from generators import values
-from masks_helpers import OPTIMIZERS
+from masks_helpers import OPTIMIZERS, descend
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
@@ -80,9 +80,7 @@ def assert_kept(net: nn.Module, masks: dict[str, Tensor]) -> None:
 
 def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 20) -> None:
     for _ in range(steps):
-        optimizer.zero_grad()
-        net(X).square().mean().backward()
-        optimizer.step()
+        descend(optimizer, net(X).square().mean())
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

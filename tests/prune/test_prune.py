@@ -8,25 +8,20 @@ import numpy as np
 import pytest
 import torch
 from generators import noncontiguous, values
+from prune_helpers import linear, linears
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from sparseinfer.prune import Magnitude, prune_
-from sparseinfer.prune.threshold import keep_largest
+from sparseinfer.prune.methods.threshold import keep_largest
 
 SPARSITIES = (0.0, 0.01, 0.5, 0.77, 0.9, 0.999)
 SHAPES = ((7, 13), (1, 1), (64, 48), (3, 1))
 SCOPES = ("layer", "row", "global")
 
 
-def linear(n: int, k: int, *, seed: int = 0, dtype: torch.dtype = torch.float32, weight=None) -> nn.Linear:
-    layer = nn.Linear(k, n, dtype=dtype)
-    layer.weight = nn.Parameter(values(n, k, seed=seed, dtype=dtype) if weight is None else weight)
-    return layer
-
-
 def model(**how) -> nn.Sequential:
-    return nn.Sequential(*(linear(n, k, seed=seed, **how) for seed, (n, k) in enumerate(SHAPES)))
+    return linears(*SHAPES, **how)
 
 
 def assert_pruned_to(layer: nn.Linear, before: torch.Tensor, kept: torch.Tensor) -> None:

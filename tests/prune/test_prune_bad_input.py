@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from generators import values
+from prune_helpers import linear, snapshot
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
@@ -13,22 +13,12 @@ from torch.nn.utils import prune as torch_prune
 from sparseinfer.prune import Magnitude, prune_
 
 
-def linear(n: int, k: int, weight: torch.Tensor | None = None) -> nn.Linear:
-    layer = nn.Linear(k, n)
-    layer.weight = nn.Parameter(values(n, k) if weight is None else weight)
-    return layer
-
-
 def model() -> nn.Sequential:
     return nn.Sequential(*(linear(8, 8) for _ in range(4)))
 
 
-def snapshot(module: nn.Module) -> dict[str, bytes]:
-    return {name: t.numpy().tobytes() for name, t in module.state_dict().items()}
-
-
 def with_nan() -> nn.Linear:
-    return linear(2, 2, torch.tensor([[1.0, float("nan")], [float("nan"), 2.0]]))
+    return linear(2, 2, weight=torch.tensor([[1.0, float("nan")], [float("nan"), 2.0]]))
 
 
 def with_torch_prune() -> nn.Linear:
@@ -84,7 +74,7 @@ BAD_LAYERS = {
         TypeError,
         "1.weight: expected a dense floating-point weight, got torch.int32, torch.strided",
     ),
-    lambda: linear(3, 2, torch.ones(1, 2).expand(3, 2)): (
+    lambda: linear(3, 2, weight=torch.ones(1, 2).expand(3, 2)): (
         ValueError,
         "1.weight: expected one memory cell per weight, got an expanded tensor "
         "(give the module a .clone() of it)",
@@ -93,7 +83,7 @@ BAD_LAYERS = {
         ValueError,
         "1.weight: expected a weight with data, got a meta tensor (load the model first)",
     ),
-    lambda: linear(2, 2, torch.eye(2).to_sparse()): (
+    lambda: linear(2, 2, weight=torch.eye(2).to_sparse()): (
         TypeError,
         "1.weight: expected a dense floating-point weight, got torch.float32, torch.sparse_coo",
     ),

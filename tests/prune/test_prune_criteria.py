@@ -12,6 +12,7 @@ from torch.nn.utils import prune as torch_prune
 
 from sparseinfer.prune import (
     RIA,
+    Criterion,
     DiagonalHessian,
     Gradient,
     Magnitude,
@@ -21,6 +22,7 @@ from sparseinfer.prune import (
     calibrate,
     prunable_layers,
     prune_,
+    registry,
 )
 
 
@@ -56,6 +58,11 @@ CRITERIA = {
     Gradient: lambda w, x, grad: np.abs(grad),
     Taylor: lambda w, x, grad: np.abs(w * grad),
 }
+
+
+def test_every_criterion_that_is_offered_has_its_formula_here():
+    offered = {method for method in registry.methods().values() if issubclass(method, Criterion)}
+    assert offered == {*CRITERIA, Random}
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from generators import values
+from masks_helpers import descend
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
@@ -356,6 +357,4 @@ def test_experts_of_transformers():
 def trained(net: nn.Module, loss_of) -> None:
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
     for _ in range(3):
-        optimizer.zero_grad()
-        loss_of(net).backward()
-        optimizer.step()
+        descend(optimizer, loss_of(net))

@@ -9,8 +9,7 @@ import torch
 from generators import values
 from torch import Tensor, nn
 
-from sparseinfer.prune import ERK, Magnitude, Method, Pruned, Wanda, prunable_layers, prune_
-from sparseinfer.prune.masks import masks_of
+from sparseinfer.prune import ERK, Magnitude, Method, Pruned, Wanda, masks_of, prunable_layers, prune_
 
 transformers = pytest.importorskip(
     "transformers", reason="transformers is not installed (pip install 'sparseinfer[demo]')"

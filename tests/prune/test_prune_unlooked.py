@@ -13,8 +13,16 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils import prune as torch_prune
 
-from sparseinfer.prune import Magnitude, Pruner, PruneReport, Wanda, prunable_layers, prune_, synflow_
-from sparseinfer.prune.schedules import OneShot
+from sparseinfer.prune import (
+    Magnitude,
+    OneShot,
+    Pruner,
+    PruneReport,
+    Wanda,
+    prunable_layers,
+    prune_,
+    synflow_,
+)
 
 
 class TestSelection:

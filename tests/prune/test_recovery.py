@@ -12,9 +12,7 @@ import torch.nn.functional as F
 from generators import values
 from torch import Tensor, nn
 
-from sparseinfer.prune import Magnitude, prune_
-from sparseinfer.prune.masks import masks_of
-from sparseinfer.prune.recovery import cosine_loss, distillation_loss, recover_
+from sparseinfer.prune import Magnitude, cosine_loss, distillation_loss, masks_of, prune_, recover_
 
 
 def dense_model() -> nn.Sequential:

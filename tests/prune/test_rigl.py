@@ -11,8 +11,7 @@ import torch
 from masks_helpers import OPTIMIZERS, assert_held, data, model, random_masks, train
 from torch import Tensor, nn
 
-from sparseinfer.prune.masks import finalize_, hold_masks_, masks_of
-from sparseinfer.prune.rigl import RigL
+from sparseinfer.prune import RigL, finalize_, hold_masks_, masks_of
 
 
 def numpy_move(weight: np.ndarray, gradient: np.ndarray, mask: np.ndarray, fraction: float) -> np.ndarray:

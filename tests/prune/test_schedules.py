@@ -7,13 +7,25 @@ import copy
 import numpy as np
 import pytest
 import torch
-from masks_helpers import OPTIMIZERS, data, model
+from masks_helpers import OPTIMIZERS, data, descend, model
 from torch import nn
 
-from sparseinfer.prune import ERK, NM, Magnitude, Random, Wanda, calibrate
-from sparseinfer.prune.masks import hold_masks_, masks_of
-from sparseinfer.prune.pruner import Pruner
-from sparseinfer.prune.schedules import Cubic, Geometric, Linear, OneShot, Schedule
+from sparseinfer.prune import (
+    ERK,
+    NM,
+    Cubic,
+    Geometric,
+    Linear,
+    Magnitude,
+    OneShot,
+    Pruner,
+    Random,
+    Schedule,
+    Wanda,
+    calibrate,
+    hold_masks_,
+    masks_of,
+)
 
 LAYERS = ("0", "3", "5")
 
@@ -27,9 +39,7 @@ def run(net: nn.Module, pruner: Pruner, optimizer: torch.optim.Optimizer, steps:
     x, y = data()
     found = []
     for step in range(1, steps + 1):
-        optimizer.zero_grad()
-        nn.functional.mse_loss(net(x), y).backward()
-        optimizer.step()
+        descend(optimizer, nn.functional.mse_loss(net(x), y))
         if pruner.step() is not None:
             found.append(step)
     return found
@@ -94,9 +104,7 @@ class TestPruner:
         x, y = data()
         kept = {fqn: torch.ones_like(net.get_submodule(fqn).weight, dtype=torch.bool) for fqn in LAYERS}
         for step in range(1, 13):
-            optimizer.zero_grad()
-            nn.functional.mse_loss(net(x), y).backward()
-            optimizer.step()
+            descend(optimizer, nn.functional.mse_loss(net(x), y))
             report = pruner.step()
             assert (report is not None) == (step in (2, 6, 10))
             assert pruner.done == (step >= 10)

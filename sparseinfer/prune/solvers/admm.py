@@ -13,7 +13,7 @@ from sparseinfer.prune.solvers.hessian import filled
 from sparseinfer.prune.solvers.reconstruct import reconstruct
 from sparseinfer.prune.solvers.solver import Solution, Solver
 
-# Of Boža, for inputs scaled to norm 1.
+# The penalty that Boža takes where inputs are scaled to norm 1.
 _RHO = 1.0
 
 
@@ -30,8 +30,11 @@ class ADMM(Solver):
     gradual     of these, the first ones, in which the sparsity grows along a cubic curve; afterwards the mask
                 stays. NM(n, m), which has no other sparsity, is chosen anew in each
     refit       iterations of conjugate gradients at the end
+
+    The three numbers are chosen, not measured against others.
     """
 
+    name = "admm"
     _: KW_ONLY
     iterations: int = 30
     gradual: int = 22

@@ -10,13 +10,15 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from sparseinfer.prune.layers import Layer
-from sparseinfer.prune.statistics import CalibrationStats, LayerStats
+from sparseinfer.prune.calibration.statistics import CalibrationStats, LayerStats
+from sparseinfer.prune.layers.layer import Layer
 
-# The stack level of a warning in a method's `prune`, which prune_ calls through two functions.
+# The stack level at which a warning in a method's `prune` shows the line that called `prune_`, which calls
+# `prune` through two functions.
 CALLER_OF_PRUNE = 5
 
-# A Hessian that cannot be factorised gets this much damping, then ten times more, until it can.
+# A Hessian that cannot be factorised gets this much damping, then ten times more, until it can. Chosen, not
+# measured: some ten times what float32 resolves.
 _LEAST_DAMPING = 1e-6
 
 
@@ -45,6 +47,11 @@ def filled(weight: Tensor) -> Tensor:
     mask that keeps it, it starts at zero, as it does for criteria: training may fill it.
     """
     return weight != 0
+
+
+def squared_outputs(weight: Tensor, gram: Tensor) -> Tensor:
+    """‖X·w‖² of each row w of a weight, or a change of one, [groups, n, k], as [groups, n, 1]."""
+    return (weight @ gram * weight).sum(-1, keepdim=True)
 
 
 def damped(gram: Tensor, damping: float) -> Tensor:
@@ -86,6 +93,6 @@ def warn_of_few_tokens(layers: Mapping[str, Layer], stats: CalibrationStats) -> 
 
 
 def _mean(diagonal: Tensor) -> Tensor:
-    """Of each group [groups, k], as [groups, 1], without inputs that were always zero; 1 where all were."""
+    """[groups, k] -> means [groups, 1], without inputs that were always zero; 1 where all of them were."""
     live = (diagonal > 0).sum(-1, keepdim=True)
     return torch.where(live > 0, diagonal.sum(-1, keepdim=True) / live.clamp(min=1), 1.0)

@@ -8,19 +8,20 @@ from dataclasses import KW_ONLY, dataclass, replace
 import torch
 from torch import Tensor
 
+from sparseinfer.prune.calibration.statistics import CalibrationStats
 from sparseinfer.prune.checks import check_int
-from sparseinfer.prune.layers import Layer
-from sparseinfer.prune.methods import Method, Pruned
+from sparseinfer.prune.layers.layer import Layer
+from sparseinfer.prune.methods.method import Method, Pruned
 from sparseinfer.prune.solvers.hessian import (
     check_damping,
     damped,
     filled,
     finite_gram,
+    squared_outputs,
     warn_of_few_tokens,
 )
-from sparseinfer.prune.statistics import CalibrationStats
 
-# Of the residual of a row, relative to its first: what float32 resolves.
+# A row is done when its residual is this small, relative to its first: what float32 resolves.
 _TOLERANCE = 1e-7
 
 
@@ -30,12 +31,12 @@ class Reconstruct(Method):
 
     mask        a method, whose masks and new weights are the start, such as Wanda(0.5); or masks by the names
                 of the layers, bool, True = kept, shape of the weight
-    damping     added to the diagonal of each Gram matrix, as a part of its mean diagonal
-    iterations  of conjugate gradients, at most
+    damping     added to the diagonal of each Gram matrix, as a fraction of the mean of its diagonal
+    iterations  of conjugate gradients, at most; 50 is chosen, not measured
 
     The error over the calibration tokens does not increase in any row. Weights that are zero before stay zero
-    (see `hessian.filled`). TypeError or ValueError if an argument
-    is not as described, or masks are not of the layers.
+    (see `hessian.filled`). TypeError or ValueError if an argument is not as described, or masks are of other
+    layers.
     """
 
     mask: Method | Mapping[str, Tensor]
@@ -57,22 +58,22 @@ class Reconstruct(Method):
         assert stats is not None
         grams = {fqn: finite_gram(fqn, stats[fqn]) for fqn in layers}
         if isinstance(self.mask, Method):
-            found = self.mask.prune(layers, stats)
+            starts = self.mask.prune(layers, stats)
         else:
-            found = _checked_masks(self.mask, layers)
+            starts = _checked_masks(self.mask, layers)
         pruned = {}
         for fqn, layer in layers.items():
             dtype = torch.promote_types(layer.weight.dtype, grams[fqn].dtype)
             before = layer.matrix().to(dtype)
             weight = reconstruct(
                 before,
-                layer.matrix(found[fqn].weight).to(dtype),
-                layer.matrix(found[fqn].mask) & filled(before),
+                layer.matrix(starts[fqn].weight).to(dtype),
+                layer.matrix(starts[fqn].mask) & filled(before),
                 grams[fqn].to(dtype),
                 damping=self.damping,
                 iterations=self.iterations,
             )
-            pruned[fqn] = Pruned(found[fqn].mask, layer.unmatrix(weight).to(layer.weight.dtype))
+            pruned[fqn] = Pruned(starts[fqn].mask, layer.unmatrix(weight).to(layer.weight.dtype))
         warn_of_few_tokens(layers, stats)
         return pruned
 
@@ -81,7 +82,10 @@ class Reconstruct(Method):
     ) -> list[tuple[Method, Mapping[str, Layer]]]:
         if not isinstance(self.mask, Method):
             return super().spread(layers, stats)
-        return [(replace(self, mask=part), own) for part, own in self.mask.spread(layers, stats)]
+        return [
+            (replace(self, mask=resolved), its_layers)
+            for resolved, its_layers in self.mask.spread(layers, stats)
+        ]
 
 
 def reconstruct(
@@ -120,13 +124,8 @@ def reconstruct(
         scaled = residual * inverse_diagonal
         previous, energy = energy, (residual * scaled).sum(-1, keepdim=True)
         direction = scaled + torch.where(active, energy / previous, 0.0) * direction
-    better = _error(weight - solution, gram) < _error(weight - start, gram)
+    better = squared_outputs(weight - solution, gram) < squared_outputs(weight - start, gram)
     return torch.where(better, solution, start)
-
-
-def _error(change: Tensor, gram: Tensor) -> Tensor:
-    """Squared error of each row's output, [groups, n, 1]."""
-    return (change @ gram * change).sum(-1, keepdim=True)
 
 
 def _checked_masks(masks: Mapping[str, Tensor], layers: Mapping[str, Layer]) -> dict[str, Pruned]:

@@ -11,18 +11,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparseinfer.prune import threshold
-from sparseinfer.prune.layers import Layer
-from sparseinfer.prune.methods import Pruned, SparseMethod
+from sparseinfer.prune.calibration.statistics import CalibrationStats
+from sparseinfer.prune.layers.layer import Layer
+from sparseinfer.prune.methods.method import Pruned
+from sparseinfer.prune.methods.sparse import SparseMethod
+from sparseinfer.prune.methods.threshold import layer_mask, n_of_m_mask, unit_scores
 from sparseinfer.prune.patterns import NM, Row, expand
 from sparseinfer.prune.solvers.hessian import (
     CALLER_OF_PRUNE,
     check_damping,
     filled,
     finite_gram,
+    squared_outputs,
     warn_of_few_tokens,
 )
-from sparseinfer.prune.statistics import CalibrationStats
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +40,8 @@ class Solution:
 class Solver(SparseMethod):
     """A method that minimises ‖X·(W - Ŵ)ᵀ‖² over the calibration tokens X, layer by layer.
 
-    damping  added to the diagonal of each Gram matrix, as a part of its mean diagonal: it keeps new weights
-             near the old ones where the inputs say little
+    damping  added to the diagonal of each Gram matrix, as a fraction of the mean of its diagonal: it keeps
+             new weights near the old ones where the inputs say little. 0.01 as in the code of SparseGPT
 
     Solvers compute in float32, in float64 for a float64 weight or Gram matrix. A Gram matrix that is still
     singular is damped more, and a warning says so. Weights of an input that was always zero are pruned first.
@@ -98,13 +100,13 @@ class Solver(SparseMethod):
         return pruned
 
     def _prune_rows(self, weight: Tensor, gram: Tensor, unit: tuple[int, int], sparsity: float) -> Solution:
-        outputs = (weight @ gram * weight).sum(-1, keepdim=True)
-        kept = threshold.layer_mask(outputs, sparsity, self.scope)
+        """The rows of the smallest outputs, without new values: no other row can make up for one."""
+        kept = layer_mask(squared_outputs(weight, gram), sparsity, self.scope)
         return Solution(weight, expand(kept, unit), self.damping)
 
     def choose(self, scores: Tensor, unit: tuple[int, int], sparsity: float) -> Tensor:
         """The mask [groups, n, k] that prunes the lowest scores; of a unit, the root of their mean square."""
         if isinstance(self.pattern, NM):
-            return threshold.n_of_m_mask(scores, self.pattern)
-        kept = threshold.layer_mask(threshold.unit_scores(scores, unit, 2), sparsity, self.scope)
+            return n_of_m_mask(scores, self.pattern)
+        kept = layer_mask(unit_scores(scores, unit, 2), sparsity, self.scope)
         return expand(kept, unit)

@@ -22,13 +22,15 @@ class SparseGPT(Solver):
 
     sparsity, scope, pattern, damping  see SparseMethod and Solver
     block_size       columns whose mask is chosen together, each block pruned alike, and after which an
-                     update reaches all others. Column() is chosen at once, from H⁻¹ as it is before
+                     update reaches all others; 128 as in the paper. Column() is chosen at once, from H⁻¹ as
+                     it is before
     reference_exact  as the published code does it: what equals the threshold of a block goes too, and so do
                      all weights of an input that was always zero
 
     ValueError: reference_exact with scope="row" or a pattern that the published code does not know.
     """
 
+    name = "sparsegpt"
     _: KW_ONLY
     block_size: int = 128
     reference_exact: bool = False
@@ -36,8 +38,8 @@ class SparseGPT(Solver):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_int("block_size", self.block_size, 1)
-        known = isinstance(self.pattern, (Unstructured, NM)) and self.scope == "layer"
-        if self.reference_exact and not known:
+        published = isinstance(self.pattern, (Unstructured, NM)) and self.scope == "layer"
+        if self.reference_exact and not published:
             got = f"{self.pattern!r} and {self.scope!r}"
             raise ValueError(f"reference_exact: expected Unstructured() or NM(n, m) and 'layer', got {got}")
 

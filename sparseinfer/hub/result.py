@@ -1,0 +1,41 @@
+"""What a job has done, and the table that shows it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from sparseinfer.prune import PrunedLayer, PruneReport
+
+
+@dataclass(frozen=True)
+class Result:
+    """`before` and `after` are of the quality of that name; None and "" without text to judge by."""
+
+    report: PruneReport
+    quality: str
+    before: float | None
+    after: float | None
+
+
+def table(result: Result) -> Table:
+    """Layers that differ in their numbers only share a line: their mean sparsity and error."""
+    shown = Table()
+    shown.add_column("layers", overflow="fold")
+    for name in ("count", "sparsity", "error"):
+        shown.add_column(name, justify="right")
+    alike: dict[str, list[PrunedLayer]] = {}
+    for layer in result.report.layers:
+        alike.setdefault(re.sub(r"\d+", "*", layer.fqn), []).append(layer)
+    for name, layers in alike.items():
+        shown.add_row(name, *_numbers(PruneReport(tuple(layers))))
+    shown.add_section()
+    shown.add_row("all", *_numbers(result.report))
+    return shown
+
+
+def _numbers(report: PruneReport) -> tuple[str, str, str]:
+    error = "" if report.mean_error is None else f"{report.mean_error:.4f}"
+    return str(len(report.layers)), f"{report.sparsity:.4f}", error

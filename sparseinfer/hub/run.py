@@ -1,0 +1,92 @@
+"""From one model folder to another whose layers are pruned, with the quality before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from sparseinfer.hub import text
+from sparseinfer.hub.folder import Checkpoint, check_out, load, save
+from sparseinfer.hub.job import Job
+from sparseinfer.hub.quality import Quality, token_loss
+from sparseinfer.hub.result import Result
+from sparseinfer.prune import Budget, CalibrationStats, PruneReport, calibrate, prune_
+
+
+def run(job: Job, on_step: Callable[[str], None] = lambda step: None) -> Result:
+    """Loads, judges, calibrates, prunes, judges again and writes; `on_step` is told what comes next.
+
+    Nothing is written before all of it is done. TypeError or ValueError: a folder or text is not as
+    described, or the job does not suit the model. RuntimeError: transformers is missing.
+    """
+    check_out(job.out)
+    texts = {
+        name: text.read(name, path)
+        for name, path in (("calibration", job.calibration), ("eval", job.evaluation))
+        if path is not None
+    }
+    on_step(f"loading {job.model}")
+    checkpoint = load(job.model)
+    batches, held_out = _samples(job, checkpoint, texts)
+    quality = Quality.of(checkpoint, held_out) if held_out else None
+    if quality:
+        on_step(f"evaluating on {len(held_out)} samples")
+    before = quality.measure() if quality else None
+    report = _prune(job, checkpoint, batches, on_step)
+    if quality:
+        on_step("evaluating again")
+    after = quality.measure() if quality else None
+    on_step(f"writing {job.out}")
+    save(checkpoint, job.out)
+    return Result(report, quality.name if quality else "", before, after)
+
+
+def _samples(
+    job: Job, checkpoint: Checkpoint, texts: Mapping[str, str]
+) -> tuple[list[text.Sample], list[text.Sample]]:
+    """To calibrate with and to evaluate on; each is empty without its text."""
+    samples = {name: text.samples_of(name, checkpoint, texts[name], job.length) for name in texts}
+    calibration, evaluation = samples.get("calibration", []), samples.get("eval", [])
+    if calibration and not evaluation:
+        calibration, evaluation = text.held_out(calibration)
+    return (
+        text.drawn(calibration, job.samples, job.seed),
+        text.drawn(evaluation, job.samples, job.seed),
+    )
+
+
+def _prune(
+    job: Job,
+    checkpoint: Checkpoint,
+    batches: Sequence[text.Sample],
+    on_step: Callable[[str], None],
+) -> PruneReport:
+    model, method = checkpoint.model, job.pruning_method()
+    needs = method.all_needs
+    if needs and not batches:
+        name = job.method if method.needs else job.budget
+        raise ValueError(f"calibration: expected a text for {name}, got none")
+    if "gradients" in needs and not checkpoint.predicts:
+        raise ValueError(f"method: expected one without gradients for an encoder, got {job.method!r}")
+    ignore = job.ignore if job.ignore is not None else [checkpoint.head] if checkpoint.head else None
+    stats: CalibrationStats | None = None
+    if batches and (isinstance(method.sparsity, Budget) or not job.sequential):
+        on_step(f"calibrating on {len(batches)} samples")
+        loss_fn = _loss if "gradients" in needs else None
+        stats = calibrate(model, batches, loss_fn=loss_fn, ignore=ignore)
+    on_step(f"pruning by {job.method}")
+    return prune_(
+        model,
+        method,
+        stats=stats,
+        batches=batches if job.sequential else None,
+        sequential=job.sequential,
+        keep_masks=False,
+        ignore=ignore,
+    )
+
+
+def _loss(output: Any, sample: text.Sample) -> Tensor:
+    return token_loss(output.logits, sample)

@@ -1,0 +1,1 @@
+"""What the layers of a model are given: sums over typical inputs, which methods and budgets read."""

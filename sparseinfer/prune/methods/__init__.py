@@ -1,0 +1,9 @@
+"""Pruning methods: small, checked descriptions of what `prune_` is to do."""
+
+from __future__ import annotations
+
+from sparseinfer.prune.methods.criterion import Criterion
+from sparseinfer.prune.methods.method import Method, Pruned
+from sparseinfer.prune.methods.sparse import SparseMethod
+
+__all__ = ["Criterion", "Method", "Pruned", "SparseMethod"]

@@ -1,0 +1,62 @@
+"""What every pruning method is: weights in, masks and perhaps new weights out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from sparseinfer.prune.calibration.statistics import CalibrationStats
+from sparseinfer.prune.layers.layer import Layer
+from sparseinfer.prune.named import Named
+
+
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """What a method makes of one weight.
+
+    mask    bool, shape of the weight, True = kept
+    weight  shape and dtype of the weight: its new values, which count where the mask is True; None: as before
+    """
+
+    mask: Tensor
+    weight: Tensor | None = None
+
+    def applied(self, layer: Layer) -> Tensor:
+        """The layer's weight as it becomes, zeros included: a new tensor."""
+        weight = layer.weight.detach() if self.weight is None else self.weight
+        return weight.masked_fill(~self.mask, 0)
+
+
+class Method(Named, ABC):
+    """Turns weights into masks, and into new weights if it is a solver.
+
+    name   of a SparseMethod only, which is made from a sparsity and options
+    needs  of "gram", "norms" and "gradients": what it reads of the statistics
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def all_needs(self) -> frozenset[str]:
+        """What it reads of the statistics itself, and what its budget does."""
+        return self.needs
+
+    @abstractmethod
+    def prune(self, layers: Mapping[str, Layer], stats: CalibrationStats | None) -> dict[str, Pruned]:
+        """What becomes of each layer's weight. Weights and statistics are only read."""
+
+    def spread(
+        self, layers: Mapping[str, Layer], stats: CalibrationStats | None
+    ) -> list[tuple[Method, Mapping[str, Layer]]]:
+        """Methods without a budget that prune in this one's place, and the layers of each."""
+        return [(self, layers)]
+
+
+def check_method(method: object) -> None:
+    """TypeError unless it is a method."""
+    if not isinstance(method, Method):
+        raise TypeError(f"method: expected a pruning method such as Magnitude(0.5), got {method!r}")

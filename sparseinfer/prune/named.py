@@ -1,0 +1,28 @@
+"""Classes that can be chosen by a name: on the command line, in `hub` and in `bench`."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, TypeVar
+
+T = TypeVar("T", bound="Named")
+
+_named: list[type[Named]] = []
+
+
+class Named:
+    """A base class whose subclasses are looked up by name. To say a `name` is enough: there is no other list.
+
+    name  what the class is called on the command line; "": it cannot be chosen there
+    """
+
+    name: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if vars(cls).get("name"):
+            _named.append(cls)
+
+    @classmethod
+    def by_name(cls: type[T]) -> dict[str, type[T]]:
+        """The subclasses, at any depth, that say a name of their own, in the order of their definition."""
+        return {named.name: named for named in _named if issubclass(named, cls)}
