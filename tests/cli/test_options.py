@@ -12,6 +12,7 @@ from sparseinfer.bench.settings import Settings
 from sparseinfer.bench.whole_model import ModelSettings
 from sparseinfer.cli._options import add_options, filled
 from sparseinfer.demo import experiment
+from sparseinfer.hub.job import Job
 
 
 def parsed(settings: type, *argv: str) -> argparse.Namespace:
@@ -22,8 +23,8 @@ def parsed(settings: type, *argv: str) -> argparse.Namespace:
 
 @pytest.mark.parametrize(
     ("settings", "left_out"),
-    [(Settings, set()), (experiment.Settings, {"recovery_steps"})],
-    ids=["bench", "demo"],
+    [(Settings, set()), (experiment.Settings, {"recovery_steps"}), (Job, set())],
+    ids=["bench", "demo", "prune"],
 )
 def test_every_setting_is_an_option(settings: type, left_out: set[str]) -> None:
     assert arguments(settings).keys() == {field.name for field in fields(settings)} - left_out
