@@ -12,6 +12,7 @@ import torch
 
 _VERSIONED = ("sparseinfer", "numpy", "scipy", "transformers")
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+# Chosen, not measured: a last-level cache of a server's CPU, where the system does not say its size.
 _FALLBACK_LLC_BYTES = 32 << 20
 
 
@@ -29,9 +30,9 @@ def describe_machine(isa: str) -> dict[str, object]:
 
 def versions() -> dict[str, str]:
     """Versions of Python, torch, sparseinfer and of the optional packages that are installed."""
-    found = {"python": platform.python_version(), "torch": torch.__version__}
-    found |= {name: _version(name) for name in _VERSIONED}
-    return {name: version for name, version in found.items() if version}
+    of_all = {"python": platform.python_version(), "torch": torch.__version__}
+    of_all |= {name: _version(name) for name in _VERSIONED}
+    return {name: version for name, version in of_all.items() if version}
 
 
 def cpu_model() -> str:

@@ -91,7 +91,7 @@ def test_native_layers_only_point_down() -> None:
             assert all(i.startswith((f"{folder}/", "sparseinfer/")) for i in includes(path)), path
     for path in (CSRC / "include").rglob("*.h"):
         assert all(i.startswith("sparseinfer/") for i in includes(path)), path
-    for folder in ("core", "cpu", "cuda", "include"):
+    for folder in ("core", "packings", "cpu", "cuda", "include"):
         for path in (CSRC / folder).rglob("*.*"):
             assert "pybind11" not in path.read_text(), path
             assert not re.search(r"#include [<\"](torch|ATen|c10|omp)", path.read_text()), path

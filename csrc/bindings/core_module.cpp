@@ -57,8 +57,7 @@ py::list kernels() {
     row["max_sparsity"] = r.kernel.max_sparsity;
     row["wide_panel"] = r.kernel.wide_panel;
     row["tile_tokens"] = r.kernel.tile_tokens;
-    row["format"] =
-        std::strcmp(r.kernel.packing, kPackingNames[static_cast<int>(PackingKind::kBsr)]) == 0 ? "bsr" : "csr";
+    row["format"] = packing_format(parse<PackingKind>(r.kernel.packing, kPackingNames, "packing"));
     list.append(row);
   }
   return list;

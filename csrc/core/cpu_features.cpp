@@ -1,7 +1,8 @@
+// Which levels this machine runs: the table of levels.inc against what CPUID and the operating system say.
 #include "sparseinfer/cpu_features.h"
 
-#include <cstdint>
 #include <cstdlib>
+#include <initializer_list>
 #include <stdexcept>
 
 #if defined(__x86_64__)
@@ -10,6 +11,45 @@
 
 namespace sparseinfer {
 namespace {
+
+// What a level needs of an x86 CPU; nothing of other CPUs. All bits that are set must be there.
+struct LevelNeeds {
+  uint64_t xcr0 = 0;  // register state that the operating system saves: the CPU's own feature bits do not say
+  uint32_t leaf1_ecx = 0, leaf7_ebx = 0, leaf7_ecx = 0, leaf7_edx = 0, leaf71_eax = 0;
+};
+
+struct LevelRow {
+  bool compiled;  // in this build
+  LevelNeeds needs;
+  SellWindow windows[kMaxSellWindows + 1];
+  SellWindow pair_windows[kMaxSellWindows + 1];
+};
+
+[[maybe_unused]] constexpr uint32_t bits(std::initializer_list<int> numbers) {
+  uint32_t mask = 0;
+  for (int number : numbers) mask |= uint32_t{1} << number;
+  return mask;
+}
+
+#define SI_LIST(...) {__VA_ARGS__}
+#define SI_LEVEL(number, name, needs, windows, pair_windows) \
+  LevelRow{true, SI_LIST needs, SI_LIST windows, SI_LIST pair_windows},
+#define SI_OTHER_LEVEL(number, name, needs, windows, pair_windows) \
+  LevelRow{false, SI_LIST needs, SI_LIST windows, SI_LIST pair_windows},
+constexpr LevelRow kLevels[] = {
+#include "sparseinfer/levels.inc"
+};
+#undef SI_LEVEL
+#undef SI_OTHER_LEVEL
+#undef SI_LIST
+
+constexpr bool every_level_has_windows() {
+  for (const LevelRow& level : kLevels) {
+    if (level.windows[0].steps == 0 || level.pair_windows[0].steps == 0) return false;
+  }
+  return true;
+}
+static_assert(every_level_has_windows(), "levels.inc: a level must say how sell lays weights out for it");
 
 #if defined(__x86_64__)
 struct Cpuid {
@@ -22,37 +62,26 @@ Cpuid cpuid(uint32_t leaf, uint32_t subleaf) {
   return r;
 }
 
-// Which register state the operating system saves: the CPU's own feature bits do not say.
 uint64_t xcr0() {
   uint32_t low, high;
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return static_cast<uint64_t>(high) << 32 | low;
 }
 
-bool has(uint32_t reg, std::initializer_list<int> bits) {
-  for (int bit : bits) {
-    if (!(reg >> bit & 1)) return false;
-  }
-  return true;
+template <class T>
+bool has(T reg, T needed) {
+  return (reg & needed) == needed;
 }
 
-bool detect(Isa isa) {
-  if (isa == Isa::kScalar) return true;
-  const Cpuid leaf1 = cpuid(1, 0), leaf7 = cpuid(7, 0);
-  const bool osxsave = has(leaf1.ecx, {27});
-  // avx2: AVX, FMA, F16C; AVX2; xmm and ymm state
-  const bool avx2 = osxsave && (xcr0() & 0x6) == 0x6 && has(leaf1.ecx, {12, 28, 29}) && has(leaf7.ebx, {5});
-  if (isa == Isa::kAvx2) return avx2;
-  // avx512: F, DQ, BW, VL; opmask and zmm state
-  const bool avx512 = avx2 && (xcr0() & 0xe6) == 0xe6 && has(leaf7.ebx, {16, 17, 30, 31});
-  if (isa == Isa::kAvx512) return avx512;
-  // avx512bf16: BF16, and VBMI, VBMI2 to move 16-bit values
-  return isa == Isa::kAvx512Bf16 && avx512 && has(leaf7.ecx, {1, 6}) && has(cpuid(7, 1).eax, {5});
+bool detect(const LevelNeeds& needs) {
+  const Cpuid leaf1 = cpuid(1, 0), leaf7 = cpuid(7, 0), leaf71 = cpuid(7, 1);
+  constexpr uint32_t kOsxsave = uint32_t{1} << 27;  // without it there is no xgetbv
+  return (needs.xcr0 == 0 || (has(leaf1.ecx, kOsxsave) && has(xcr0(), needs.xcr0))) &&
+         has(leaf1.ecx, needs.leaf1_ecx) && has(leaf7.ebx, needs.leaf7_ebx) && has(leaf7.ecx, needs.leaf7_ecx) &&
+         has(leaf7.edx, needs.leaf7_edx) && has(leaf71.eax, needs.leaf71_eax);
 }
-#elif defined(__aarch64__)
-bool detect(Isa isa) { return isa == Isa::kScalar || isa == Isa::kNeon; }
 #else
-bool detect(Isa isa) { return isa == Isa::kScalar; }
+bool detect(const LevelNeeds&) { return true; }
 #endif
 
 Isa choose() {
@@ -77,11 +106,16 @@ Isa choose() {
 
 }  // namespace
 
+const SellWindow* sell_windows(Isa isa, bool pairs) {
+  const LevelRow& level = kLevels[static_cast<int>(isa)];
+  return pairs ? level.pair_windows : level.windows;
+}
+
 bool isa_supported(Isa isa) {
   static const std::vector<bool> supported = [] {
-    std::vector<bool> found;
-    for (int i = 0; i < kNumIsas; ++i) found.push_back(detect(static_cast<Isa>(i)));
-    return found;
+    std::vector<bool> levels;
+    for (const LevelRow& level : kLevels) levels.push_back(level.compiled && detect(level.needs));
+    return levels;
   }();
   return supported[static_cast<size_t>(isa)];
 }

@@ -1,31 +1,48 @@
+// The kernels of every level that this build has, slowest level first.
 #include "sparseinfer/registry.h"
+
+#include <cstring>
 
 namespace sparseinfer {
 
-#define SI_LEVEL(isa)                      \
-  extern const SpmmKernel kernels_##isa[]; \
-  extern const int kernel_count_##isa;
-#include "cpu/levels.inc"
+#define SI_OTHER_LEVEL(...)
+#define SI_LEVEL(number, name, ...)         \
+  extern const SpmmKernel kernels_##name[]; \
+  extern const int kernel_count_##name;
+#include "sparseinfer/levels.inc"
 #undef SI_LEVEL
 
 const std::vector<RegisteredKernel>& registry() {
   static const std::vector<RegisteredKernel> all = [] {
     std::vector<RegisteredKernel> list;
-    auto add = [&](const char* level, const SpmmKernel* kernels, int count) {
-      const std::string name = level;
-      for (int isa = 0; isa < kNumIsas; ++isa) {
-        if (name != kIsaNames[isa]) continue;
-        for (int i = 0; i < count; ++i) {
-          list.push_back({kernels[i], static_cast<Isa>(isa), isa_supported(static_cast<Isa>(isa))});
-        }
-      }
+    auto add = [&](Isa isa, const SpmmKernel* kernels, int count) {
+      for (int i = 0; i < count; ++i) list.push_back({kernels[i], isa, isa_supported(isa)});
     };
-#define SI_LEVEL(isa) add(#isa, kernels_##isa, kernel_count_##isa);
-#include "cpu/levels.inc"
+#define SI_LEVEL(number, name, ...) add(Isa::number, kernels_##name, kernel_count_##name);
+#include "sparseinfer/levels.inc"
 #undef SI_LEVEL
     return list;
   }();
   return all;
+}
+#undef SI_OTHER_LEVEL
+
+bool has_kernels(PackingKind packing, Storage storage) {
+  // [packing] bit `storage`
+  static const std::vector<uint32_t> storages = [] {
+    std::vector<uint32_t> bits(kNumPackings, 0);
+    for (const RegisteredKernel& row : registry()) {
+      for (int p = 0; p < kNumPackings; ++p) {
+        for (int s = 0; s < kNumStorages; ++s) {
+          const bool reads = std::strcmp(row.kernel.packing, kPackingNames[p]) == 0 &&
+                             std::strcmp(row.kernel.storage, kStorageNames[s]) == 0;
+          if (reads) bits[static_cast<size_t>(p)] |= uint32_t{1} << s;
+        }
+      }
+    }
+    return bits;
+  }();
+  return storages[static_cast<size_t>(packing)] >> static_cast<uint32_t>(storage) & 1;
 }
 
 }  // namespace sparseinfer

@@ -16,12 +16,11 @@ constexpr int R = Row::L;
 template <class F>
 SI_INLINE void with_type(DType dtype, F f) {
   switch (dtype) {
-    case DType::kF32:
-      return f(float{});
-    case DType::kBF16:
-      return f(BF16{});
-    case DType::kF16:
-      return f(F16{});
+#define SI_CASE(number, name, type) \
+  case DType::number:               \
+    return f(type{});
+    SI_DTYPES(SI_CASE)
+#undef SI_CASE
   }
 }
 

@@ -14,9 +14,8 @@ from sparseinfer.ops.names import (
 )
 
 
-def as_rows(x: Tensor) -> Tensor:
-    """x [..., k] as [m, k], copied only where its strides ask for it. ValueError: a scalar."""
-    shape = x.shape
+def as_rows(x: Tensor, shape: torch.Size) -> Tensor:
+    """x of `shape` [..., k] as [m, k], copied only where its strides ask for it. ValueError: a scalar."""
     if not shape:
         raise ValueError("x: expected at least 1 dimension, got a scalar")
     k = shape[-1]

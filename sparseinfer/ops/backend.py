@@ -35,14 +35,12 @@ def backend_of(t: Tensor) -> ModuleType | None:
 
 def describe(packed: Tensor) -> PackedInfo:
     """What a packing holds, in CPU or device memory. ValueError: not a packing."""
-    info: PackedInfo = (backend_of(packed) or cpu).packing.describe(packed)
-    return info
+    return (backend_of(packed) or cpu).packing.describe(packed)
 
 
 def unpack(packed: Tensor) -> CSR | BSR:
     """The format a packing was made from, in CPU memory, bit for bit. ValueError: not an intact packing."""
-    fmt: CSR | BSR = (backend_of(packed) or cpu).packing.unpack(packed)
-    return fmt
+    return (backend_of(packed) or cpu).packing.unpack(packed)
 
 
 def register() -> None:

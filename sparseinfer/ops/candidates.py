@@ -21,8 +21,7 @@ def kernels_for(
 
     Those that no plan names are among them. `isa`: the CPU's level, by default the active one.
     """
-    kernels: tuple[Kernel, ...] = BACKENDS[device].layouts.computing(dtype, x_dtype, isa)
-    return kernels
+    return BACKENDS[device].layouts.computing(dtype, x_dtype, isa)
 
 
 def candidate_layouts(

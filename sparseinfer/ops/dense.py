@@ -76,7 +76,7 @@ def dense_candidates(
 
     weight [n, k], bias [n] or None; `tokens` as in `prepack`. Each maps x [..., k] to [..., n].
     """
-    found: dict[str, DenseLinear] = {PLAIN: lambda x: F.linear(x, weight, bias)}
+    ways: dict[str, DenseLinear] = {PLAIN: lambda x: F.linear(x, weight, bias)}
     if prepack_available(weight):
-        found[PREPACKED] = prepack(weight, bias, tokens=tokens)
-    return found
+        ways[PREPACKED] = prepack(weight, bias, tokens=tokens)
+    return ways

@@ -30,21 +30,21 @@ _WATCHERS = (
 )
 
 
-def _found(name: str) -> Callable[[], object] | None:
+def _watcher(name: str) -> Callable[[], object] | None:
     at: object = torch._C
     for part in name.split("."):
         at = getattr(at, part, None)
     return at if callable(at) else None
 
 
-_ALL = [watcher for watcher in map(_found, _WATCHERS) if watcher is not None]
-_KNOWN = len(_ALL) == len(_WATCHERS)
+_ALL = [watcher for watcher in map(_watcher, _WATCHERS) if watcher is not None]
+_COMPLETE = len(_ALL) == len(_WATCHERS)
 
 
 def watched(x: Tensor) -> bool:
     """Whether something of torch wants to see what is done with x, so that no short way may be taken."""
     return (
-        not _KNOWN
+        not _COMPLETE
         or _is_compiling()
         or type(x) is not Tensor
         or bool(_ALL[0]() or _ALL[1]() or _ALL[2]() or _ALL[3]() or _ALL[4]() or _ALL[5]())
@@ -57,7 +57,7 @@ def eager_linear(overload: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     Arguments are named one by one: to pass on `*args` takes twice as long.
     """
-    if not _KNOWN:
+    if not _COMPLETE:
         return overload
     dispatch_modes, function_modes, transforms, tracing, profiling, autocast = _ALL
 
@@ -79,8 +79,7 @@ def eager_linear(overload: Callable[..., Tensor]) -> Callable[..., Tensor]:
             or (backend := backend_of(x)) is None
         ):
             return overload(x, packings, bias, n, plan, activation)
-        y: Tensor = backend.linear.run(x, packings, bias, n, plan, activation)
-        return y
+        return backend.linear.run(x, packings, bias, n, plan, activation)
 
     return operator
 
@@ -107,7 +106,6 @@ def eager_conv(overload: Callable[..., Tensor]) -> Callable[..., Tensor]:
             refuse_gradients(x=x, bias=bias)
         if watched(x) or (backend := backend_of(x)) is None:
             return overload(x, packings, bias, n, *geometry, plan, activation)
-        y: Tensor = backend.conv.run(x, packings, bias, n, geometry, plan, activation)
-        return y
+        return backend.conv.run(x, packings, bias, n, geometry, plan, activation)
 
     return operator

@@ -41,11 +41,10 @@ class Layout:
 
     @classmethod
     def on_cuda(cls, fmt: CSR | BSR) -> Layout:
-        """The layout that CUDA kernels read a format in, unless another one is asked for."""
-        storage = DTYPE_NAMES[fmt.dtype]
-        if isinstance(fmt, BSR):
-            return cls("bsr", storage, fmt.block_size[0], "cuda")
-        return cls("csr", storage, device="cuda")
+        """The layout that CUDA kernels read a format in by default. Errors: as when it is packed."""
+        packing = BACKENDS["cuda"].packing.packing_for(fmt)
+        panel = fmt.block_size[0] if isinstance(fmt, BSR) else 0
+        return cls(packing, DTYPE_NAMES[fmt.dtype], panel, "cuda")
 
     @classmethod
     def read_by(cls, kernel: Kernel, device: str = "cpu") -> Layout:
@@ -56,10 +55,7 @@ class Layout:
     def pack(self, fmt: CSR | BSR, isa: str = "", device: torch.device | None = None) -> Tensor:
         """The packing, on `device`; by default on the CPU or on the current GPU."""
         packing = BACKENDS[self.device].packing
-        packed: Tensor = packing.pack_on(
-            device, fmt, self.packing, storage=self.storage, panel=self.panel, isa=isa
-        )
-        return packed
+        return packing.pack_on(device, fmt, self.packing, storage=self.storage, panel=self.panel, isa=isa)
 
     def row(self, tokens: int = 1) -> Kernel:
         """The kernel that reads this layout for so many tokens. ValueError: there is none."""

@@ -26,8 +26,8 @@ class Kept:
 
     def holds(self, a: Tensor | None, b: Tensor | None, c: Tensor | None, d: Tensor | None) -> bool:
         """Whether these have the values that were kept."""
-        known = self._vectors
-        if self._addresses and a is known[0] and b is known[1] and c is known[2] and d is known[3]:
+        last = self._vectors
+        if self._addresses and a is last[0] and b is last[1] and c is last[2] and d is last[3]:
             at = (
                 0 if a is None else a.data_ptr(),
                 0 if b is None else b.data_ptr(),

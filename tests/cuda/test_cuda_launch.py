@@ -18,8 +18,8 @@ pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ comp
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     target = tmp_path_factory.mktemp("launched") / "liblaunched.so"
     search = [f"-I{ROOT / path}" for path in ("tests/cuda/stubs", "csrc", "csrc/include")]
-    names = ("tests/cuda/launched.cpp", "csrc/cuda/launch.cpp", "csrc/core/names.cpp")
-    packings = sorted((ROOT / "csrc/core").glob("gpu_*.cpp"))
+    names = ("tests/cuda/launched.cpp", "csrc/cuda/launch.cpp")
+    packings = sorted((ROOT / "csrc/packings/gpu").glob("*.cpp"))
     options = ["-std=c++17", "-O0", "-shared", "-fPIC", "-Wall", "-Werror"]
     sources = [str(path) for path in (*(ROOT / name for name in names), *packings)]
     subprocess.run(["c++", *options, *search, *sources, "-o", str(target)], check=True)

@@ -1,14 +1,38 @@
-// Instruction-set levels of this build and of this machine. A level is a named set of CPU feature bits.
+// Instruction-set levels of this build and of this machine. A level is a named set of CPU feature bits; levels.inc has
+// them all.
 #pragma once
+
+#include <stdint.h>
 
 #include <string>
 #include <vector>
 
 namespace sparseinfer {
 
-enum class Isa : int { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kNeon = 4 };  // ascending speed
-constexpr int kNumIsas = 5;
-extern const char* const kIsaNames[kNumIsas];
+// Ascending in speed.
+#define SI_LEVEL(number, name, ...) number,
+#define SI_OTHER_LEVEL SI_LEVEL
+enum class Isa : int {
+#include "sparseinfer/levels.inc"
+};
+#undef SI_LEVEL
+#define SI_LEVEL(number, name, ...) #name,
+constexpr const char* kIsaNames[] = {
+#include "sparseinfer/levels.inc"
+};
+#undef SI_LEVEL
+#undef SI_OTHER_LEVEL
+constexpr int kNumIsas = sizeof kIsaNames / sizeof *kIsaNames;
+
+// A way for `sell` to lay weights out: columns of x in registers at a time, and steps before they move on.
+struct SellWindow {
+  int64_t window, steps;
+  double cycles;  // of one step, as measured (levels.inc)
+};
+
+// Those of a level, for lookups one by one or in pairs of bf16; they end at the first without steps.
+constexpr int kMaxSellWindows = 8;
+const SellWindow* sell_windows(Isa isa, bool pairs);
 
 bool isa_supported(Isa isa);
 std::vector<std::string> supported_isa_names();

@@ -1,29 +1,52 @@
-// Storage types and activations, as numbers shared by the packings, the kernels and the bindings.
+// Dtypes, storages of weights and activations, as numbers that packings, kernels and bindings share. Each list below is
+// the one place that names its members: numbers, names and counts follow from it.
 #pragma once
 
 #include <stdint.h>
 
 namespace sparseinfer {
 
-enum class DType : uint32_t { kF32 = 0, kBF16 = 1, kF16 = 2 };
+// The dtypes of x, y, bias and weights: number, name, C++ type (halves.h).
+#define SI_DTYPES(X)     \
+  X(kF32, "f32", float)  \
+  X(kBF16, "bf16", BF16) \
+  X(kF16, "f16", F16)
 
 // How a packing holds its weights, and the arithmetic that follows from it. All sums are fp32.
-enum class Storage : uint32_t {
-  kF32 = 0,    // fp32, whatever the weight's dtype was; x in any dtype is widened to fp32
-  kBF16 = 1,   // bf16 in pairs of columns for a bf16 dot product; x is bf16 too
-  kWBF16 = 2,  // bf16, widened when it is read; x in any dtype is widened to fp32
-  kWF16 = 3,   // fp16, likewise
-};
+//   f32     fp32, whatever the weight's dtype was; x in any dtype is widened to fp32
+//   bf16    bf16 in pairs of columns for a bf16 dot product; x is rounded to bf16 too
+//   wbf16   bf16, widened when it is read; x in any dtype is widened to fp32
+//   wf16    fp16, likewise
+#define SI_STORAGES(X) \
+  X(kF32, "f32")       \
+  X(kBF16, "bf16")     \
+  X(kWBF16, "wbf16")   \
+  X(kWF16, "wf16")
 
-// Applied to y in the epilogue of a kernel, after the bias.
-enum class Activation : uint32_t { kNone = 0, kRelu = 1, kGelu = 2, kGeluTanh = 3, kSilu = 4 };
+// Applied to y in the epilogue of a kernel, after the bias; computed in cpu/activation-inl.h and cuda/common.cuh.
+#define SI_ACTIVATIONS(X)   \
+  X(kNone, "none")          \
+  X(kRelu, "relu")          \
+  X(kGelu, "gelu")          \
+  X(kGeluTanh, "gelu_tanh") \
+  X(kSilu, "silu")
 
-constexpr int kNumDTypes = 3;
-constexpr int kNumStorages = 4;
-constexpr int kNumActivations = 5;
-extern const char* const kDTypeNames[kNumDTypes];            // "f32", "bf16", "f16"
-extern const char* const kStorageNames[kNumStorages];        // "f32", "bf16", "wbf16", "wf16"
-extern const char* const kActivationNames[kNumActivations];  // "none", "relu", ...
+#define SI_NUMBER(number, ...) number,
+#define SI_NAME(number, name, ...) name,
+
+enum class DType : uint32_t { SI_DTYPES(SI_NUMBER) };
+enum class Storage : uint32_t { SI_STORAGES(SI_NUMBER) };
+enum class Activation : uint32_t { SI_ACTIVATIONS(SI_NUMBER) };
+
+constexpr const char* kDTypeNames[] = {SI_DTYPES(SI_NAME)};
+constexpr const char* kStorageNames[] = {SI_STORAGES(SI_NAME)};
+constexpr const char* kActivationNames[] = {SI_ACTIVATIONS(SI_NAME)};
+constexpr int kNumDTypes = sizeof kDTypeNames / sizeof *kDTypeNames;
+constexpr int kNumStorages = sizeof kStorageNames / sizeof *kStorageNames;
+constexpr int kNumActivations = sizeof kActivationNames / sizeof *kActivationNames;
+
+static inline const char* name_of(DType dtype) { return kDTypeNames[static_cast<int>(dtype)]; }
+static inline const char* name_of(Storage storage) { return kStorageNames[static_cast<int>(storage)]; }
 
 static inline int64_t dtype_bytes(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
 static inline int64_t payload_bytes(Storage storage) { return storage == Storage::kF32 ? 4 : 2; }

@@ -38,9 +38,20 @@
 namespace sparseinfer {
 namespace gpu {
 
-enum class Kind : uint32_t { kCsr = 0, kBsr = 1, kBitmap = 2, kDelta4 = 3, kDelta8 = 4 };
-constexpr int kNumKinds = 5;
-extern const char* const kKindNames[kNumKinds];  // "csr", "bsr", "bitmap", "delta4", "delta8"
+// Every packing: its number, and its name. Those from bitmap on are tiled.
+#define SI_GPU_PACKINGS(X) \
+  X(kCsr, csr)             \
+  X(kBsr, bsr)             \
+  X(kBitmap, bitmap)       \
+  X(kDelta4, delta4)       \
+  X(kDelta8, delta8)
+
+#define SI_PACKING_NAME(number, name) #name,
+enum class Kind : uint32_t { SI_GPU_PACKINGS(SI_NUMBER) };
+constexpr const char* kKindNames[] = {SI_GPU_PACKINGS(SI_PACKING_NAME)};
+constexpr int kNumKinds = sizeof kKindNames / sizeof *kKindNames;
+#undef SI_PACKING_NAME
+inline const char* name_of(Kind kind) { return kKindNames[static_cast<int>(kind)]; }
 SI_HD constexpr bool is_tiled(Kind kind) { return kind >= Kind::kBitmap; }
 
 constexpr uint64_t kMagic = 0x5550474f46495332ull;

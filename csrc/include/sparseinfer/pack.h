@@ -45,6 +45,9 @@ void dense_row_offsets(const void* dense, DType dtype, int64_t n, int64_t k, int
 void dense_to_csr(const void* dense, DType dtype, int64_t n, int64_t k, const int64_t* crow, int32_t* col,
                   void* values);
 
+// The format that a packing is made from: "csr" or "bsr".
+const char* packing_format(PackingKind kind);
+
 struct PackOptions {
   Storage storage = Storage::kF32;
   Isa isa = Isa::kScalar;  // the level whose kernels will read the packing: some layouts suit one level best

@@ -13,9 +13,21 @@
 
 namespace sparseinfer {
 
-enum class PackingKind : uint32_t { kCsr = 0, kRowgroup = 1, kRowlist = 2, kBsr = 3, kSell = 4, kBitmap = 5 };
-constexpr int kNumPackings = 6;
-extern const char* const kPackingNames[kNumPackings];
+// Every packing: its number, and its name, which is that of its file in csrc/packings.
+#define SI_PACKINGS(X)   \
+  X(kCsr, csr)           \
+  X(kRowgroup, rowgroup) \
+  X(kRowlist, rowlist)   \
+  X(kBsr, bsr)           \
+  X(kSell, sell)         \
+  X(kBitmap, bitmap)
+
+#define SI_PACKING_NAME(number, name) #name,
+enum class PackingKind : uint32_t { SI_PACKINGS(SI_NUMBER) };
+constexpr const char* kPackingNames[] = {SI_PACKINGS(SI_PACKING_NAME)};
+constexpr int kNumPackings = sizeof kPackingNames / sizeof *kPackingNames;
+#undef SI_PACKING_NAME
+static inline const char* name_of(PackingKind kind) { return kPackingNames[static_cast<int>(kind)]; }
 
 constexpr uint64_t kPackingMagic = 0x5245464e49505332ull;
 constexpr int64_t kPackingAlign = 64;

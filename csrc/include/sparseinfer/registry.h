@@ -1,4 +1,4 @@
-// All kernels of this build, from cpu/kernels.inc once per instruction-set level.
+// All kernels of this build: the rows of cpu/kernels.inc once for each level of levels.inc.
 #pragma once
 
 #include <vector>
@@ -16,5 +16,8 @@ struct RegisteredKernel {
 
 // Kernel ids are positions in this list; they are valid within one process only.
 const std::vector<RegisteredKernel>& registry();
+
+// Whether some row reads this packing with weights held so.
+bool has_kernels(PackingKind packing, Storage storage);
 
 }  // namespace sparseinfer

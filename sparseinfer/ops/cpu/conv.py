@@ -5,9 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from sparseinfer._native import core
-from sparseinfer.ops.arguments import number_of_activation, number_of_dtype
-from sparseinfer.ops.cpu.kernels import chosen
-from sparseinfer.ops.cpu.linear import bias_argument
+from sparseinfer.ops.cpu.call import bias_argument, numbers
 from sparseinfer.ops.cpu.trust import address
 from sparseinfer.ops.geometry import Geometry
 from sparseinfer.ops.plan import check_packings
@@ -34,11 +32,9 @@ def run(
     TypeError say what was expected.
     """
     out_h, out_w = geometry.checked_size(x, n)
-    number = number_of_dtype(x.dtype)
-    activation_number = number_of_activation(activation)
     kernel_size, stride, padding, dilation, groups = geometry
     b, c, h, w = x.shape
-    index, kernel = chosen(plan, b * out_h * out_w)
+    index, kernel, number, activation_number = numbers(plan, b * out_h * out_w, x.dtype, activation)
     check_packings(plan, (index + 1) * groups, packings)
     bias, bias_address, bias_dtype = bias_argument(bias, n, x.dtype)
     channels_last = in_channels_last(x)

@@ -7,7 +7,6 @@ from functools import lru_cache
 
 from sparseinfer._native import core
 from sparseinfer.ops.kernel import Kernel
-from sparseinfer.ops.plan import bucket_for
 
 
 @dataclass(frozen=True)
@@ -71,10 +70,3 @@ def kernel_id(base_name: str) -> int:
     raise ValueError(
         f"kernel: expected one of {', '.join(names)} (levels {', '.join(levels)}), got {base_name}"
     )
-
-
-@lru_cache(maxsize=1 << 14)
-def chosen(plan: str, tokens: int) -> tuple[int, int]:
-    """Number of the packing and id of the kernel by which a plan computes so many tokens."""
-    bucket = bucket_for(plan, tokens)
-    return bucket.packing, kernel_id(bucket.kernel)

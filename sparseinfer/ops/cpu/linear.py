@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from sparseinfer._native import core
-from sparseinfer.ops.arguments import (
-    as_rows,
-    check_bias_shape,
-    number_of_activation,
-    number_of_dtype,
-    readable_bias,
-)
-from sparseinfer.ops.cpu.kernels import chosen
+from sparseinfer.ops.arguments import as_rows
+from sparseinfer.ops.cpu.call import bias_argument, numbers
 from sparseinfer.ops.cpu.trust import address
-from sparseinfer.ops.names import DTYPE_NUMBERS
 from sparseinfer.ops.plan import check_packings
 
 
@@ -38,20 +30,21 @@ def run(
     # These lines are what a call of a small layer costs: an attribute of a tensor is a tenth of a
     # microsecond, torch.empty two.
     shape = x.shape
-    rows = x if len(shape) == 2 else as_rows(x)
+    rows = x if len(shape) == 2 else as_rows(x, shape)
     m, k = rows.shape
-    index, kernel = chosen(plan, m)
+    dtype = x.dtype
+    index, kernel, dtype_number, number = numbers(plan, m, dtype, activation)
     if index >= len(packings):
         check_packings(plan, index + 1, packings)
-    dtype = x.dtype
-    dtype_number = number_of_dtype(dtype)
     y = x.new_empty((m, n) if rows is x else (*shape[:-1], n))
     stride, step = rows.stride()
     if step != 1 and m and k:
         rows = rows.contiguous()
         stride = k
-    number = number_of_activation(activation)
-    bias, bias_address, bias_dtype = bias_argument(bias, n, dtype)
+    if bias is None:
+        bias_address = bias_dtype = 0
+    else:
+        bias, bias_address, bias_dtype = bias_argument(bias, n, dtype)
     core.spmm(
         kernel,
         rows.data_ptr(),
@@ -68,16 +61,3 @@ def run(
         parts,
     )
     return y
-
-
-def bias_argument(bias: Tensor | None, n: int, x_dtype: torch.dtype) -> tuple[Tensor | None, int, int]:
-    """A bias [n] that kernels can read, to be held during the call; its address; its dtype's number."""
-    if bias is None:
-        return None, 0, 0
-    if bias.dtype is not torch.float32 or bias.shape != (n,) or not bias.is_cpu or not bias.is_contiguous():
-        check_bias_shape(bias, n)
-        if not bias.is_cpu:
-            raise ValueError(f"bias: expected a tensor on the CPU, got one on {bias.device}")
-        bias = readable_bias(bias, x_dtype)
-        return bias, bias.data_ptr(), DTYPE_NUMBERS[bias.dtype]
-    return bias, bias.data_ptr(), 0

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from sparseinfer._native import core
-from sparseinfer.ops.arguments import as_rows, number_of_dtype
-from sparseinfer.ops.cpu.kernels import chosen
-from sparseinfer.ops.cpu.linear import bias_argument
+from sparseinfer.ops.arguments import as_rows
+from sparseinfer.ops.cpu.call import bias_argument, numbers
 from sparseinfer.ops.cpu.trust import address
 from sparseinfer.ops.plan import check_packings
 
@@ -32,10 +31,9 @@ def linear_parts(
         raise ValueError(f"sizes: expected a positive size for each that may be wanted, got {got}")
     if not x.is_cpu:
         raise ValueError(f"x: expected a tensor on the CPU, got one on {x.device}")
-    rows = x if x.dim() == 2 else as_rows(x)
+    rows = x if x.dim() == 2 else as_rows(x, x.shape)
     m, k = rows.shape
-    number = number_of_dtype(x.dtype)
-    index, kernel = chosen(plan, m)
+    index, kernel, number, _ = numbers(plan, m, x.dtype, "none")
     check_packings(plan, index + 1, packings)
     stride, step = rows.stride()
     if step != 1 and m and k:

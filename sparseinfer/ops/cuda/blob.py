@@ -26,26 +26,26 @@ class Resident:
 _RESIDENT = "_sparseinfer_resident"
 
 
-def known(packed: Tensor) -> Resident | None:
+def remembered(packed: Tensor) -> Resident | None:
     """What `remember` noted, unless the packing was written to or moved since."""
-    found: Resident | None = getattr(packed, _RESIDENT, None)
-    same = found is not None and (found.address, found.version) == (packed.data_ptr(), version(packed))
-    return found if same else None
+    noted: Resident | None = getattr(packed, _RESIDENT, None)
+    same = noted is not None and (noted.address, noted.version) == (packed.data_ptr(), version(packed))
+    return noted if same else None
 
 
 def remember(packed: Tensor, header: Tensor) -> Resident:
     """Note the header of a packing at the tensor that holds it. ValueError: not a header."""
-    found = core.gpu_describe(address("header", header), packed.numel())
-    packing = found["packing"]
-    block = found["block"] if packing == "bsr" else 1
+    figures = core.gpu_describe(address("header", header), packed.numel())
+    packing = figures["packing"]
+    block = figures["block"] if packing == "bsr" else 1
     info = PackedInfo(
         packing=packing,
-        dtype=found["dtype"],
-        storage=found["dtype"],
-        n=found["n"],
-        k=found["k"],
-        nnz=found["nnz"],
-        nbytes=found["nbytes"],
+        dtype=figures["dtype"],
+        storage=figures["dtype"],
+        n=figures["n"],
+        k=figures["k"],
+        nnz=figures["nnz"],
+        nbytes=figures["nbytes"],
         panel={"csr": core.gpu_panel_columns, "bsr": 0}.get(packing, core.gpu_tile),
         block_size=(block, block),
         device="cuda",

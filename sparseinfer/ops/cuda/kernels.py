@@ -81,11 +81,11 @@ def refusal(index: int) -> str | None:
     if not torch.cuda.is_available():
         return "torch finds no usable GPU"
     try:
-        found = cuda().device(index)
+        device = cuda().device(index)
     except RuntimeError as error:
         return str(error)
-    if found["capability"] < (8, 0):
-        return f"{_described(found)}, the kernels need 8.0"
+    if device["capability"] < (8, 0):
+        return f"{_described(device)}, the kernels need 8.0"
     return None
 
 

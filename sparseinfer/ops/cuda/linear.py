@@ -44,7 +44,7 @@ def product(x: Tensor, packed: Tensor, bias: Tensor | None, n: int, kernel: int,
                 f"{name}: expected a tensor on {x.device}, where x is, got one on {tensor.device}"
             )
     known = resident(packed)
-    rows = _rows(as_rows(x), known)
+    rows = _rows(as_rows(x, x.shape), known)
     bias = _bias(bias, n, rows.dtype)
     m, k = rows.shape
     if cuda_kernels()[kernel].op == "decompress":

@@ -15,11 +15,14 @@ from torch import Tensor
 from sparseinfer._native import core
 from sparseinfer.formats import BSR, CSR
 from sparseinfer.formats.checks import address
-from sparseinfer.ops.cuda.blob import Blob, Resident, known, offsets, remember
+from sparseinfer.ops.cuda.blob import Blob, Resident, offsets, remember, remembered
+from sparseinfer.ops.cuda.kernels import kernels
 from sparseinfer.ops.cuda.tiles import DELTA, TILED, pack_bitmap, pack_delta
+from sparseinfer.ops.names import DTYPES
 from sparseinfer.ops.packed import PackedInfo, unpacked
 
-BLOCKS = (16, 32, 64, 128)
+# Sizes of square blocks that there are kernels for.
+BLOCKS = tuple(sorted({kernel.block for kernel in kernels() if kernel.format == "bsr"}))
 _VECTOR_BYTES = 16
 _STAGE_COLUMNS = 64
 
@@ -34,11 +37,18 @@ def pack(fmt: CSR | BSR, device: torch.device | str | None = None, packing: str 
     count. TypeError: a packing of the other format, or float32 where it takes 16 bits.
     """
     fmt.validate()
-    blocks = isinstance(fmt, BSR)
-    packing = packing or ("bsr" if blocks else "csr")
+    packing = packing_for(fmt, packing)
+    device = torch.device("cuda" if device is None else device)
+    values, crow, col = (t.to(device) for t in (fmt.values, fmt.crow_indices, fmt.col_indices))
+    return _pack(packing, values, crow, col, fmt.shape)
+
+
+def packing_for(fmt: CSR | BSR, packing: str | None = None) -> str:
+    """The name of a packing, by default the one for this format. Errors: as `pack`."""
+    packing = packing or ("bsr" if isinstance(fmt, BSR) else "csr")
     if packing not in core.gpu_packings:
         raise ValueError(f"packing: expected one of {', '.join(core.gpu_packings)}, got {packing!r}")
-    if blocks != (packing == "bsr"):
+    if isinstance(fmt, BSR) != (packing == "bsr"):
         wanted = "BSR" if packing == "bsr" else "CSR"
         raise TypeError(f"format: expected {wanted} for packing {packing}, got {type(fmt).__name__}")
     if isinstance(fmt, BSR):
@@ -46,9 +56,20 @@ def pack(fmt: CSR | BSR, device: torch.device | str | None = None, packing: str 
         if r != c or r not in BLOCKS:
             wanted = ", ".join(map(str, BLOCKS))
             raise ValueError(f"block_size: expected square blocks of {wanted} on CUDA, got {(r, c)}")
-    device = torch.device("cuda" if device is None else device)
-    values, crow, col = (t.to(device) for t in (fmt.values, fmt.crow_indices, fmt.col_indices))
-    return _pack(packing, values, crow, col, fmt.shape)
+    _check_dtype(packing, fmt.dtype)
+    return packing
+
+
+def _check_dtype(packing: str, dtype: torch.dtype) -> None:
+    """TypeError unless some kernel reads weights of this dtype from the packing."""
+    held = [DTYPES[name] for name in DTYPES if name in {k.dtype for k in kernels() if k.packing == packing}]
+    if dtype not in held:
+        wanted, got = " or ".join(map(_short, held)), _short(dtype)
+        raise TypeError(f"values: expected {wanted} for packing {packing} on CUDA, got {got} (use csr)")
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def pack_on(
@@ -71,10 +92,7 @@ def pack_dense(weight: Tensor, packing: str = "csr") -> Tensor:
 
 
 def _pack(packing: str, values: Tensor, crow: Tensor, col: Tensor, shape: tuple[int, int]) -> Tensor:
-    if values.dtype == torch.float32 and packing != "csr":
-        raise TypeError(
-            f"values: expected bfloat16 or float16 for packing {packing} on CUDA, got float32 (use csr)"
-        )
+    _check_dtype(packing, values.dtype)
     if packing in DELTA:
         return pack_delta(packing, values, crow, col, shape)
     return {"csr": pack_csr, "bsr": pack_bsr, "bitmap": pack_bitmap}[packing](values, crow, col, shape)
@@ -127,14 +145,14 @@ def pack_bsr(values: Tensor, crow: Tensor, col: Tensor, shape: tuple[int, int]) 
     starts = offsets(-(-lengths[rows] * pieces // per_stage) * per_stage)
     row_of = torch.arange(n // block, device=device).repeat_interleave(lengths, output_size=values.shape[0])
     rank = torch.arange(values.shape[0], device=device) - crow[row_of]
-    each = torch.arange(pieces, device=device)
-    place = ((starts[position[row_of]] + rank * pieces)[:, None] + each).flatten()
+    piece = torch.arange(pieces, device=device)
+    place = ((starts[position[row_of]] + rank * pieces)[:, None] + piece).flatten()
 
     blob = Blob("bsr", values, shape, values.numel(), block, int(starts[-1]))
     blob.section("order", torch.int32, n // block).copy_(rows)
     blob.section("starts", torch.int32, starts.numel()).copy_(starts)
     filled = blob.section("columns", torch.int32, blob.units).fill_(k // columns)
-    filled[place] = (col.to(torch.int64)[:, None] * pieces + each).flatten().to(torch.int32)
+    filled[place] = (col.to(torch.int64)[:, None] * pieces + piece).flatten().to(torch.int32)
     # Chunks of 16 bytes, which are what a swizzle moves.
     chunks = block * columns // 8
     slabs = values.view(-1, block, pieces, columns).transpose(1, 2).reshape(-1, chunks, 8)
@@ -156,7 +174,7 @@ def resident(packed: Tensor) -> Resident:
     Then the whole packing is copied to the host and checked. ValueError: not a packing. RuntimeError: that
     first time is during the capture of a CUDA graph.
     """
-    noted = known(packed)
+    noted = remembered(packed)
     if noted is not None:
         return noted
     if packed.dtype != torch.uint8 or packed.ndim != 1 or not packed.is_contiguous():

@@ -1,0 +1,87 @@
+// What the common code (pack.cpp, validate.cpp, unpack.cpp) asks of a packing. Each packing is one file, <name>.cpp,
+// that defines `<name>_packing`; SI_PACKINGS in packings.h lists them.
+//
+// All packings but csr consist of cells (see packings.h) and are built, checked and visited by the same code, which
+// asks them for one cell at a time: that is CellPacking.
+#pragma once
+
+#include <stdint.h>
+
+#include <cstring>
+#include <vector>
+
+#include "packings/cells.h"
+#include "packings/streams.h"
+#include "sparseinfer/pack.h"
+
+namespace sparseinfer {
+
+// Appends rows [begin, end) of W to `out`, panel by panel. `h` holds the sizes (n, k, panel, panels, block, window,
+// steps). Values of `w` are as wide as those of the packing: 4 or 2 bytes.
+using PackSplit = void (*)(const PackingHeader& h, const SparseView& w, int64_t begin, int64_t end, SplitStreams& out);
+
+struct CellPacking {
+  int64_t count_bytes = 1, row_bytes = 1, offset_bytes = 1;  // of one element of these sections
+
+  // Columns of a panel where the caller does not choose, and the most that it may be.
+  int64_t (*panel)(const PackingHeader& h) = nullptr;
+  int64_t (*widest_panel)(const PackingHeader& h) = nullptr;
+
+  // Nullable. Sets what else the layout depends on, for the level whose kernels will read it.
+  void (*choose)(const SparseView& w, Isa isa, PackingHeader& h) = nullptr;
+
+  PackSplit pack_split[2] = {};  // of 4-byte and of 2-byte payloads
+
+  // Nullable. Refuses a header that `pack` does not write, beyond what holds for all packings.
+  void (*check_header)(const PackingHeader& h) = nullptr;
+
+  // Checks a cell of `rows` rows and `width` columns, and returns the number of values that it stores, fillings left
+  // out. All that kernels read of the cell must be taken from `cell`.
+  int64_t (*check_cell)(const PackingHeader& h, int64_t rows, int64_t width, CellReader& cell) = nullptr;
+};
+
+struct PackInput {
+  const SparseView& w;
+  PackingHeader h;                     // sizes; sections are not placed yet
+  const std::vector<int64_t>& bounds;  // first row of each split, then n
+  const PackOptions& options;
+};
+
+struct Packing {
+  const char* format = nullptr;                           // what it is made from: "csr" or "bsr"
+  int64_t min_rows = 1;                                   // fewer in a split are not worth a thread's trouble
+  int64_t (*row_multiple)(int64_t block_rows) = nullptr;  // splits begin at multiples of this many rows
+  const CellPacking* cells = nullptr;                     // nullptr: it does not consist of cells
+
+  Blob (*pack)(const Packing& packing, const PackInput& input) = nullptr;
+  void (*check)(const Packing& packing, const PackingHeader& h) = nullptr;
+
+  // Into the format, of 4-byte and of 2-byte payloads: crow [n / block_rows + 1], col and values sized by nnz.
+  void (*unpack[2])(const PackingHeader& h, int64_t* crow, int32_t* col, void* values) = {};
+};
+
+#define SI_PACKING(number, name) extern const Packing name##_packing;
+SI_PACKINGS(SI_PACKING)
+#undef SI_PACKING
+const Packing& packing_of(PackingKind kind);
+
+// Whether it is made from bsr.
+inline bool takes_blocks(PackingKind kind) { return std::strcmp(packing_of(kind).format, "bsr") == 0; }
+
+// `pack` and `check` of a packing of cells.
+Blob pack_cells(const Packing& packing, const PackInput& input);
+void check_cells(const Packing& packing, const PackingHeader& h);
+
+// One of `unpack` for a packing of cells made from csr; `kVisit` names every unit that a cell stores.
+template <class Payload>
+using VisitCell = void (*)(const PackingHeader& h, const CellPlace& place, RowSink<Payload>& sink);
+template <class Payload, VisitCell<Payload> kVisit>
+void unpack_rows(const PackingHeader& h, int64_t* crow, int32_t* col, void* values) {
+  RowSink<Payload> sink(h.n);
+  for_cells(h, [&](const CellPlace& place) { kVisit(h, place, sink); });
+  sink.write_to(crow, col, static_cast<Payload*>(values));
+  for_cells(h, [&](const CellPlace& place) { kVisit(h, place, sink); });
+  sink.sort();
+}
+
+}  // namespace sparseinfer
