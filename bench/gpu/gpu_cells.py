@@ -16,7 +16,7 @@ from sparseinfer import ops
 from sparseinfer.bench.candidate import DENSE, OTHER, SPARSE
 from sparseinfer.convert.cuda_model import H100
 from sparseinfer.formats import BSR
-from sparseinfer.ops.cuda import linear
+from sparseinfer.ops.cuda import linear as cuda_linear
 from sparseinfer.ops.cuda import packing as cuda_packing
 from sparseinfer.ops.cuda.kernels import CudaKernel, cuda, cuda_kernels
 from sparseinfer.ops.names import DTYPES
@@ -128,7 +128,7 @@ def candidates(cell: Cell) -> dict[str, tuple[str, Maker, int]]:
 
 
 def _packings(cell: Cell, w: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Kernels for this product by name, each with its packing; of tiled ones those that plans name."""
+    """Kernels for this product by name, each with its packing; of tiled packings those that plans name."""
     device = w.device.index or 0
     for kernel in cuda_kernels():
         packing = kernel.packing
@@ -154,6 +154,6 @@ def _ours(name: str, packed: Tensor, x: Tensor, n: int) -> Maker:
     def make() -> Call:
         copy = packed.clone()
         cuda_packing.resident(copy)
-        return lambda: linear.run(x, [copy], None, n, plan, "none")
+        return lambda: cuda_linear.run(x, [copy], None, n, plan, "none")
 
     return make

@@ -28,11 +28,14 @@ from rich.table import Table
 from sass import Function, functions
 from sass_counts import PIPES, Counts, count, pipe
 
+from sparseinfer.ops.cuda.kernels import kernels
+
 # Lane-operations per weight for which an H100 has time while the bytes of W arrive, by sparsity.
 BUDGETS = {0.5: 11.2, 0.7: 7.2, 0.8: 5.1, 0.9: 3.0}
 LANE_WEIGHTS = 128
 
 _KERNEL = re.compile(r"spmm_tiled_(?:bulk|mma)I13__nv_bfloat16L\w+KindE(?P<kind>\d)ELi(?P<tokens>\d+)E")
+_COUNTED = ("spmm", "bf16")
 # Kinds as in csrc/include/sparseinfer/gpu_packings.h.
 _PACKINGS = {"2": "bitmap", "3": "delta4", "4": "delta8"}
 
@@ -55,6 +58,7 @@ def cuobjdump(given: Path | None) -> Path | None:
 
 def report(compiled: Iterable[Function]) -> list[dict[str, Any]]:
     """One row per tiled kernel: its counts, and what a weight takes at each sparsity."""
+    names = {(k.packing, k.tile_tokens, k.arch): k.name for k in kernels() if (k.op, k.dtype) == _COUNTED}
     rows = []
     for function in compiled:
         match = _KERNEL.search(function.name)
@@ -69,7 +73,7 @@ def report(compiled: Iterable[Function]) -> list[dict[str, Any]]:
             per_weight[str(sparsity)] = _per_weight(counts.at(tile.pairs, tile.nbytes))
         rows.append(
             {
-                "kernel": f"spmm_{packing}_bf16_t{tokens}__{arch}",
+                "kernel": names[packing, tokens, arch],
                 "per_weight": per_weight,
                 "counts": {name: _rounded(code) for name, code in vars(counts).items()},
             }
@@ -112,10 +116,11 @@ def opcodes(rows: Sequence[Mapping[str, Any]], sparsity: float) -> Table:
     table = Table(box=SIMPLE_HEAD, title=f"instructions of a tile at {sparsity:.0%}, by opcode")
     table.add_column("kernel", no_wrap=True)
     table.add_column("")
+    by_name = {kernel.name: kernel for kernel in kernels()}
     for row in rows:
-        if "_t8__" in row["kernel"]:
-            packing = row["kernel"].split("_")[1]
-            tile, short = sample(packing, sparsity), Counter[str]()
+        kernel = by_name[row["kernel"]]
+        if kernel.tile_tokens == 8:
+            tile, short = sample(kernel.packing, sparsity), Counter[str]()
             for opcode, often in Counts.loaded(row["counts"]).at(tile.pairs, tile.nbytes).items():
                 short[opcode.split(".")[0]] += often
             table.add_row(
