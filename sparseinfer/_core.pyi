@@ -6,6 +6,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+# Structs of csrc/bindings. Dtypes and activations are numbers, positions in `dtypes` and `activations`; Dense
+# and Compressed have the names of dtypes instead.
+Tokens = tuple[int, int, int, int, int]  # x [m, k]: address, dtype, m, k, elements from row to row
+Bias = tuple[int, int]  # address or 0 for none, dtype
+Epilogue = tuple[int, int, int]  # bias, its dtype, activation
+Matrix = tuple[int, int]  # address, elements from row to row; of y [m, n], which is contiguous, n
+# x and y [batch, channels, height, width]: their addresses, dtype, shapes
+Images = tuple[int, int, int, Sequence[int], Sequence[int]]
+# (height, width) each: kernel size, stride, padding, dilation
+Window = tuple[Sequence[int], Sequence[int], Sequence[int], Sequence[int]]
+Dense = tuple[int, str, int, int]  # address, dtype, n, k
+# dtype, n, k, nnz, rows and columns of a block, then the addresses of crow, col and values
+Compressed = tuple[str, int, int, int, int, int, int, int, int]
+
 __version__: str
 activations: tuple[str, ...]
 dtypes: tuple[str, ...]
@@ -24,19 +38,11 @@ def kernels() -> list[dict[str, Any]]: ...
 def set_parallel_for(address: int, num_threads: int) -> None: ...
 def has_parallel_for() -> bool: ...
 def check_csr(crow: int, col: int, n: int, k: int, nnz: int) -> None: ...
-def dense_row_offsets(dense: int, dtype: str, n: int, k: int, crow: int) -> None: ...
-def dense_to_csr(dense: int, dtype: str, n: int, k: int, crow: int, col: int, values: int) -> None: ...
+def dense_row_offsets(dense: Dense, crow: int) -> None: ...
+def dense_to_csr(dense: Dense, crow: int, col: int, values: int) -> None: ...
 def pack(
     packing: str,
-    dtype: str,
-    n: int,
-    k: int,
-    nnz: int,
-    block_rows: int,
-    block_cols: int,
-    crow: int,
-    col: int,
-    values: int,
+    weight: Compressed,
     storage: str = "f32",
     isa: str = "",
     max_splits: int = 64,
@@ -46,53 +52,15 @@ def describe(data: int, nbytes: int) -> dict[str, Any]: ...
 def check_packing(data: int, nbytes: int) -> None: ...
 def unpack(data: int, nbytes: int, crow: int, col: int, values: int) -> None: ...
 def same_vectors(kept: int, a: int, b: int, c: int, d: int, nbytes: int) -> bool: ...
-def spmm(
-    kernel: int,
-    x: int,
-    dtype: int,
-    m: int,
-    k: int,
-    ldx: int,
-    packed: int,
-    bias: int,
-    bias_dtype: int,
-    y: int,
-    n: int,
-    activation: int,
-    parts: int = 0,
-) -> None: ...
+def spmm(kernel: int, x: Tokens, packed: int, epilogue: Epilogue, y: Matrix, parts: int = 0) -> None: ...
 def spmm_parts(
-    kernel: int,
-    x: int,
-    dtype: int,
-    m: int,
-    k: int,
-    ldx: int,
-    packed: int,
-    bias: int,
-    bias_dtype: int,
-    ys: Sequence[tuple[int, int]],
-    parts: int = 0,
+    kernel: int, x: Tokens, packed: int, bias: Bias, ys: Sequence[tuple[int, int]], parts: int = 0
 ) -> None: ...
 def conv(
-    kernel: int,
-    x: int,
-    dtype: int,
-    x_shape: Sequence[int],
-    packed: Sequence[int],
-    bias: int,
-    bias_dtype: int,
-    y: int,
-    y_shape: Sequence[int],
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    activation: int,
-    parts: int = 0,
+    kernel: int, images: Images, packed: Sequence[int], epilogue: Epilogue, window: Window, parts: int = 0
 ) -> None: ...
 def gpu_header(
-    packing: str, dtype: int, n: int, k: int, nnz: int, block: int, units: int
+    packing: str, dtype: int, shape: Sequence[int], nnz: int, block: int, units: int
 ) -> tuple[NDArray[np.uint8], int]: ...
 def gpu_describe(header: int, nbytes: int) -> dict[str, Any]: ...
 def gpu_check(data: int, nbytes: int) -> None: ...

@@ -2,30 +2,18 @@
 
 from typing import Any
 
+# Structs of csrc/bindings; dtypes and activations are numbers, as in `_core`.
+Place = tuple[int, int]  # device, stream
+Packed = tuple[int, int, int]  # address of the header in host memory, address of the packing, its bytes
+Tokens = tuple[int, int, int, int, int]  # x [m, k]: address, dtype, m, k, elements from row to row
+Epilogue = tuple[int, int, int]  # bias or 0 for none, its dtype, activation
+Matrix = tuple[int, int]  # address, elements from row to row; of y [m, n], which is contiguous, n
+
 __version__: str
 toolkit: tuple[int, int]
 
 def kernels() -> list[dict[str, Any]]: ...
 def device(index: int) -> dict[str, Any]: ...
 def runs_on(kernel: int, index: int) -> bool: ...
-def spmm(
-    kernel: int,
-    device: int,
-    stream: int,
-    header: int,
-    packed: int,
-    nbytes: int,
-    x: int,
-    x_dtype: int,
-    m: int,
-    k: int,
-    ldx: int,
-    bias: int,
-    bias_dtype: int,
-    y: int,
-    n: int,
-    activation: int,
-) -> None: ...
-def decompress(
-    kernel: int, device: int, stream: int, header: int, packed: int, nbytes: int, y: int, ldy: int
-) -> None: ...
+def spmm(kernel: int, place: Place, packed: Packed, x: Tokens, epilogue: Epilogue, y: Matrix) -> None: ...
+def decompress(kernel: int, place: Place, packed: Packed, y: Matrix) -> None: ...

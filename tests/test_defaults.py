@@ -215,7 +215,7 @@ TYPED = {"arange", "tensor", "full", "randint"}
 @pytest.mark.parametrize("folder", ["formats", "ops", "modules"])
 def test_every_tensor_is_made_with_a_device_and_a_dtype(folder: str) -> None:
     found = 0
-    for path in (PACKAGE / folder).glob("*.py"):
+    for path in (PACKAGE / folder).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue

@@ -93,21 +93,11 @@ def _launch(kernel: CudaKernel, packed: Tensor, x: Tensor, bias: Tensor, room: T
     resident, (m, k) = packing.resident(packed), x.shape
     cuda().spmm(
         cuda_kernels().index(kernel),
-        packed.device.index,
-        torch.cuda.current_stream().cuda_stream,
-        resident.header.data_ptr(),
-        packed.data_ptr(),
-        packed.numel(),
-        x.data_ptr(),
-        DTYPE_NUMBERS[DTYPES[kernel.dtype]],
-        m,
-        k,
-        x.stride(0),
-        bias.data_ptr(),
-        DTYPE_NUMBERS[torch.float32],
-        room.data_ptr(),
-        resident.info.n,
-        0,
+        (packed.device.index, torch.cuda.current_stream().cuda_stream),
+        (resident.header.data_ptr(), packed.data_ptr(), packed.numel()),
+        (x.data_ptr(), DTYPE_NUMBERS[DTYPES[kernel.dtype]], m, k, x.stride(0)),
+        (bias.data_ptr(), DTYPE_NUMBERS[torch.float32], 0),
+        (room.data_ptr(), resident.info.n),
     )
 
 

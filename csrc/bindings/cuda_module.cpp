@@ -1,15 +1,21 @@
-// sparseinfer._cuda: integers and addresses only. Callers (sparseinfer/ops/cuda.py) own the memory and see to it that
-// all of it and the stream belong to one device; the rest is checked on this side.
+// sparseinfer._cuda: integers and addresses only. Callers (sparseinfer/ops/cuda/linear.py) own the memory and see to it
+// that all of it and the stream belong to one device; the rest is checked on this side.
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
+#include <cstring>
+#include <limits>
 #include <stdexcept>
 #include <string>
 
 #include "bindings/gpu_rows.h"
+#include "bindings/parse.h"
+#include "bindings/structs.h"
 #include "cuda/launch.h"
 
 namespace py = pybind11;
 using namespace sparseinfer;
+using namespace sparseinfer::bindings;
 
 namespace {
 
@@ -27,69 +33,67 @@ const gpu::Kernel& checked_kernel(int64_t id) {
 }
 
 py::dict device(int index) {
-  const gpu::Device& found = gpu::device_of(index);
+  const gpu::Device& device = gpu::device_of(index);
   py::dict d;
-  d["name"] = found.name;
-  d["capability"] = py::make_tuple(found.capability / 10, found.capability % 10);
-  d["multiprocessors"] = found.multiprocessors;
-  d["shared_bytes"] = found.shared_bytes;
+  d["name"] = device.name;
+  d["capability"] = py::make_tuple(device.capability / 10, device.capability % 10);
+  d["multiprocessors"] = device.multiprocessors;
+  d["shared_bytes"] = device.shared_bytes;
   return d;
 }
 
-template <class T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
+// Where a kernel is queued.
+struct Place {
+  int64_t device;
+  uintptr_t stream;
+  static constexpr auto fields() { return std::make_tuple(&Place::device, &Place::stream); }
+};
 
-// header: host copy of the packing's first bytes. `packed`, x, bias and y: device memory.
-gpu::Args args_of(int device, uintptr_t stream, uintptr_t header, uintptr_t packed, int64_t nbytes, uintptr_t y,
-                  int64_t ldy) {
+// A packing: the host's copy of its first bytes, and the whole in device memory.
+struct Packed {
+  uintptr_t header, address;
+  int64_t nbytes;
+  static constexpr auto fields() { return std::make_tuple(&Packed::header, &Packed::address, &Packed::nbytes); }
+};
+
+// x, bias and y: device memory.
+gpu::Args args_of(const Place& place, const Packed& packed, const Matrix& y) {
   gpu::Args args{};
-  args.w = *gpu::check_header(pointer<const void>(header), nbytes);
-  args.blob = pointer<const char>(packed);
-  args.y = pointer<void>(y);
-  args.ldy = ldy;
-  args.device = device;
-  args.stream = reinterpret_cast<cudaStream_t>(stream);
+  args.w = *gpu::check_header(pointer<const void>(packed.header), packed.nbytes);
+  args.blob = pointer<const char>(packed.address);
+  args.y = pointer<void>(y.address);
+  args.ldy = y.ld;
+  args.device = static_cast<int>(std::clamp<int64_t>(place.device, -1, std::numeric_limits<int>::max()));
+  args.stream = reinterpret_cast<cudaStream_t>(place.stream);
   return args;
 }
 
-void spmm(int64_t kernel, int device, uintptr_t stream, uintptr_t header, uintptr_t packed, int64_t nbytes, uintptr_t x,
-          int64_t x_dtype, int64_t m, int64_t k, int64_t ldx, uintptr_t bias, int64_t bias_dtype, uintptr_t y,
-          int64_t n, int64_t activation) {
-  gpu::Args args = args_of(device, stream, header, packed, nbytes, y, n);
-  if (x_dtype < 0 || x_dtype >= kNumDTypes) throw std::invalid_argument("x: expected the number of a dtype");
-  if (bias_dtype != 0 && bias_dtype != x_dtype) throw std::invalid_argument("bias: expected fp32 or the dtype of x");
-  if (activation < 0 || activation >= kNumActivations) {
-    throw std::invalid_argument("activation: expected the number of an activation");
+const gpu::Kernel& checked_kernel_of(const char* op, int64_t id) {
+  const gpu::Kernel& kernel = checked_kernel(id);
+  if (std::strcmp(kernel.op, op) != 0) {
+    throw std::invalid_argument(std::string("kernel: expected one of ") + op + ", got " + kernel.name);
   }
-  if (k != args.w.k) {
-    throw std::invalid_argument("x: expected " + std::to_string(args.w.k) + " in_features in the last dimension, got " +
-                                std::to_string(k));
-  }
-  if (n != args.w.n) {
-    throw std::invalid_argument("n: expected " + std::to_string(args.w.n) + " out_features as packed, got " +
-                                std::to_string(n));
-  }
-  args.x = pointer<const void>(x);
-  args.m = m;
-  args.ldx = ldx;
-  args.bias = pointer<const void>(bias);
-  args.bias_dtype = static_cast<DType>(bias_dtype);
-  args.activation = static_cast<Activation>(activation);
-  const gpu::Kernel& chosen = checked_kernel(kernel);
-  if (std::string(chosen.op) != "spmm")
-    throw std::invalid_argument("kernel: expected one of spmm, got " + std::string(chosen.name));
-  gpu::launch(chosen, args, static_cast<DType>(x_dtype));
+  return kernel;
 }
 
-void decompress(int64_t kernel, int device, uintptr_t stream, uintptr_t header, uintptr_t packed, int64_t nbytes,
-                uintptr_t y, int64_t ldy) {
-  const gpu::Kernel& chosen = checked_kernel(kernel);
-  if (std::string(chosen.op) != "decompress") {
-    throw std::invalid_argument("kernel: expected one of decompress, got " + std::string(chosen.name));
-  }
-  const gpu::Args args = args_of(device, stream, header, packed, nbytes, y, ldy);
+void spmm(int64_t kernel, const Place& place, const Packed& packed, const Tokens& x, const Epilogue& epilogue,
+          const Matrix& y) {
+  gpu::Args args = args_of(place, packed, y);
+  check_numbers(x.dtype, epilogue.bias_dtype, epilogue.activation);
+  check_in_features(args.w.k, x.k);
+  check_out_features(args.w.n, y.ld);
+  args.x = pointer<const void>(x.address);
+  args.m = x.m;
+  args.ldx = x.ldx;
+  args.bias = pointer<const void>(epilogue.bias);
+  args.bias_dtype = static_cast<DType>(epilogue.bias_dtype);
+  args.activation = static_cast<Activation>(epilogue.activation);
+  gpu::launch(checked_kernel_of("spmm", kernel), args, static_cast<DType>(x.dtype));
+}
+
+void decompress(int64_t kernel, const Place& place, const Packed& packed, const Matrix& y) {
+  const gpu::Kernel& chosen = checked_kernel_of("decompress", kernel);
+  const gpu::Args args = args_of(place, packed, y);
   gpu::launch(chosen, args, args.w.dtype);
 }
 
@@ -108,9 +112,7 @@ PYBIND11_MODULE(_cuda, m) {
         return gpu::runs_on(row, gpu::device_of(index));
       },
       py::arg("kernel"), py::arg("index"));
-  m.def("spmm", &spmm, py::arg("kernel"), py::arg("device"), py::arg("stream"), py::arg("header"), py::arg("packed"),
-        py::arg("nbytes"), py::arg("x"), py::arg("x_dtype"), py::arg("m"), py::arg("k"), py::arg("ldx"),
-        py::arg("bias"), py::arg("bias_dtype"), py::arg("y"), py::arg("n"), py::arg("activation"));
-  m.def("decompress", &decompress, py::arg("kernel"), py::arg("device"), py::arg("stream"), py::arg("header"),
-        py::arg("packed"), py::arg("nbytes"), py::arg("y"), py::arg("ldy"));
+  m.def("spmm", &spmm, py::arg("kernel"), py::arg("place"), py::arg("packed"), py::arg("x"), py::arg("epilogue"),
+        py::arg("y"));
+  m.def("decompress", &decompress, py::arg("kernel"), py::arg("place"), py::arg("packed"), py::arg("y"));
 }

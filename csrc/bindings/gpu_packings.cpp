@@ -1,38 +1,33 @@
 // The packings of the CUDA kernels, for machines with and without a GPU: sizes, checks, the way back, and the tables
-// that ops/cuda_packing.py and ops/cuda_tiles.py pack by.
+// that ops/cuda/packing.py and ops/cuda/tiles.py pack by.
 #include "sparseinfer/gpu_packings.h"
 
 #include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <array>
 #include <cstring>
 #include <stdexcept>
 #include <string>
 
+#include "bindings/bind.h"
 #include "bindings/gpu_rows.h"
+#include "bindings/parse.h"
 #include "sparseinfer/gpu_tiles.h"
 
 namespace py = pybind11;
-using namespace sparseinfer;
 
+namespace sparseinfer {
+namespace bindings {
 namespace {
 
-const void* at(uintptr_t address) { return reinterpret_cast<const void*>(address); }
-
-gpu::Kind kind_of(const std::string& name) {
-  std::string names;
-  for (int i = 0; i < gpu::kNumKinds; ++i) {
-    if (name == gpu::kKindNames[i]) return static_cast<gpu::Kind>(i);
-    names += std::string(i == 0 ? "" : ", ") + gpu::kKindNames[i];
-  }
-  throw std::invalid_argument("packing: expected one of " + names + ", got " + name);
-}
+gpu::Kind kind_of(const std::string& name) { return parse<gpu::Kind>(name, gpu::kKindNames, "packing"); }
 
 // The header, and the bytes of the whole blob.
-py::tuple header(const std::string& kind, int64_t dtype, int64_t n, int64_t k, int64_t nnz, int64_t block,
-                 int64_t units) {
+py::tuple header(const std::string& kind, int64_t dtype, const std::array<int64_t, 2>& shape, int64_t nnz,
+                 int64_t block, int64_t units) {
   if (dtype < 0 || dtype >= kNumDTypes) throw std::invalid_argument("dtype: expected the number of a dtype");
-  const gpu::Header h = gpu::layout(kind_of(kind), static_cast<DType>(dtype), n, k, nnz, block, units);
+  const gpu::Header h = gpu::layout(kind_of(kind), static_cast<DType>(dtype), shape[0], shape[1], nnz, block, units);
   py::array_t<uint8_t> bytes(gpu::kHeaderBytes);
   std::memset(bytes.mutable_data(), 0, static_cast<size_t>(gpu::kHeaderBytes));
   std::memcpy(bytes.mutable_data(), &h, sizeof h);
@@ -40,10 +35,10 @@ py::tuple header(const std::string& kind, int64_t dtype, int64_t n, int64_t k, i
 }
 
 py::dict describe(uintptr_t address, int64_t bytes) {
-  const gpu::Header* h = gpu::check_header(at(address), bytes);
+  const gpu::Header* h = gpu::check_header(pointer<const void>(address), bytes);
   py::dict d;
-  d["packing"] = gpu::kKindNames[static_cast<int>(h->kind)];
-  d["dtype"] = kDTypeNames[static_cast<int>(h->dtype)];
+  d["packing"] = gpu::name_of(h->kind);
+  d["dtype"] = name_of(h->dtype);
   d["n"] = h->n;
   d["k"] = h->k;
   d["nnz"] = h->nnz;
@@ -131,18 +126,18 @@ void bind_gpu_packings(py::module_& m) {
   m.attr("gpu_window_rows") = gpu::kWindowRows;
   m.attr("gpu_tile") = gpu::kTileRows;
   m.attr("gpu_most_behind") = gpu::kMostBehind;
-  m.def("gpu_header", &header, py::arg("packing"), py::arg("dtype"), py::arg("n"), py::arg("k"), py::arg("nnz"),
-        py::arg("block"), py::arg("units"));
+  m.def("gpu_header", &header, py::arg("packing"), py::arg("dtype"), py::arg("shape"), py::arg("nnz"), py::arg("block"),
+        py::arg("units"));
   m.def("gpu_describe", &describe, py::arg("header"), py::arg("nbytes"));
   m.def(
-      "gpu_check", [](uintptr_t data, int64_t bytes) { gpu::check_blob(at(data), bytes); }, py::arg("data"),
-      py::arg("nbytes"));
+      "gpu_check", [](uintptr_t data, int64_t bytes) { gpu::check_blob(pointer<const void>(data), bytes); },
+      py::arg("data"), py::arg("nbytes"));
   m.def(
       "gpu_unpack",
       [](uintptr_t data, int64_t bytes, uintptr_t crow, uintptr_t col, uintptr_t values) {
         py::gil_scoped_release release;
-        gpu::unpack(gpu::check_blob(at(data), bytes), reinterpret_cast<int64_t*>(crow), reinterpret_cast<int32_t*>(col),
-                    reinterpret_cast<void*>(values));
+        gpu::unpack(gpu::check_blob(pointer<const void>(data), bytes), pointer<int64_t>(crow), pointer<int32_t>(col),
+                    pointer<void>(values));
       },
       py::arg("data"), py::arg("nbytes"), py::arg("crow"), py::arg("col"), py::arg("values"));
   m.def("gpu_kernels", &kernels);
@@ -160,3 +155,6 @@ void bind_gpu_packings(py::module_& m) {
       },
       py::arg("packing"));
 }
+
+}  // namespace bindings
+}  // namespace sparseinfer

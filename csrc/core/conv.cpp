@@ -1,3 +1,4 @@
+// Convolutions: whether their sizes can be counted with, and groups as convolutions of their own.
 #include "sparseinfer/conv.h"
 
 #include <limits>
@@ -5,6 +6,7 @@
 #include <string>
 
 #include "sparseinfer/packings.h"
+#include "sparseinfer/spmm.h"
 
 namespace sparseinfer {
 namespace {
@@ -74,6 +76,58 @@ void check_conv(const ConvShape& c, const PackingHeader* w) {
   if (columns != w->k) {
     fail("x", std::to_string(w->k) + " weights a row as packed, of channels times the kernel's size", columns);
   }
+}
+
+namespace {
+
+// One group of a convolution; x, y and bias lie behind those of the groups before it.
+SpmmArgs group_of(SpmmArgs args, const ConvShape& shape, const PackingHeader* w, int64_t group) {
+  const int64_t x_first = group * shape.channels * shape.height * shape.width,
+                y_first = group * w->n * shape.out_h * shape.out_w;
+  args.x = static_cast<const char*>(args.x) + x_first * dtype_bytes(args.dtype);
+  args.y = static_cast<char*>(args.y) + y_first * dtype_bytes(args.dtype);
+  if (args.bias != nullptr) {
+    args.bias = static_cast<const char*>(args.bias) + group * w->n * dtype_bytes(args.bias_dtype);
+  }
+  args.w = w;
+  args.conv = &shape;
+  args.m = conv_tokens(shape);
+  return args;
+}
+
+}  // namespace
+
+void run_conv(const SpmmKernel& kernel, const SpmmArgs& call, const ConvSizes& s,
+              const std::vector<const PackingHeader*>& packed, Spread spread) {
+  const auto groups = static_cast<int64_t>(packed.size());
+  if (groups == 0 || s.x[1] % groups != 0 || s.y[1] % groups != 0 || s.x[0] != s.y[0]) {
+    fail("groups", "one packing for each, and a number that divides the channels", groups);
+  }
+  const int64_t rows = s.y[1] / groups;
+  const ConvShape shape{s.x[0],
+                        s.x[1] / groups,
+                        s.x[2],
+                        s.x[3],
+                        s.kernel[0],
+                        s.kernel[1],
+                        s.stride[0],
+                        s.stride[1],
+                        s.padding[0],
+                        s.padding[1],
+                        s.dilation[0],
+                        s.dilation[1],
+                        s.y[2],
+                        s.y[3],
+                        image_elements(s.x[1], s.x[2], s.x[3]),
+                        image_elements(s.y[1], s.y[2], s.y[3])};
+  std::vector<SpmmArgs> calls;
+  for (int64_t group = 0; group < groups; ++group) {
+    const PackingHeader* w = packed[static_cast<size_t>(group)];
+    if (w->n != rows) fail("n", std::to_string(w->n) + " out_features as packed", rows);
+    check_conv(shape, w);
+    calls.push_back(group_of(call, shape, w, group));
+  }
+  for (const SpmmArgs& args : calls) run_spmm(kernel, args, spread);
 }
 
 }  // namespace sparseinfer

@@ -1,3 +1,4 @@
+// Huge pages, where the operating system has them.
 #include "sparseinfer/memory.h"
 
 #if defined(__linux__)

@@ -1,3 +1,4 @@
+// Ranges of work on torch's threads, and the memory that each thread keeps.
 #include "sparseinfer/parallel.h"
 
 #include <cstdlib>

@@ -1,3 +1,4 @@
+// Where splits begin: as many as are wanted, of about equal work.
 #include "sparseinfer/row_split.h"
 
 #include <algorithm>

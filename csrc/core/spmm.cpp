@@ -1,3 +1,4 @@
+// One product from the repacked x to y: passes over the tokens, and which thread does what.
 #include "sparseinfer/spmm.h"
 
 #include <algorithm>

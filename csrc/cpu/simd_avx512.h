@@ -19,6 +19,23 @@ struct F32x16 {
   static V load_partial(const float* p, int count) { return _mm512_maskz_loadu_ps(first(count), p); }
   static V load_partial(const BF16* p, int count) { return widen(_mm256_maskz_loadu_epi16(first(count), p)); }
   static V load_partial(const F16* p, int count) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(count), p)); }
+  // Dtypes without instructions of their own: one value at a time (halves.h).
+  template <class T>
+  static V load_partial(const T* p, int count) {
+    float values[L] = {};
+    for (int i = 0; i < count; ++i) values[i] = sparseinfer::widen(p[i]);
+    return load(values);
+  }
+  template <class T>
+  static V load(const T* p) {
+    return load_partial(p, L);
+  }
+  template <class T>
+  static void store_partial(T* p, V v, int count) {
+    float values[L];
+    store(values, v);
+    for (int i = 0; i < count; ++i) sparseinfer::narrow(values[i], p + i);
+  }
   static void store(float* p, V v) { _mm512_storeu_ps(p, v); }
   template <class T>
   static void store(T* p, V v) {

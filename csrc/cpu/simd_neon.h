@@ -47,6 +47,19 @@ struct F32x4 {
   static void store(float* p, V v) { vst1q_f32(p, v); }
   static void store(BF16* p, V v) { vst1_u16(reinterpret_cast<uint16_t*>(p), narrow_bf16(v)); }
   static void store(F16* p, V v) { vst1_u16(reinterpret_cast<uint16_t*>(p), vreinterpret_u16_f16(vcvt_f16_f32(v))); }
+  // Dtypes without instructions of their own: one value at a time (halves.h).
+  template <class T>
+  static V load(const T* p) {
+    float values[L];
+    for (int i = 0; i < L; ++i) values[i] = sparseinfer::widen(p[i]);
+    return load(values);
+  }
+  template <class T>
+  static void store(T* p, V v) {
+    float values[L];
+    store(values, v);
+    for (int i = 0; i < L; ++i) sparseinfer::narrow(values[i], p + i);
+  }
   template <class T>
   static V load_partial(const T* p, int count) {
     if (count == L) return load(p);

@@ -24,6 +24,13 @@ struct F32x4 {
         _mm_slli_epi32(_mm_cvtepu16_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))), 16));
   }
   static V load(const F16* p) { return _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))); }
+  // Dtypes without instructions of their own: one value at a time (halves.h).
+  template <class T>
+  static V load(const T* p) {
+    float values[L];
+    for (int i = 0; i < L; ++i) values[i] = sparseinfer::widen(p[i]);
+    return load(values);
+  }
   static void store(float* p, V v) { _mm_storeu_ps(p, v); }
   static V add(V a, V b) { return _mm_add_ps(a, b); }
   static V fma(V a, V b, V c) { return _mm_fmadd_ps(a, b, c); }
@@ -81,6 +88,19 @@ struct F32x8 {
   static void store(BF16* p, V v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow_bf16(v)); }
   static void store(F16* p, V v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  }
+  // Dtypes without instructions of their own: one value at a time (halves.h).
+  template <class T>
+  static V load(const T* p) {
+    float values[L];
+    for (int i = 0; i < L; ++i) values[i] = sparseinfer::widen(p[i]);
+    return load(values);
+  }
+  template <class T>
+  static void store(T* p, V v) {
+    float values[L];
+    store(values, v);
+    for (int i = 0; i < L; ++i) sparseinfer::narrow(values[i], p + i);
   }
   template <class T>
   static V load_partial(const T* p, int count) {

@@ -16,6 +16,9 @@ void require(bool holds, const char* what);
 // Requires that [offset, offset + count * size) lies inside the blob, aligned.
 void check_section(const PackingHeader& h, int64_t offset, int64_t count, int64_t size, const char* what);
 
+// Requires splits that begin at multiples of so many rows and together hold all of them.
+void check_split_rows(const PackingHeader& h, int64_t multiple);
+
 // The streams of one cell, taken piece by piece: every piece must lie before the next cell's start. Each `take` returns
 // where its piece starts in the section.
 class CellReader {

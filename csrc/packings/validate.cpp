@@ -23,14 +23,6 @@ using ll = long long;
   throw std::invalid_argument(text);
 }
 
-void check_split_rows(const PackingHeader& h, int64_t multiple) {
-  const int64_t* rows = section<int64_t>(&h, h.split_rows);
-  require(rows[0] == 0 && rows[h.splits] == h.n, "row splits");
-  for (int64_t s = 0; s < h.splits; ++s) {
-    require(rows[s] % multiple == 0 && rows[s + 1] > rows[s] && rows[s + 1] - rows[s] <= kMaxSplitRows, "row splits");
-  }
-}
-
 // Cells begin at zero and never fall, so that all of them lie before the last, which check_section bounds.
 void check_cell_starts(const PackingHeader& h) {
   const Cell* cells = section<Cell>(&h, h.cells);
@@ -53,6 +45,14 @@ void check_section(const PackingHeader& h, int64_t offset, int64_t count, int64_
   require(count >= 0 && count <= (h.bytes - offset) / size, what);
 }
 
+void check_split_rows(const PackingHeader& h, int64_t multiple) {
+  const int64_t* rows = section<int64_t>(&h, h.split_rows);
+  require(rows[0] == 0 && rows[h.splits] == h.n, "row splits");
+  for (int64_t s = 0; s < h.splits; ++s) {
+    require(rows[s] % multiple == 0 && rows[s + 1] > rows[s] && rows[s + 1] - rows[s] <= kMaxSplitRows, "row splits");
+  }
+}
+
 void check_cells(const Packing& packing, const PackingHeader& h) {
   const CellPacking& kind = *packing.cells;
   require(h.panel >= 1 && h.panel <= kind.widest_panel(h), "header");
@@ -66,6 +66,7 @@ void check_cells(const Packing& packing, const PackingHeader& h) {
   check_section(h, h.counts, total.counts, kind.count_bytes, "counts");
   check_section(h, h.rows, total.rows, kind.row_bytes, "rows");
   check_section(h, h.offsets, total.offsets, kind.offset_bytes, "offsets");
+  check_split_rows(h, packing.row_multiple(h.block_rows));
 
   int64_t stored = 0;
   for_cells(h, [&](const CellPlace& place) {
@@ -131,7 +132,6 @@ const PackingHeader* check_packing(const void* data, int64_t bytes) {
   require(h.block_rows >= 1 && h.block_cols >= 1 && h.block_rows <= kMaxDim && h.block_cols <= kMaxDim, "header");
   require(takes_blocks(h.kind) || h.block_rows * h.block_cols == 1, "header");
   require(has_kernels(h.kind, h.storage), "header");
-  check_split_rows(h, packing.row_multiple(h.block_rows));
   packing.check(packing, h);
   return &h;
 }

@@ -39,12 +39,12 @@ class CSR(Compressed):
         dtype = DTYPE_NAMES[w.dtype]
         dense, crow = checks.address("weight", w), torch.empty(n + 1, dtype=torch.int64, device="cpu")
         offsets = checks.address("crow_indices", crow)
-        core.dense_row_offsets(dense, dtype, n, k, offsets)
+        core.dense_row_offsets((dense, dtype, n, k), offsets)
         nnz = int(crow[-1])
         col = torch.empty(nnz, dtype=torch.int32, device="cpu")
         values = torch.empty(nnz, dtype=w.dtype, device="cpu")
         parts = checks.address("col_indices", col), checks.address("values", values)
-        core.dense_to_csr(dense, dtype, n, k, offsets, *parts)
+        core.dense_to_csr((dense, dtype, n, k), offsets, *parts)
         return cls(values, crow, col, (n, k))
 
     @classmethod

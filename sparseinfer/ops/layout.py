@@ -119,9 +119,9 @@ def _readers_of(layout: Layout) -> tuple[Kernel, ...]:
 
 
 def _meant_for(rows: tuple[Kernel, ...], tokens: int) -> Kernel:
-    """The first that is planned for so many tokens, or that is meant for them, or at all."""
+    """Of the kernels meant for so many tokens one that is planned, for the most tokens; else the first."""
     serving = [row for row in rows if row.serves(tokens)]
-    return next((row for row in serving if row.is_planned), (serving or rows)[0])
+    return max(serving, key=lambda row: (row.is_planned, row.min_tokens), default=rows[0])
 
 
 def default_kernel(packed: Tensor, tokens: int = 1) -> str:
@@ -130,7 +130,7 @@ def default_kernel(packed: Tensor, tokens: int = 1) -> str:
 
 
 # Up to so many tokens the CPU decodes a weight for each few of them; beyond, x is cut into tiles of many.
-FEW_TOKENS = max(row.max_tokens for row in BACKENDS["cpu"].kernels.kernels())
+FEW_TOKENS = max(row.max_tokens for row in BACKENDS["cpu"].kernels.kernels() if row.min_tokens == 1)
 
 # `token_limits` of a GPU.
 CUDA_LIMITS = token_limits("cuda")

@@ -12,6 +12,9 @@ from sparseinfer.formats import BSR, CSR
 from sparseinfer.formats.checks import address
 from sparseinfer.ops.names import DTYPES
 
+# What packings are made from, by the name that rows of kernels have for it.
+FORMATS: dict[str, type[CSR] | type[BSR]] = {"csr": CSR, "bsr": BSR}
+
 
 @dataclass(frozen=True)
 class PackedInfo:
@@ -38,17 +41,16 @@ def version(packed: Tensor) -> int:
     return -1 if packed.is_inference() else packed._version
 
 
-def unpacked(info: PackedInfo, fill: Callable[[int, int, int], None]) -> CSR | BSR:
-    """The format of these figures, in CPU memory.
+def unpacked(info: PackedInfo, fmt: str, fill: Callable[[int, int, int], None]) -> CSR | BSR:
+    """The format, one of FORMATS, of these figures, in CPU memory.
 
     `fill` writes row offsets int64, column indices int32 and values to the three addresses it is given.
     """
     r, c = info.block_size
     units = info.nnz // (r * c)
-    blocks = info.packing == "bsr"
-    shape = (units, r, c) if blocks else (units,)
+    shape = (units, r, c) if fmt == "bsr" else (units,)
     values = torch.empty(shape, dtype=DTYPES[info.dtype], device="cpu")
     crow = torch.empty(info.n // r + 1, dtype=torch.int64, device="cpu")
     col = torch.empty(units, dtype=torch.int32, device="cpu")
     fill(address("crow_indices", crow), address("col_indices", col), address("values", values))
-    return (BSR if blocks else CSR)(values, crow, col, (info.n, info.k))
+    return FORMATS[fmt](values, crow, col, (info.n, info.k))

@@ -51,25 +51,17 @@ class Native:
         assert torch.equal(at(header, (128,), (1,), torch.uint8), at(packed, (128,), (1,), torch.uint8))
         return cuda_packing.unpack(at(packed, (nbytes,), (1,), torch.uint8).clone()).to_dense()
 
-    def spmm(self, *args: int) -> None:
-        (
-            kernel,
-            _,
-            stream,
-            header,
-            packed,
-            nbytes,
-            x,
-            x_dtype,
-            m,
-            k,
-            ldx,
-            bias,
-            bias_dtype,
-            y,
-            n,
-            activation,
-        ) = args
+    def spmm(
+        self,
+        kernel: int,
+        place: tuple[int, int],
+        packing: tuple[int, int, int],
+        tokens: tuple[int, int, int, int, int],
+        epilogue: tuple[int, int, int],
+        result: tuple[int, int],
+    ) -> None:
+        (_, stream), (header, packed, nbytes), (x, x_dtype, m, k, ldx) = place, packing, tokens
+        (bias, bias_dtype, activation), (y, n) = epilogue, result
         assert stream == STREAM
         self.calls.append(self.rows[kernel]["name"])
         assert self.rows[kernel]["most_tokens"] in (0, *range(m, 65))
@@ -82,8 +74,10 @@ class Native:
             result = result + at(bias, (n,), (1,), dtypes[bias_dtype]).double()
         at(y, (m, n), (n, 1), w.dtype).copy_(list(ACTIVATIONS.values())[activation](result))
 
-    def decompress(self, *args: int) -> None:
-        kernel, _, stream, header, packed, nbytes, y, ldy = args
+    def decompress(
+        self, kernel: int, place: tuple[int, int], packing: tuple[int, int, int], result: tuple[int, int]
+    ) -> None:
+        (_, stream), (header, packed, nbytes), (y, ldy) = place, packing, result
         assert stream == STREAM
         assert ldy % 8 == 0
         self.calls.append(self.rows[kernel]["name"])

@@ -131,7 +131,16 @@ def spmm(name: str, packed: Tensor, **change: int) -> None:
         "n": known.info.n,
         "activation": 0,
     }
-    cuda.spmm(**{**arguments, **change})
+    names = {
+        "place": ("device", "stream"),
+        "packed": ("header", "packed", "nbytes"),
+        "x": ("x", "x_dtype", "m", "k", "ldx"),
+        "epilogue": ("bias", "bias_dtype", "activation"),
+        "y": ("y", "n"),
+    }
+    arguments |= change
+    structs = {struct: tuple(arguments[name] for name in fields) for struct, fields in names.items()}
+    cuda.spmm(arguments["kernel"], **structs)
 
 
 @pytest.mark.parametrize(

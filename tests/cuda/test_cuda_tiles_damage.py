@@ -138,9 +138,13 @@ def test_one_entry(packing: str, change: Callable[[Blob], None], expected: str) 
 @pytest.mark.parametrize("packing", TILED)
 def test_sizes(packing: str, change: dict[str, int], expected: str) -> None:
     sizes = {"dtype": 1, "n": 5, "k": 5, "nnz": 25, "block": 64, "units": 4}
-    assert core.gpu_header(packing, **sizes)[1] > 128
+
+    def header(n: int, k: int, **rest: int) -> tuple[object, int]:
+        return core.gpu_header(packing, shape=(n, k), **rest)
+
+    assert header(**sizes)[1] > 128
     with pytest.raises(ValueError, match=f"packed: expected {expected}"):
-        core.gpu_header(packing, **sizes | change)
+        header(**sizes | change)
 
 
 @pytest.mark.parametrize("packing", TILED)

@@ -244,7 +244,7 @@ class TestErrors:
         _, packed, plan = case()
         x, y = torch.ones(3, K), torch.empty(3, N)
         kernel = next(i for i, k in enumerate(ops.kernels()) if k.available and k.name.startswith(plan[4:]))
-        args = (kernel, x.data_ptr(), 0, 3, K, K, packed.data_ptr(), 0, 0)
+        args = (kernel, (x.data_ptr(), 0, 3, K, K), packed.data_ptr(), (0, 0))
         for ys, match in (
             ([(y.data_ptr(), 0), (y.data_ptr(), N)], "ys: expected rows in each, got 0"),
             ([(y.data_ptr(), -3), (y.data_ptr(), N + 3)], "ys: expected rows in each, got -3"),

@@ -1,6 +1,7 @@
 // Runs one kernel over all tokens: workspace, threads, passes.
 #pragma once
 
+#include <array>
 #include <vector>
 
 #include "sparseinfer/kernel.h"
@@ -19,5 +20,17 @@ struct OutputPart {
 // `parts`, if there are any, cover the rows of W in order, and take the place of `call.y` and `call.ldy`; not for
 // convolutions. The bits are the same.
 void run_spmm(const SpmmKernel& kernel, const SpmmArgs& call, Spread spread, const std::vector<OutputPart>& parts = {});
+
+// A convolution of all groups: images [batch, channels, height, width], contiguous, and (height, width) of the rest.
+struct ConvSizes {
+  std::array<int64_t, 4> x, y;
+  std::array<int64_t, 2> kernel, stride, padding, dilation;
+};
+
+// Each of `groups` is the packing of one group's rows of W: a convolution of its own channels. `call` has x, y and bias
+// [all rows] of the whole, their dtypes and the activation; the rest is filled in here. `kernel` takes convolutions and
+// reads these packings. Throws std::invalid_argument where sizes do not belong together (check_conv).
+void run_conv(const SpmmKernel& kernel, const SpmmArgs& call, const ConvSizes& sizes,
+              const std::vector<const PackingHeader*>& groups, Spread spread);
 
 }  // namespace sparseinfer

@@ -32,7 +32,7 @@ def run(
     TypeError say what was expected.
     """
     out_h, out_w = geometry.checked_size(x, n)
-    kernel_size, stride, padding, dilation, groups = geometry
+    groups = geometry.groups
     b, c, h, w = x.shape
     index, kernel, number, activation_number = numbers(plan, b * out_h * out_w, x.dtype, activation)
     check_packings(plan, (index + 1) * groups, packings)
@@ -42,19 +42,10 @@ def run(
     y = x.new_empty((b, n, out_h, out_w))
     core.conv(
         kernel,
-        x.data_ptr(),
-        number,
-        (b, c, h, w),
+        (x.data_ptr(), y.data_ptr(), number, (b, c, h, w), (b, n, out_h, out_w)),
         [address(packed) for packed in packings[index * groups : (index + 1) * groups]],
-        bias_address,
-        bias_dtype,
-        y.data_ptr(),
-        (b, n, out_h, out_w),
-        kernel_size,
-        stride,
-        padding,
-        dilation,
-        activation_number,
+        (bias_address, bias_dtype, activation_number),
+        geometry[:4],
         parts,
     )
     return as_channels_last(y) if channels_last else y

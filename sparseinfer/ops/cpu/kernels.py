@@ -55,6 +55,12 @@ def active_isa() -> str:
     return core.active_isa()
 
 
+@lru_cache(maxsize=64)
+def format_of(packing: str) -> str:
+    """What a packing is made from, "csr" or "bsr"."""
+    return next(row.format for row in kernels() if row.packing == packing)
+
+
 @lru_cache(maxsize=1024)
 def kernel_id(base_name: str) -> int:
     """Id, for `_core.spmm`, of the kernel at the active level. A full name, with suffix, forces its level.

@@ -47,17 +47,10 @@ def run(
         bias, bias_address, bias_dtype = bias_argument(bias, n, dtype)
     core.spmm(
         kernel,
-        rows.data_ptr(),
-        dtype_number,
-        m,
-        k,
-        stride,
+        (rows.data_ptr(), dtype_number, m, k, stride),
         address(packings[index]),
-        bias_address,
-        bias_dtype,
-        y.data_ptr(),
-        n,
-        number,
+        (bias_address, bias_dtype, number),
+        (y.data_ptr(), n),
         parts,
     )
     return y

@@ -14,8 +14,9 @@ from torch import Tensor
 from sparseinfer._native import core
 from sparseinfer.formats import BSR, CSR
 from sparseinfer.formats.checks import address
+from sparseinfer.ops.cpu.kernels import format_of
 from sparseinfer.ops.names import DTYPE_NAMES
-from sparseinfer.ops.packed import PackedInfo, unpacked
+from sparseinfer.ops.packed import FORMATS, PackedInfo, unpacked
 
 
 def pack(
@@ -40,7 +41,7 @@ def pack(
     """
     if packing not in core.packings:
         raise ValueError(f"packing: expected one of {', '.join(core.packings)}, got {packing!r}")
-    wanted = BSR if packing == "bsr" else CSR
+    wanted = FORMATS[format_of(packing)]
     if not isinstance(fmt, wanted):
         raise TypeError(f"format: expected {wanted.__name__} for packing {packing}, got {type(fmt).__name__}")
     fmt.validate()  # its tensors may have been written to since it was made
@@ -48,14 +49,16 @@ def pack(
     n, k = fmt.shape
     array = core.pack(
         packing,
-        DTYPE_NAMES[fmt.dtype],
-        n,
-        k,
-        fmt.nnz,
-        *block_size,
-        address("crow_indices", fmt.crow_indices),
-        address("col_indices", fmt.col_indices),
-        address("values", fmt.values),
+        (
+            DTYPE_NAMES[fmt.dtype],
+            n,
+            k,
+            fmt.nnz,
+            *block_size,
+            address("crow_indices", fmt.crow_indices),
+            address("col_indices", fmt.col_indices),
+            address("values", fmt.values),
+        ),
         storage,
         isa,
         max_splits,
@@ -84,7 +87,9 @@ def describe(packed: Tensor) -> PackedInfo:
 def unpack(packed: Tensor) -> CSR | BSR:
     """The format a CPU packing was made from, bit for bit. ValueError: not an intact packing."""
     info = describe(packed)
-    return unpacked(info, partial(core.unpack, address("packed", packed), packed.numel()))
+    return unpacked(
+        info, format_of(info.packing), partial(core.unpack, address("packed", packed), packed.numel())
+    )
 
 
 def check_tensor(packed: Tensor) -> None:

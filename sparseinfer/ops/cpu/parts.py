@@ -43,14 +43,9 @@ def linear_parts(
     ys = [x.new_empty((*lead, size)) if want else None for size, want in zip(sizes, wanted, strict=True)]
     core.spmm_parts(
         kernel,
-        rows.data_ptr(),
-        number,
-        m,
-        k,
-        stride,
+        (rows.data_ptr(), number, m, k, stride),
         address(packings[index]),
-        bias_address,
-        bias_dtype,
+        (bias_address, bias_dtype),
         [(0 if y is None else y.data_ptr(), size) for y, size in zip(ys, sizes, strict=True)],
     )
     return ys

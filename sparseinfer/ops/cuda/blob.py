@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparseinfer._native import core
 from sparseinfer.formats.checks import address
+from sparseinfer.ops.cuda.kernels import format_of
 from sparseinfer.ops.names import DTYPE_NUMBERS
 from sparseinfer.ops.packed import PackedInfo, version
 
@@ -37,7 +38,7 @@ def remember(packed: Tensor, header: Tensor) -> Resident:
     """Note the header of a packing at the tensor that holds it. ValueError: not a header."""
     figures = core.gpu_describe(address("header", header), packed.numel())
     packing = figures["packing"]
-    block = figures["block"] if packing == "bsr" else 1
+    block = figures["block"] if format_of(packing) == "bsr" else 1
     info = PackedInfo(
         packing=packing,
         dtype=figures["dtype"],
@@ -69,7 +70,7 @@ class Blob:
         self, packing: str, values: Tensor, shape: tuple[int, int], nnz: int, block: int, units: int
     ) -> None:
         dtype = DTYPE_NUMBERS[values.dtype]
-        header, nbytes = core.gpu_header(packing, dtype, *shape, nnz, block, units)
+        header, nbytes = core.gpu_header(packing, dtype, shape, nnz, block, units)
         self._header = torch.from_numpy(header)
         self._where = core.gpu_describe(address("header", self._header), nbytes)
         self.units = units

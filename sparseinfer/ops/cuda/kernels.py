@@ -48,7 +48,13 @@ class CudaKernel(Kernel):
 
     @property
     def format(self) -> str:
-        return "bsr" if self.packing == "bsr" else "csr"
+        """What its packing is made from."""
+        return format_of(self.packing)
+
+
+def format_of(packing: str) -> str:
+    """What a packing is made from, "csr" or "bsr"."""
+    return "bsr" if packing == "bsr" else "csr"
 
 
 def cuda() -> ModuleType:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from sparseinfer.ops.cuda.kernels import CudaKernel, kernels
+from sparseinfer.ops.cuda.kernels import CudaKernel, format_of, kernels
 from sparseinfer.ops.names import DTYPE_NAMES
 from sparseinfer.ops.packed import PackedInfo
 
 
 def panel_of(info: PackedInfo) -> int:
     """The block of a packing of blocks, else 0: other panels are always the same."""
-    return info.block_size[0] if info.packing == "bsr" else 0
+    return info.block_size[0] if format_of(info.packing) == "bsr" else 0
 
 
 def panel_for(kernel: CudaKernel) -> int:

@@ -43,56 +43,43 @@ def product(x: Tensor, packed: Tensor, bias: Tensor | None, n: int, kernel: int,
             raise ValueError(
                 f"{name}: expected a tensor on {x.device}, where x is, got one on {tensor.device}"
             )
-    known = resident(packed)
-    rows = _rows(as_rows(x, x.shape), known)
+    held = resident(packed)
+    rows = _rows(as_rows(x, x.shape), held)
     bias = _bias(bias, n, rows.dtype)
     m, k = rows.shape
     if cuda_kernels()[kernel].op == "decompress":
-        y = _decompressed(kernel, rows, packed, known, bias, n, activation)
+        y = _decompressed(kernel, rows, packed, held, bias, n, activation)
     else:
         y = rows.new_empty(m, n)
+        address_of_bias = (0, 0) if bias is None else (bias.data_ptr(), DTYPE_NUMBERS[bias.dtype])
         cuda().spmm(
             kernel,
-            index,
-            torch.cuda.current_stream(x.device).cuda_stream,
-            address("header", known.header),
-            packed.data_ptr(),
-            known.info.nbytes,
-            rows.data_ptr(),
-            DTYPE_NUMBERS[rows.dtype],
-            m,
-            k,
-            max(rows.stride(0), k),
-            0 if bias is None else bias.data_ptr(),
-            0 if bias is None else DTYPE_NUMBERS[bias.dtype],
-            y.data_ptr(),
-            n,
-            number,
+            (index, torch.cuda.current_stream(x.device).cuda_stream),
+            (address("header", held.header), packed.data_ptr(), held.info.nbytes),
+            (rows.data_ptr(), DTYPE_NUMBERS[rows.dtype], m, k, max(rows.stride(0), k)),
+            (*address_of_bias, number),
+            (y.data_ptr(), n),
         )
     return y.to(x.dtype).view(*x.shape[:-1], n)
 
 
 def decompress(packed: Tensor) -> Tensor:
     """The dense weight [n, k] of any packing but "bsr" on a GPU, its rows a multiple of 16 bytes apart."""
-    known = resident(packed)
-    held = ("decompress", known.info.packing, known.info.dtype)
-    row = next(row for row in kernels() if (row.op, row.packing, row.dtype) == held)
-    return _scratch(cuda_kernel_id(row.base_name, packed.device.index), packed, known)
+    held = resident(packed)
+    wanted = ("decompress", held.info.packing, held.info.dtype)
+    row = next(row for row in kernels() if (row.op, row.packing, row.dtype) == wanted)
+    return _scratch(cuda_kernel_id(row.base_name, packed.device.index), packed, held)
 
 
-def _scratch(kernel: int, packed: Tensor, known: Resident) -> Tensor:
-    dense = _aligned(known.info.n, known.info.k, DTYPES[known.info.dtype], packed.device)
+def _scratch(kernel: int, packed: Tensor, held: Resident) -> Tensor:
+    dense = _aligned(held.info.n, held.info.k, DTYPES[held.info.dtype], packed.device)
     stream = torch.cuda.current_stream(packed.device).cuda_stream
-    header, device = address("header", known.header), packed.device.index
+    header, device = address("header", held.header), packed.device.index
     cuda().decompress(
         kernel,
-        device,
-        stream,
-        header,
-        packed.data_ptr(),
-        known.info.nbytes,
-        dense.data_ptr(),
-        dense.stride(0),
+        (device, stream),
+        (header, packed.data_ptr(), held.info.nbytes),
+        (dense.data_ptr(), dense.stride(0)),
     )
     return dense
 
@@ -105,25 +92,25 @@ def _aligned(rows: int, columns: int, dtype: torch.dtype, device: torch.device) 
 
 
 def _decompressed(
-    kernel: int, rows: Tensor, packed: Tensor, known: Resident, bias: Tensor | None, n: int, activation: str
+    kernel: int, rows: Tensor, packed: Tensor, held: Resident, bias: Tensor | None, n: int, activation: str
 ) -> Tensor:
-    if (n, rows.shape[1]) != (known.info.n, known.info.k):
+    if (n, rows.shape[1]) != (held.info.n, held.info.k):
         raise ValueError(
-            f"x: expected [m, {known.info.k}] for {known.info.n} outputs, got {rows.shape[1]}, {n}"
+            f"x: expected [m, {held.info.k}] for {held.info.n} outputs, got {rows.shape[1]}, {n}"
         )
-    weight = _scratch(kernel, packed, known)
+    weight = _scratch(kernel, packed, held)
     return ACTIVATIONS[activation](F.linear(rows, weight, None if bias is None else bias.to(rows.dtype)))
 
 
-def _rows(rows: Tensor, known: Resident) -> Tensor:
+def _rows(rows: Tensor, held: Resident) -> Tensor:
     """x [m, k] in the dtype of the packing, with rows that the kernels can read."""
-    wanted = DTYPES[known.info.dtype]
+    wanted = DTYPES[held.info.dtype]
     if rows.dtype not in (wanted, torch.float32):
         raise WrongDtype(f"x: expected dtype {wanted} or torch.float32, got {rows.dtype}")
     rows = rows.to(wanted)
     stride, step = rows.stride()
     fits = step == 1 and stride >= rows.shape[1]
-    if known.info.packing != "csr":  # the others read x 16 bytes at a time, and nothing else may lie in them
+    if held.info.packing != "csr":  # the others read x 16 bytes at a time, and nothing else may lie in them
         fits = fits and rows.data_ptr() % 16 == 0 and stride % _PITCH == 0 and rows.shape[1] % _PITCH == 0
     if fits or not rows.numel():
         return rows

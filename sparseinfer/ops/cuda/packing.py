@@ -16,10 +16,10 @@ from sparseinfer._native import core
 from sparseinfer.formats import BSR, CSR
 from sparseinfer.formats.checks import address
 from sparseinfer.ops.cuda.blob import Blob, Resident, offsets, remember, remembered
-from sparseinfer.ops.cuda.kernels import kernels
+from sparseinfer.ops.cuda.kernels import format_of, kernels
 from sparseinfer.ops.cuda.tiles import DELTA, TILED, pack_bitmap, pack_delta
 from sparseinfer.ops.names import DTYPES
-from sparseinfer.ops.packed import PackedInfo, unpacked
+from sparseinfer.ops.packed import FORMATS, PackedInfo, unpacked
 
 # Sizes of square blocks that there are kernels for.
 BLOCKS = tuple(sorted({kernel.block for kernel in kernels() if kernel.format == "bsr"}))
@@ -48,14 +48,15 @@ def packing_for(fmt: CSR | BSR, packing: str | None = None) -> str:
     packing = packing or ("bsr" if isinstance(fmt, BSR) else "csr")
     if packing not in core.gpu_packings:
         raise ValueError(f"packing: expected one of {', '.join(core.gpu_packings)}, got {packing!r}")
-    if isinstance(fmt, BSR) != (packing == "bsr"):
-        wanted = "BSR" if packing == "bsr" else "CSR"
-        raise TypeError(f"format: expected {wanted} for packing {packing}, got {type(fmt).__name__}")
+    wanted = FORMATS[format_of(packing)]
+    if not isinstance(fmt, wanted):
+        got = type(fmt).__name__
+        raise TypeError(f"format: expected {wanted.__name__} for packing {packing}, got {got}")
     if isinstance(fmt, BSR):
         r, c = fmt.block_size
         if r != c or r not in BLOCKS:
-            wanted = ", ".join(map(str, BLOCKS))
-            raise ValueError(f"block_size: expected square blocks of {wanted} on CUDA, got {(r, c)}")
+            sizes = ", ".join(map(str, BLOCKS))
+            raise ValueError(f"block_size: expected square blocks of {sizes} on CUDA, got {(r, c)}")
     _check_dtype(packing, fmt.dtype)
     return packing
 
@@ -164,8 +165,9 @@ def pack_bsr(values: Tensor, crow: Tensor, col: Tensor, shape: tuple[int, int]) 
 
 def unpack(packed: Tensor) -> CSR | BSR:
     """The format that a packing was made from, in CPU memory, bit for bit. ValueError: not intact."""
-    host = packed.cpu()
-    return unpacked(describe(packed), partial(core.gpu_unpack, address("packed", host), host.numel()))
+    info, host = describe(packed), packed.cpu()
+    fill = partial(core.gpu_unpack, address("packed", host), host.numel())
+    return unpacked(info, format_of(info.packing), fill)
 
 
 def resident(packed: Tensor) -> Resident:

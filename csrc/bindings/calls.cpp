@@ -1,0 +1,154 @@
+// Products and convolutions of the CPU. Everything that could make a kernel leave its memory is checked here but what
+// lies in a packing, which callers check once (check_packing).
+#include "bindings/bind.h"
+
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "bindings/parse.h"
+#include "bindings/structs.h"
+#include "sparseinfer/registry.h"
+#include "sparseinfer/spmm.h"
+
+namespace py = pybind11;
+
+namespace sparseinfer {
+namespace bindings {
+namespace {
+
+// Images x [batch, channels, height, width] and y, contiguous.
+struct Images {
+  uintptr_t x, y;
+  int64_t dtype;
+  std::array<int64_t, 4> x_shape, y_shape;
+  static constexpr auto fields() {
+    return std::make_tuple(&Images::x, &Images::y, &Images::dtype, &Images::x_shape, &Images::y_shape);
+  }
+};
+
+// Of a convolution; (height, width) each. Padding is of zeros, at the top and at the left.
+struct Window {
+  std::array<int64_t, 2> kernel_size, stride, padding, dilation;
+  static constexpr auto fields() {
+    return std::make_tuple(&Window::kernel_size, &Window::stride, &Window::padding, &Window::dilation);
+  }
+};
+
+const SpmmKernel& checked_kernel(int64_t id) {
+  const auto& all = registry();
+  if (id < 0 || id >= static_cast<int64_t>(all.size()) || !all[static_cast<size_t>(id)].available) {
+    throw std::invalid_argument("kernel: expected the id of an available kernel, got " + std::to_string(id));
+  }
+  return all[static_cast<size_t>(id)].kernel;
+}
+
+// A packing that the kernel reads.
+const PackingHeader* checked_packing(const SpmmKernel& k, uintptr_t packed) {
+  const auto* h = pointer<const PackingHeader>(packed);
+  if (std::strcmp(name_of(h->kind), k.packing) != 0 || std::strcmp(name_of(h->storage), k.storage) != 0) {
+    throw std::invalid_argument(std::string("kernel: expected a ") + k.packing + " packing of " + k.storage + " for " +
+                                k.name + ", got " + name_of(h->kind) + " of " + name_of(h->storage));
+  }
+  return h;
+}
+
+// What a call has but for the packing and where its tokens lie.
+SpmmArgs checked_args(const SpmmKernel& k, uintptr_t x, int64_t dtype, uintptr_t y, const Epilogue& epilogue) {
+  check_numbers(dtype, epilogue.bias_dtype, epilogue.activation);
+  SpmmArgs args{};
+  args.x = pointer<const void>(x);
+  args.y = pointer<void>(y);
+  args.bias = pointer<const void>(epilogue.bias);
+  args.dtype = static_cast<DType>(dtype);
+  args.bias_dtype = static_cast<DType>(epilogue.bias_dtype);
+  args.activation = static_cast<Activation>(epilogue.activation);
+  if (args.dtype == DType::kF16 && std::strcmp(k.storage, name_of(Storage::kBF16)) == 0) {
+    throw std::invalid_argument(std::string("x: expected fp32 or bf16 for ") + k.name + ", got " + name_of(args.dtype));
+  }
+  return args;
+}
+
+// A call that multiplies x by a packing of n rows.
+SpmmArgs checked_product(const SpmmKernel& k, const Tokens& x, uintptr_t packed, const Epilogue& epilogue, uintptr_t y,
+                         int64_t n) {
+  const PackingHeader* header = checked_packing(k, packed);
+  check_in_features(header->k, x.k);
+  check_out_features(header->n, n);
+  SpmmArgs args = checked_args(k, x.address, x.dtype, y, epilogue);
+  args.w = header;
+  args.m = x.m;
+  args.ldx = x.ldx;
+  return args;
+}
+
+void spmm(int64_t kernel, const Tokens& x, uintptr_t packed, const Epilogue& epilogue, const Matrix& y, int64_t parts) {
+  const SpmmKernel& k = checked_kernel(kernel);
+  SpmmArgs args = checked_product(k, x, packed, epilogue, y.address, y.ld);
+  args.ldy = y.ld;
+  py::gil_scoped_release release;
+  run_spmm(k, args, Spread{static_cast<int>(parts)});
+}
+
+// The same, with the rows of W cut into matrices y [m, rows], each contiguous; `ys` are pairs of an address and rows.
+void spmm_parts(int64_t kernel, const Tokens& x, uintptr_t packed, const Bias& bias,
+                const std::vector<std::pair<uintptr_t, int64_t>>& ys, int64_t parts) {
+  const SpmmKernel& k = checked_kernel(kernel);
+  constexpr int64_t kMostRows = int64_t{1} << 40;
+  std::vector<OutputPart> outputs;
+  int64_t n = 0;
+  for (const auto& [y, rows] : ys) {
+    if (rows < 1 || rows > kMostRows - n) {
+      throw std::invalid_argument("ys: expected rows in each, got " + std::to_string(rows));
+    }
+    outputs.push_back({pointer<void>(y), n, rows});
+    n += rows;
+  }
+  const SpmmArgs args = checked_product(k, x, packed, {bias.address, bias.dtype, 0}, 0, n);
+  py::gil_scoped_release release;
+  run_spmm(k, args, Spread{static_cast<int>(parts)}, outputs);
+}
+
+// One packing for each group.
+void conv(int64_t kernel, const Images& images, const std::vector<uintptr_t>& packed, const Epilogue& epilogue,
+          const Window& window, int64_t parts) {
+  const SpmmKernel& k = checked_kernel(kernel);
+  if (!k.takes_conv) {
+    throw std::invalid_argument(std::string("kernel: expected one that takes a convolution, got ") + k.name);
+  }
+  const SpmmArgs args = checked_args(k, images.x, images.dtype, images.y, epilogue);
+  std::vector<const PackingHeader*> groups;
+  for (uintptr_t group : packed) groups.push_back(checked_packing(k, group));
+  const ConvSizes sizes{images.x_shape, images.y_shape, window.kernel_size,
+                        window.stride,  window.padding, window.dilation};
+  py::gil_scoped_release release;
+  run_conv(k, args, sizes, groups, Spread{static_cast<int>(parts)});
+}
+
+// Whether four vectors of `bytes` each, or none where the address is 0, hold what lies in `kept` one after another.
+bool same_vectors(uintptr_t kept, uintptr_t a, uintptr_t b, uintptr_t c, uintptr_t d, int64_t bytes) {
+  const char* at = pointer<const char>(kept);
+  for (const uintptr_t vector : {a, b, c, d}) {
+    if (bytes > 0 && vector != 0 && std::memcmp(at, pointer<const void>(vector), static_cast<size_t>(bytes)) != 0) {
+      return false;
+    }
+    at += bytes;
+  }
+  return true;
+}
+
+}  // namespace
+
+void bind_calls(py::module_& m) {
+  m.def("spmm", &spmm, py::arg("kernel"), py::arg("x"), py::arg("packed"), py::arg("epilogue"), py::arg("y"),
+        py::arg("parts") = 0);
+  m.def("spmm_parts", &spmm_parts, py::arg("kernel"), py::arg("x"), py::arg("packed"), py::arg("bias"), py::arg("ys"),
+        py::arg("parts") = 0);
+  m.def("conv", &conv, py::arg("kernel"), py::arg("images"), py::arg("packed"), py::arg("epilogue"), py::arg("window"),
+        py::arg("parts") = 0);
+  m.def("same_vectors", &same_vectors, py::arg("kept"), py::arg("a"), py::arg("b"), py::arg("c"), py::arg("d"),
+        py::arg("nbytes"));
+}
+
+}  // namespace bindings
+}  // namespace sparseinfer
