@@ -9,6 +9,7 @@ import torch
 
 from sparseinfer import ops
 from sparseinfer.ops.kernel import Kernel
+from sparseinfer.ops.names import STORAGES
 
 
 @dataclass(frozen=True)
@@ -51,5 +52,5 @@ def kernel_rows(
 
 
 def _takes_block(kernel: Kernel, block: tuple[int, int] | None) -> bool:
-    """Products of pairs of columns need blocks of an even number of columns."""
-    return block is not None and (kernel.storage != "bf16" or block[1] % 2 == 0)
+    """Kernels that round x multiply pairs of columns, so a block needs an even number of them."""
+    return block is not None and (STORAGES[kernel.storage].x_dtype is None or block[1] % 2 == 0)
