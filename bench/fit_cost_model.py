@@ -1,4 +1,4 @@
-"""Writes sparseinfer/convert/cost_model.json: run it on a quiet machine, it takes some minutes.
+"""Writes sparseinfer/convert/candidates/cost_model.json: run it on a quiet machine, it takes some minutes.
 
     python bench/fit_cost_model.py [ISA ...]
 
@@ -24,11 +24,11 @@ from sparseinfer import ops
 from sparseinfer._machine import describe_machine
 from sparseinfer._timing import geometric_mean
 from sparseinfer.bench.problem import random_layer
-from sparseinfer.convert import cost_model
-from sparseinfer.convert.cases import LinearCase
-from sparseinfer.convert.cost_model import CALL_US
-from sparseinfer.convert.measure import time_case
-from sparseinfer.convert.weights import Weights
+from sparseinfer.convert.candidates import cost_model
+from sparseinfer.convert.candidates.cost_model import CALL_US
+from sparseinfer.convert.candidates.linear import LinearCandidates
+from sparseinfer.convert.survey.weights import Weights
+from sparseinfer.convert.timing.timer import time_candidates
 
 SHAPES = ((2048, 1024),)
 TOKENS = (1, 4, 16, 64, 256)
@@ -55,11 +55,12 @@ def fit() -> dict[str, dict[str, list[list[float]]]]:
     ):
         weight, bias = random_layer(n, k, sparsity)
         dense = Weights(weight.to(dtype), bias.to(dtype))
-        case = LinearCase(dense, Weights(weight.to(weights_dtype), dense.bias), x_dtype)
-        for name, timing in time_case(case, case.every_layout(), tokens).items():
+        candidates = LinearCandidates(dense, Weights(weight.to(weights_dtype), dense.bias), x_dtype)
+        layouts = ops.all_layouts("cpu", weights_dtype, x_dtype)
+        for name, timing in time_candidates(candidates, layouts, tokens).items():
             us = timing.min_us
             cost = max(us - CALL_US, 0.05 * us) * 1e6 / (n * k * tokens)
-            costs[case.kind][name].setdefault((tokens, sparsity), []).append(cost)
+            costs[candidates.kind][name].setdefault((tokens, sparsity), []).append(cost)
     return {
         kind: {
             name: [[float(f"{geometric_mean(cell[m, s]):.4g}") for s in SPARSITIES] for m in TOKENS]

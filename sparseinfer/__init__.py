@@ -5,6 +5,9 @@ import sparseinfer as si
 si.prune_(model, si.Magnitude(sparsity=0.9))
 fast = si.convert(model, example_inputs=(x,))
 print(si.explain(fast))
+
+Names stand here if the README uses them, in an example or in its text; everything else is in the packages:
+sparseinfer.convert, .prune, .prune.solvers, .modules, .formats, .ops, .select.
 """
 
 from __future__ import annotations
@@ -13,7 +16,15 @@ from importlib.metadata import version as _version
 
 from sparseinfer import formats
 from sparseinfer.bench.compare import Comparison, benchmark
-from sparseinfer.convert import Explanation, convert, convert_, densify_, explain, latency_table
+from sparseinfer.convert import (
+    ConvertOptions,
+    Explanation,
+    convert,
+    convert_,
+    densify_,
+    explain,
+    latency_table,
+)
 from sparseinfer.modules import SparseConv1d, SparseConv2d, SparseLinear, SparseMultiheadAttention
 from sparseinfer.prune import (
     ADMM,
@@ -53,6 +64,7 @@ __all__ = [
     "CalibrationStats",
     "Column",
     "Comparison",
+    "ConvertOptions",
     "DiagonalHessian",
     "Explanation",
     "Gradient",

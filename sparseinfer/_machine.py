@@ -1,4 +1,4 @@
-"""What a figure needs beside it to mean anything: the machine, the instruction set, the versions."""
+"""The machine, the instruction set and the versions that a measurement was made with."""
 
 from __future__ import annotations
 

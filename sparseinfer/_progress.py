@@ -1,18 +1,19 @@
-"""A progress bar on stderr, where somebody looks: on a terminal, and gone when the work is done."""
+"""A progress bar on stderr: shown only on a terminal, and removed when the work is done."""
 
 from __future__ import annotations
 
 from types import TracebackType
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
 
 
 class Progress:
     """Counts the steps of a longer piece of work; a total of None is not known."""
 
     def __init__(self, description: str, total: int | None, *, shown: bool = True) -> None:
+        # Not at the top: to load rich is a third of what `import sparseinfer` costs.
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bar
+
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         disable = not (shown and console.is_terminal)

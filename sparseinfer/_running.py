@@ -1,4 +1,4 @@
-"""Running a model that is not ours: any form of inputs, in eval mode for a while, and without a trace."""
+"""Runs a model of the user's on inputs of any form, in eval mode meanwhile, and leaves it as it was."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The source of a function, as the syntax tree of what really runs, and what names in it stand for."""
+"""The source of a function as a syntax tree, if it surely is what runs, and what the names in it refer to."""
 
 from __future__ import annotations
 import __future__

@@ -9,7 +9,7 @@ import pytest
 from convert_helpers import Script
 from cuda_native import Native, installed
 
-from sparseinfer.convert import conversion
+from sparseinfer.convert import decisions
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -34,7 +34,7 @@ def no_verdicts_of_earlier_runs(
 def script(monkeypatch: pytest.MonkeyPatch) -> Script:
     """`convert` takes times from a script instead of measuring."""
     script = Script()
-    monkeypatch.setattr(conversion, "Timer", lambda **options: script)
+    monkeypatch.setattr(decisions, "Timer", lambda **options: script)
     return script
 
 

@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 from torch.nn.utils import parametrize
 
-from sparseinfer._select import select_modules
+from sparseinfer.select import select_modules
 
 LINEAR = (nn.Linear,)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparseinfer import ops
 from sparseinfer.bench.candidate import DENSE, OTHER, SPARSE
-from sparseinfer.convert.cuda_model import H100
+from sparseinfer.convert.candidates.cuda_model import H100
 from sparseinfer.formats import BSR
 from sparseinfer.ops.cuda import linear as cuda_linear
 from sparseinfer.ops.cuda import packing as cuda_packing

@@ -1,4 +1,4 @@
-"""Times of the tiled kernels on paper, by sparseinfer/convert/cuda_model.py, beside measured ones.
+"""Times of the tiled kernels on paper, by sparseinfer/convert/candidates/cuda_model.py, beside measured ones.
 
     python bench/gpu/gpu_model.py --json bench/results/gpu_model.json          needs no GPU
     python bench/gpu/gpu_model.py --gpu A100
@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from sass_counts import Counts, instructions
 
-from sparseinfer.convert.cuda_model import (
+from sparseinfer.convert.candidates.cuda_model import (
     GPUS,
     H100,
     Gpu,

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 from sass import Block, Function, Loop, blocks, dominators, loops
 
-from sparseinfer.convert.cuda_model import CHUNK_BYTES, FEW_PAIRS, Instructions
+from sparseinfer.convert.candidates.cuda_model import CHUNK_BYTES, FEW_PAIRS, Instructions
 
 # Instructions by what executes them, the first that fits: 16 lanes per clock and multiprocessor for XU, 32
 # for LSU, 64 for ALU and for integers in FMA.

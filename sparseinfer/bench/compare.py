@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sparseinfer._machine import describe_machine
 from sparseinfer._running import call
 from sparseinfer.bench.turns import LEAST_RUNS
-from sparseinfer.convert.recording import tensors_of
+from sparseinfer.convert.survey.recording import tensors_of
 from sparseinfer.ops import active_isa
 
 if TYPE_CHECKING:

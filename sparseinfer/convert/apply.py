@@ -2,47 +2,54 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sparseinfer._running import deep_copy, run
-from sparseinfer._select import FilterFn, Patterns, select_modules
-from sparseinfer.convert.chains import part_
-from sparseinfer.convert.conversion import Conversion, prepare
-from sparseinfer.convert.fusion import join_all_
-from sparseinfer.convert.kinds import types_in
-from sparseinfer.convert.options import Memory, Options
-from sparseinfer.convert.places import replace_
-from sparseinfer.convert.recording import tensors_of
-from sparseinfer.convert.report import attach
-from sparseinfer.convert.undisturbed import undisturbed
-from sparseinfer.modules import FoldedLayer, SparseMultiheadAttention
-from sparseinfer.modules.shared import share_in, unshare_in
+from sparseinfer._running import deep_copy
+from sparseinfer.convert.accept import accepted
+from sparseinfer.convert.build.build import Build, build
+from sparseinfer.convert.build.places import replace_
+from sparseinfer.convert.build.surroundings import finish_, leave_nested_tensors, unfinish_
+from sparseinfer.convert.decisions import Decision, decide
+from sparseinfer.convert.options import ConvertKeywords, ConvertOptions, options_of, shows_keywords
+from sparseinfer.convert.report import LayerReport, attach
+from sparseinfer.convert.rows import rows_of
+from sparseinfer.convert.survey.kinds import types_in
+from sparseinfer.convert.survey.survey import Survey, products_of, survey_of
+from sparseinfer.modules import FoldedLayer
 from sparseinfer.prune import finalize_
+from sparseinfer.select import FilterFn, Patterns, select_modules
 
-# On an encoder that used nested tensors before.
-_NESTED = "_sparseinfer_used_nested_tensors"
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
+@dataclass(frozen=True)
+class _Attempt:
+    """A conversion that is ready to be put in; its options may be plainer than those that were asked for.
+
+    last   there is none plainer
+    """
+
+    options: ConvertOptions
+    built: Build
+    rows: tuple[LayerReport, ...]
+    last: bool
+
+
+@shows_keywords(ConvertKeywords)
 def convert(
     model: nn.Module,
     *,
     example_inputs: Any = None,
-    tokens: Sequence[int] | None = None,
-    weights: torch.dtype | None = None,
-    activations: torch.dtype | None = None,
-    memory: Memory = 1.0,
-    measure: bool = True,
-    budget_s: float = 60.0,
-    fuse: bool = True,
-    fold_batch_norm: bool = False,
     filter_fn: FilterFn | None = None,
     targets: Patterns = None,
     ignore: Patterns = None,
+    options: ConvertOptions | None = None,
+    **keywords: Unpack[ConvertKeywords],
 ) -> nn.Module:
     """A copy of the model for inference in which every layer that gains by it is sparse.
 
@@ -67,7 +74,11 @@ def convert(
                      these inputs, nothing is fused
     fold_batch_norm  with `example_inputs`: a batch norm that alone reads a layer's result is folded into
                      its weights, which are then no longer those of the model
-    filter_fn, targets, ignore   which modules: see `sparseinfer._select.select_modules`
+    filter_fn        which modules to look at: those for which filter_fn(module, fqn) is true
+    targets          only these: fully qualified names, class names, or "re:" and a regular expression that is
+                     matched against the start of the name. Those too that the example does not reach
+    ignore           not these, written likewise
+    options          a ConvertOptions instead of the keywords from `tokens` to `fold_batch_norm`
 
     Zeros count however they came: in the weight itself, by torch.nn.utils.prune or by a parametrization; the
     last two are resolved and do not come along, nor do masks that prune_ left. A layer that is faster dense
@@ -79,182 +90,82 @@ def convert(
     argument of the wrong kind, example inputs that the model does not accept, a parameter without data
     (meta) or a gradient left on one in training mode.
     """
-    options = Options.checked(
-        tokens=tokens,
-        weights=weights,
-        activations=activations,
-        memory=memory,
-        measure=measure,
-        budget_s=budget_s,
-        fuse=fuse,
-        fold_batch_norm=fold_batch_norm,
-        targeted=targets is not None,
-    )
+    options = options_of("convert", options, keywords, ConvertKeywords)
     modules = select_modules(model, _types(model), filter_fn, targets, ignore)
-    for attempt, last in _attempts(options):
-        conversion = prepare(model, modules, example_inputs, attempt)
-        converted = _copy(model, conversion)
-        finish_(converted, conversion, fuse=attempt.fuse)
-        if _accepted(converted, example_inputs, conversion, attempt, last=last):
+    survey = survey_of(model, modules, example_inputs, named=targets is not None)
+    for attempt in _attempts(model, survey, options):
+        converted = _copy(model, attempt.built)
+        finish_(converted, attempt.built, fuse=attempt.options.fuse)
+        result = survey.recording.result
+        if accepted(converted, example_inputs, result, attempt.built, attempt.options, last=attempt.last):
             break
     finalize_(converted)
     leave_nested_tensors(converted)
-    attach(converted, conversion.rows)
+    attach(converted, attempt.rows)
     return converted
 
 
+@shows_keywords(ConvertKeywords)
 def convert_(
     model: nn.Module,
     *,
     example_inputs: Any = None,
-    tokens: Sequence[int] | None = None,
-    weights: torch.dtype | None = None,
-    activations: torch.dtype | None = None,
-    memory: Memory = 1.0,
-    measure: bool = True,
-    budget_s: float = 60.0,
-    fuse: bool = True,
-    fold_batch_norm: bool = False,
     filter_fn: FilterFn | None = None,
     targets: Patterns = None,
     ignore: Patterns = None,
+    options: ConvertOptions | None = None,
+    **keywords: Unpack[ConvertKeywords],
 ) -> nn.Module:
     """`convert` in place; returns the same model. After any error the model is as it was before.
 
     ValueError also if the model itself is a layer: there is nothing to put another module into.
     """
-    options = Options.checked(
-        tokens=tokens,
-        weights=weights,
-        activations=activations,
-        memory=memory,
-        measure=measure,
-        budget_s=budget_s,
-        fuse=fuse,
-        fold_batch_norm=fold_batch_norm,
-        targeted=targets is not None,
-    )
+    options = options_of("convert_", options, keywords, ConvertKeywords)
     modules = select_modules(model, _types(model), filter_fn, targets, ignore)
     if model in modules.values():
         got = f"{type(model).__name__} itself (use convert)"
         raise ValueError(f"model: expected a module that holds layers, got {got}")
-    for attempt, last in _attempts(options):
-        conversion = prepare(model, modules, example_inputs, attempt)
-        accepted = False
+    survey = survey_of(model, modules, example_inputs, named=targets is not None)
+    for attempt in _attempts(model, survey, options):
+        replacements, is_accepted = attempt.built.replacements, False
         try:
-            replace_(model, conversion.replacements)
-            finish_(model, conversion, fuse=attempt.fuse)
-            accepted = _accepted(model, example_inputs, conversion, attempt, last=last)
+            replace_(model, replacements)
+            finish_(model, attempt.built, fuse=attempt.options.fuse)
+            result = survey.recording.result
+            is_accepted = accepted(
+                model, example_inputs, result, attempt.built, attempt.options, last=attempt.last
+            )
         finally:
-            if not accepted:
+            if not is_accepted:
                 unfinish_(model)
-                replace_(model, {new: old for old, new in conversion.replacements.items()})
-        if accepted:
+                replace_(model, {new: old for old, new in replacements.items()})
+        if is_accepted:
             break
     finalize_(model)
     leave_nested_tensors(model)
-    attach(model, conversion.rows)
+    attach(model, attempt.rows)
     return model
 
 
-def finish_(model: nn.Module, conversion: Conversion, *, fuse: bool) -> None:
-    """What converted layers need of the modules around them."""
-    for fqn, part in conversion.shared:
-        parent = model.get_submodule(fqn)
-        while isinstance(parent, (nn.ModuleList, nn.ModuleDict)):  # which are never called
-            fqn = fqn.rpartition(".")[0]
-            parent = model.get_submodule(fqn)
-        share_in(parent, part, checked=not undisturbed(parent, part.all_in(parent)))
-    if fuse or conversion.folds:
-        join_all_(model, fuse=fuse)
-
-
-def unfinish_(model: nn.Module) -> None:
-    """Undo `finish_`."""
-    for module in model.modules():
-        part_(module)
-        unshare_in(module)
-
-
-def _attempts(options: Options) -> Iterator[tuple[Options, bool]]:
-    """The options, then plainer ones where their result is not the model's; and whether they are the last."""
-    plainer = [options, options.unfolded(), options.unfused()]
-    distinct = list(dict.fromkeys(plainer))
-    for attempt in distinct:
-        yield attempt, attempt is distinct[-1]
+def _attempts(model: nn.Module, survey: Survey, options: ConvertOptions) -> Iterator[_Attempt]:
+    """With these options, then plainer ones, for models that return something else fused or folded."""
+    plainer = list(dict.fromkeys([options, options.unfolded(), options.unfused()]))
+    decisions: list[Decision] = []
+    for attempt in plainer:
+        products = products_of(model, survey, fuse=attempt.fuse, fold=attempt.fold_batch_norm)
+        decisions = decide(products, survey, attempt, earlier=decisions)
+        built = build(model, survey, decisions, attempt)
+        rows = rows_of(survey, decisions, built)
+        yield _Attempt(attempt, built, rows, last=attempt is plainer[-1])
 
 
 def _types(model: nn.Module) -> tuple[type[nn.Module], ...]:
     return types_in(model) if isinstance(model, nn.Module) else ()
 
 
-def leave_nested_tensors(model: nn.Module) -> None:
-    """torch's TransformerEncoder makes them of padded inputs, for a fast path that its layers have left."""
-    for encoder in _encoders(model):
-        holds = any(isinstance(module, SparseMultiheadAttention) for module in encoder.modules())
-        if holds and getattr(encoder, "use_nested_tensor", False):
-            encoder.use_nested_tensor = False
-            setattr(encoder, _NESTED, True)
-
-
-def return_to_nested_tensors(model: nn.Module) -> None:
-    """Undo `leave_nested_tensors`."""
-    for encoder in _encoders(model):
-        if hasattr(encoder, _NESTED):
-            delattr(encoder, _NESTED)
-            encoder.use_nested_tensor = True
-
-
-def _encoders(model: nn.Module) -> list[nn.TransformerEncoder]:
-    return [module for module in model.modules() if isinstance(module, nn.TransformerEncoder)]
-
-
-def _accepted(
-    model: nn.Module, example_inputs: Any, conversion: Conversion, options: Options, *, last: bool
-) -> bool:
-    """Whether the converted model may be kept: it returns what it did before, but for rounding.
-
-    Nothing that is fused depends on this; it is a second look. A folded batch norm needs it: its weights are
-    other ones. If results differ though nothing is fused or folded, they are the model's own, and it is said.
-    """
-    if example_inputs is None or not conversion.replacements:
-        return True
-    try:
-        got = tensors_of(run(model, example_inputs))
-        difference = _difference(conversion.expected, got, options)
-    except Exception as error:
-        if last:
-            raise
-        difference = f"{type(error).__name__}: {error}"
-    if not conversion.expected and conversion.folds:
-        return False  # nothing to compare
-    if difference and last:
-        message = (
-            f"model: expected the converted model to return for example_inputs what it did, got {difference}"
-        )
-        warnings.warn(message, UserWarning, stacklevel=3)
-    return last or not difference
-
-
-def _difference(expected: Sequence[Tensor], got: Sequence[Tensor], options: Options) -> str:
-    """What is not equal; "" if all is, but for rounding."""
-    if [t.shape for t in got] != [t.shape for t in expected]:
-        return f"shapes {[tuple(t.shape) for t in got]} instead of {[tuple(t.shape) for t in expected]}"
-    for a, b in zip(expected, got, strict=True):
-        a, b = a.double(), b.double()
-        finite = a.isfinite()
-        if not torch.equal(a[~finite].nan_to_num(nan=0.5), b[~finite].nan_to_num(nan=0.5)):
-            return "other infinite values"
-        a, b = a[finite], b[finite]
-        error, norm = float((b - a).norm()), float(a.norm())
-        if not error <= options.tolerance(got[0].dtype) * norm:
-            return f"a relative difference of {error / norm if norm else error:.2g}"
-    return ""
-
-
-def _copy(model: nn.Module, conversion: Conversion) -> nn.Module:
+def _copy(model: nn.Module, built: Build) -> nn.Module:
     # For deepcopy: what to put in the place of a module instead of a copy of it.
-    memo: dict[int, Any] = {id(old): new for old, new in conversion.replacements.items()}
+    memo: dict[int, Any] = {id(old): new for old, new in built.replacements.items()}
     training = {fqn: module.training for fqn, module in model.named_modules(remove_duplicate=False)}
     converted: nn.Module = deep_copy(model, memo)
     for fqn, module in converted.named_modules(remove_duplicate=False):

@@ -4,41 +4,42 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from sparseinfer._progress import Progress
-from sparseinfer._select import FilterFn, Patterns, select_modules
-from sparseinfer.convert.conversion import Layer as ConvertLayer
-from sparseinfer.convert.conversion import Survey, Unit, case_of, surveyed
-from sparseinfer.convert.kinds import types_in
-from sparseinfer.convert.measure import Timer
-from sparseinfer.convert.options import Memory, Options
-from sparseinfer.convert.planner import Plan, plan
+from sparseinfer.convert.candidates.choose import candidates_of
+from sparseinfer.convert.options import ConvertOptions, TimingKeywords, options_of, shows_keywords
+from sparseinfer.convert.plan import Plan, plan
+from sparseinfer.convert.survey.kinds import types_in
+from sparseinfer.convert.survey.survey import Product, Site, Survey, products_of, survey_of
+from sparseinfer.convert.timing.timer import Timer
 from sparseinfer.prune import NM, LatencyTable, Layer, Pattern, Random, Unstructured
 from sparseinfer.prune.budgets.budget import Option
 from sparseinfer.prune.budgets.latency_table import DENSE
 from sparseinfer.prune.checks import check_fraction
+from sparseinfer.select import FilterFn, Patterns, select_modules
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
+@shows_keywords(TimingKeywords)
 def latency_table(
     model: nn.Module,
     example_inputs: Any,
     *,
     sparsities: Sequence[float] = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95),
     patterns: Sequence[Pattern] = (Unstructured(),),
-    weights: torch.dtype | None = None,
-    activations: torch.dtype | None = None,
-    memory: Memory = 1.0,
-    measure: bool = True,
     budget_s: float = 120.0,
     filter_fn: FilterFn | None = None,
     targets: Patterns = None,
     ignore: Patterns = None,
+    **keywords: Unpack[TimingKeywords],
 ) -> LatencyTable:
     """The time of each layer, as `convert` would run it, at every sparsity and pattern: for LatencyBudget.
 
@@ -47,7 +48,8 @@ def latency_table(
     sparsities      fractions in [0, 1)
     patterns        of the zeros; NM(n, m) comes at its own sparsity. A layer whose shape a pattern does not
                     divide is not timed in it
-    weights, activations, memory, measure, budget_s, filter_fn, targets, ignore   as for `convert`
+    budget_s        seconds to measure for, at most; what is left is predicted
+    weights, activations, memory, measure, filter_fn, targets, ignore   as for `convert`
 
     Layers are Linear, Conv1d, Conv2d and transformers' Conv1D, as far as `convert` can make them sparse and
     the run reaches them; the others are not in the table. Zeros lie at random. Layers of one shape are timed
@@ -56,45 +58,53 @@ def latency_table(
 
     TypeError or ValueError: as for `convert`.
     """
-    asked = Options.checked(
-        tokens=None,
-        weights=weights,
-        activations=activations,
-        memory=memory,
-        measure=measure,
-        budget_s=budget_s,
-        fuse=True,
-        fold_batch_norm=False,
-    )
+    options = options_of("latency_table", None, keywords, TimingKeywords)
+    options = replace(options, budget_s=budget_s)
     modules = select_modules(model, types_in(model), filter_fn, targets, ignore)
-    modules = {fqn: module for fqn, module in modules.items() if not isinstance(module, nn.MaxPool2d)}
-    survey = surveyed(model, modules, example_inputs, asked)
-    # Of units with equal keys one is timed.
-    alike: defaultdict[object, list[Unit]] = defaultdict(list)
-    for unit in survey.units:
-        reached = all(layer.module in survey.recording.shapes for layer in unit.layers)
-        if reached and not unit.part:
-            case, tokens = case_of(unit, survey.recording, asked)
-            if not isinstance(case, str):
-                alike[(case.kind, case.shape, tokens, *unit.sizes)].append(unit)
+    survey = survey_of(model, modules, example_inputs, named=False)
+    alike = _alike(products_of(model, survey, fuse=True, fold=False), survey, options)
     choices = list(dict.fromkeys([DENSE, *_choices(sparsities, patterns)]))
-    found: dict[str, dict[Option, float]] = {}
+    us: dict[str, dict[Option, float]] = {}
     with Progress("timing", len(alike) * len(choices)) as progress:
-        timer = Timer(measure=measure, budget_s=budget_s, cold=survey.cold, on_case=progress.describe)
-        for units in alike.values():
+        timer = Timer(
+            measure=options.measure,
+            budget_s=options.budget_s,
+            cold=survey.exceeds_cache,
+            on_start=progress.describe,
+        )
+        for products in alike:
             times = {}
             for choice in choices:
-                us = _us(units[0], choice, survey, asked, timer)
+                product_us = _us(products[0], choice, survey, options, timer)
                 progress.advance()
-                if math.isfinite(us):
-                    times[choice] = us
-            for unit in units:
-                for layer, size in zip(unit.layers, unit.sizes, strict=True):
-                    share = size / sum(unit.sizes)
-                    found[layer.fqn] = {choice: us * share for choice, us in times.items()}
-    timed = {fqn: found[fqn] for fqn in modules if DENSE in found.get(fqn, ())}
-    together = [[layer.fqn for layer in unit.layers] for units in alike.values() for unit in units]
-    return LatencyTable(timed, [group for group in together if len(group) > 1 and group[0] in timed])
+                if math.isfinite(product_us):
+                    times[choice] = product_us
+            for product in products:
+                us.update(_shares(product, times))
+    timed = {fqn: us[fqn] for fqn in survey.modules if DENSE in us.get(fqn, ())}
+    together = [[site.fqn for site in product.sites] for products in alike for product in products]
+    return LatencyTable(timed, [fqns for fqns in together if len(fqns) > 1 and fqns[0] in timed])
+
+
+def _alike(products: Sequence[Product], survey: Survey, options: ConvertOptions) -> list[list[Product]]:
+    """The products that can be timed; those in one list take the same time, so that one is timed for all."""
+    groups: defaultdict[object, list[Product]] = defaultdict(list)
+    for product in products:
+        is_reached = all(site.module in survey.recording.shapes for site in product.sites)
+        if is_reached and not product.name:
+            candidates, tokens = candidates_of(product, survey.recording, options)
+            if not isinstance(candidates, str):
+                groups[(candidates.kind, candidates.shape, tokens, *product.sizes)].append(product)
+    return list(groups.values())
+
+
+def _shares(product: Product, times: Mapping[Option, float]) -> dict[str, dict[Option, float]]:
+    """Of each site in the times of the product, by rows."""
+    n = sum(product.sizes)
+    return {
+        site.fqn: {choice: us * (size / n) for choice, us in times.items()}
+        for site, size in zip(product.sites, product.sizes, strict=True)
+    }
 
 
 def _choices(sparsities: Sequence[float], patterns: Sequence[Pattern]) -> Iterator[Option]:
@@ -106,26 +116,26 @@ def _choices(sparsities: Sequence[float], patterns: Sequence[Pattern]) -> Iterat
             yield sparsity, pattern
 
 
-def _us(unit: Unit, choice: Option, survey: Survey, options: Options, timer: Timer) -> float:
-    """Microseconds of a unit with such zeros; infinity where they do not fit it, or nothing is known."""
-    layers = [_prunable(layer) for layer in unit.layers]
+def _us(product: Product, choice: Option, survey: Survey, options: ConvertOptions, timer: Timer) -> float:
+    """Microseconds of a product with such zeros; infinity where they do not fit it, or nothing is known."""
+    layers = [_prunable(site) for site in product.sites]
     try:
         for layer in layers:
             choice[1].unit(layer)
     except ValueError:  # the pattern does not divide the shape
         return math.inf
     weight = torch.cat([_zeros_at_random(layer, choice) for layer in layers])
-    weight = weight.to(unit.weights.weight.dtype)
-    unit = replace(unit, weights=replace(unit.weights, weight=weight))
-    case, tokens = case_of(unit, survey.recording, options)
-    assert not isinstance(case, str)
-    decision = plan(case, tokens, timer, options.memory)
-    module, part = unit.layers[0].module, unit.layers[0].parts[unit.part]
-    return sum(_call_us(decision, part.tokens(shape)) for shape in survey.recording.shapes[module])
+    weights = replace(product.weights, weight=weight.to(product.weights.weight.dtype))
+    candidates, tokens = candidates_of(replace(product, weights=weights), survey.recording, options)
+    assert not isinstance(candidates, str)
+    planned = plan(candidates, tokens, timer, options.memory_limit)
+    site = product.sites[0]
+    tokens_of = site.matrices[product.name].tokens
+    return sum(_call_us(planned, tokens_of(shape)) for shape in survey.recording.shapes[site.module])
 
 
-def _prunable(layer: ConvertLayer) -> Layer:
-    return Layer(layer.fqn, layer.module, cast(nn.Parameter, layer.module.weight))
+def _prunable(site: Site) -> Layer:
+    return Layer(site.fqn, site.module, cast(nn.Parameter, site.module.weight))
 
 
 def _zeros_at_random(layer: Layer, choice: Option) -> Tensor:
@@ -136,9 +146,9 @@ def _zeros_at_random(layer: Layer, choice: Option) -> Tensor:
     return layer.matrix(mask).flatten(0, 1)
 
 
-def _call_us(decision: Plan, tokens: int) -> float:
+def _call_us(planned: Plan, tokens: int) -> float:
     """One call with so many tokens, from the nearest count that was timed; above it in proportion."""
-    i = min(range(len(decision.times)), key=lambda i: abs(decision.times[i].tokens - tokens))
-    times = decision.times[i]
-    us = times.sparse[decision.chosen[i]] if decision.is_sparse else times.dense_us
+    i = min(range(len(planned.times)), key=lambda i: abs(planned.times[i].tokens - tokens))
+    times = planned.times[i]
+    us = times.sparse[planned.chosen[i]] if planned.is_sparse else times.dense_us
     return us * max(tokens / times.tokens, 1)

@@ -1,99 +1,152 @@
-"""What convert was asked for, checked."""
+"""What convert is asked for: the one list of its options, with their defaults and what they may be."""
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeAlias, TypedDict, TypeVar
 
 import torch
 
-DEFAULT_TOKENS = (1, 16, 128)
+from sparseinfer import ops
+from sparseinfer.formats.dtypes import DTYPE_NAMES
 
-# Named values of `memory`.
+# Named values of `memory`, as `ConvertOptions.memory_limit` gives them.
 SPEED = math.inf
 COMPACT = 0.0
+_NAMED_MEMORY = {"speed": SPEED, "compact": COMPACT}
 
 # "speed", "compact", or how many times the dense weight's bytes the packings of a layer may take.
 Memory: TypeAlias = "str | float"
 
-_WEIGHTS = (None, torch.bfloat16, torch.float16)
-_ACTIVATIONS = (None, torch.bfloat16)
+# Weights that are rounded are rounded to fewer bits than float32 has.
+_WEIGHTS = (None, *(dtype for dtype in DTYPE_NAMES if dtype != torch.float32))
+
+# A kernel whose storage has a dtype's own name multiplies activations of that dtype, too.
+_STORAGES = frozenset(kernel.storage for kernel in ops.kernels())
+_ACTIVATIONS = (None, *(dtype for dtype in _WEIGHTS if dtype is not None and DTYPE_NAMES[dtype] in _STORAGES))
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-@dataclass(frozen=True)
-class Options:
-    """The arguments of `convert` that say how, without those that say which modules.
+class TimingKeywords(TypedDict, total=False):
+    """Keywords that say how a layer is computed and timed, for type checkers; see ConvertOptions."""
 
-    `tokens` is None where example inputs may say it; `memory` is a number: see SPEED and COMPACT. `targeted`:
-    the layers were asked for by name, those too that the example does not reach.
-    """
-
-    tokens: tuple[int, ...] | None
     weights: torch.dtype | None
     activations: torch.dtype | None
-    memory: float
+    memory: Memory
     measure: bool
+
+
+class ConvertKeywords(TimingKeywords, total=False):
+    """Every keyword that a ConvertOptions can be made from, for type checkers; see there."""
+
+    tokens: Sequence[int] | None
     budget_s: float
     fuse: bool
     fold_batch_norm: bool
-    targeted: bool = False
 
-    def unfused(self) -> Options:
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions:
+    """How a model is to be converted; `convert` says what each of them means.
+
+    Checked when made, and again by dataclasses.replace. `tokens` becomes a tuple of distinct counts,
+    ascending. TypeError or ValueError that names the option, what was expected and what came.
+    """
+
+    tokens: Sequence[int] | None = None
+    weights: torch.dtype | None = None
+    activations: torch.dtype | None = None
+    memory: Memory = 1.0
+    measure: bool = True
+    budget_s: float = 60.0
+    fuse: bool = True
+    fold_batch_norm: bool = False
+
+    def __post_init__(self) -> None:
+        _check_one_of("weights", self.weights, _WEIGHTS)
+        _check_one_of("activations", self.activations, _ACTIVATIONS)
+        if self.activations is not None and self.weights != self.activations:
+            name = str(self.activations).removeprefix("torch.")
+            hint = f"kernels multiply {name} activations by weights of the same dtype"
+            got = f"expected {self.activations} with these activations, got {self.weights} ({hint})"
+            raise ValueError(f"weights: {got}")
+        if not isinstance(self.budget_s, (int, float)) or not self.budget_s >= 0:
+            raise ValueError(f"budget_s: expected a number of seconds from 0, got {self.budget_s!r}")
+        if self.tokens is not None:
+            object.__setattr__(self, "tokens", _checked_tokens(self.tokens))
+        _check_memory(self.memory)
+
+    @property
+    def memory_limit(self) -> float:
+        """`memory` as a number: SPEED is no limit, COMPACT the smallest packing."""
+        return _NAMED_MEMORY[self.memory] if isinstance(self.memory, str) else float(self.memory)
+
+    def unfused(self) -> ConvertOptions:
         return replace(self, fuse=False, fold_batch_norm=False)
 
-    def unfolded(self) -> Options:
+    def unfolded(self) -> ConvertOptions:
         return replace(self, fold_batch_norm=False)
 
-    def tolerance(self, dtype: torch.dtype) -> float:
-        """How far results of this dtype may lie from those of the model as it was, relative to their norm."""
-        if self.weights is None and dtype in (torch.float32, torch.float64):
-            return 1e-3
-        # Rounding to bfloat16 costs 3e-3 on BERT-base and 2e-2 at most of 211 small random models.
-        return 0.05
-
-    @classmethod
-    def checked(
-        cls,
-        *,
-        tokens: Sequence[int] | None,
-        weights: torch.dtype | None,
-        activations: torch.dtype | None,
-        memory: Memory,
-        measure: bool,
-        budget_s: float,
-        fuse: bool,
-        fold_batch_norm: bool,
-        targeted: bool = False,
-    ) -> Options:
-        """TypeError or ValueError that names the argument, what was expected and what came."""
-        if weights not in _WEIGHTS:
-            raise ValueError(f"weights: expected None, torch.bfloat16 or torch.float16, got {weights!r}")
-        if activations not in _ACTIVATIONS:
-            raise ValueError(f"activations: expected None or torch.bfloat16, got {activations!r}")
-        if activations is not None and weights != torch.bfloat16:
-            hint = "kernels multiply bfloat16 activations by weights of the same dtype"
-            raise ValueError(
-                f"weights: expected torch.bfloat16 with these activations, got {weights} ({hint})"
-            )
-        if not isinstance(budget_s, (int, float)) or not budget_s >= 0:
-            raise ValueError(f"budget_s: expected a number of seconds from 0, got {budget_s!r}")
-        return cls(
-            tokens=None if tokens is None else checked_tokens(tokens),
-            weights=weights,
-            activations=activations,
-            memory=checked_memory(memory),
-            measure=measure,
-            budget_s=budget_s,
-            fuse=fuse,
-            fold_batch_norm=fold_batch_norm,
-            targeted=targeted,
-        )
+    def exact(self) -> ConvertOptions:
+        """Nothing is rounded."""
+        return replace(self, weights=None, activations=None)
 
 
-def checked_tokens(tokens: Sequence[int]) -> tuple[int, ...]:
+def options_of(
+    function: str, options: ConvertOptions | None, keywords: Mapping[str, Any], names: type[Any]
+) -> ConvertOptions:
+    """The options that a function called `function` was given: as they are, or by keywords of these names.
+
+    TypeError as Python words it for a keyword that is not one of them; and for both forms at once.
+    """
+    for name in keywords:
+        if name not in _names(names):
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
+    if options is None:
+        return ConvertOptions(**keywords)
+    if not isinstance(options, ConvertOptions):
+        raise TypeError(f"options: expected ConvertOptions, got {type(options).__name__}")
+    if keywords:
+        raise TypeError(f"options: expected either options or keywords, got both ({', '.join(keywords)})")
+    return options
+
+
+def shows_keywords(names: type[Any]) -> Callable[[F], F]:
+    """For a function that takes such keywords: help() lists them with the defaults of ConvertOptions."""
+
+    def shown(function: F) -> F:
+        signature = inspect.signature(function)
+        listed = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        taken = {parameter.name for parameter in listed}
+        for option in fields(ConvertOptions):
+            if option.name in _names(names) and option.name not in taken:
+                kind = inspect.Parameter.KEYWORD_ONLY
+                listed.append(
+                    inspect.Parameter(option.name, kind, default=option.default, annotation=option.type)
+                )
+        target: Any = function
+        target.__signature__ = signature.replace(parameters=listed)
+        return function
+
+    return shown
+
+
+def _names(keywords: type[Any]) -> frozenset[str]:
+    return frozenset(keywords.__annotations__)
+
+
+def _check_one_of(name: str, dtype: object, expected: Sequence[torch.dtype | None]) -> None:
+    if dtype not in expected:
+        *others, last = map(str, expected)
+        raise ValueError(f"{name}: expected {', '.join(others)} or {last}, got {dtype!r}")
+
+
+def _checked_tokens(tokens: Sequence[int]) -> tuple[int, ...]:
     """Distinct counts, ascending. TypeError or ValueError unless it is a sequence of positive integers."""
     try:
         counts = sorted({operator.index(count) for count in tokens})
@@ -104,11 +157,8 @@ def checked_tokens(tokens: Sequence[int]) -> tuple[int, ...]:
     return tuple(counts)
 
 
-def checked_memory(memory: Memory) -> float:
-    """The budget as a number: "speed" is no limit, "compact" is 0."""
-    named = {"speed": SPEED, "compact": COMPACT}
-    if isinstance(memory, str) and memory in named:
-        return named[memory]
+def _check_memory(memory: Memory) -> None:
+    if isinstance(memory, str) and memory in _NAMED_MEMORY:
+        return
     if isinstance(memory, (bool, str)) or not isinstance(memory, (int, float)) or not memory > 0:
         raise ValueError(f"memory: expected 'speed', 'compact' or a positive number, got {memory!r}")
-    return float(memory)

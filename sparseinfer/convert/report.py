@@ -23,7 +23,7 @@ _WITHOUT_TERMINAL = (160, 24)
 class LayerReport:
     """One matrix that convert looked at.
 
-    layer        name of the module, with ":" and the part's where it has several matrices
+    layer        name of the module, with ":" and the matrix's where it has several
     shape        (n, k); () for a layer without weights
     sparsity     fraction of zeros; None where the weight was not looked at
     pattern      how the zeros lie: "none", "unstructured", "blocks" (many empty 4x4) or "rows"

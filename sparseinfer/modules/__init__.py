@@ -1,15 +1,16 @@
-"""Modules that take the place of torch's dense ones, and the layers that hold them."""
+"""The modules that convert puts in the place of torch's dense ones, and what they are made of."""
 
 from __future__ import annotations
 
-from sparseinfer.modules._packed import pack_groups
 from sparseinfer.modules.attention import SparseMultiheadAttention
 from sparseinfer.modules.chain import FoldedLayer
 from sparseinfer.modules.conv import SparseConv1d, SparseConv2d
-from sparseinfer.modules.dense import PrepackedLinear
+from sparseinfer.modules.groups import pack_groups
 from sparseinfer.modules.linear import SparseLinear
 from sparseinfer.modules.pooling import ChannelsLastMaxPool2d
+from sparseinfer.modules.prepacked import PrepackedLinear
 from sparseinfer.modules.recurrent import RecurrentCell, SparseGRU, SparseLSTM, SparseRNN
+from sparseinfer.modules.semi_structured import SemiStructuredLinear
 from sparseinfer.modules.shared import SharedInputLinear
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "FoldedLayer",
     "PrepackedLinear",
     "RecurrentCell",
+    "SemiStructuredLinear",
     "SharedInputLinear",
     "SparseConv1d",
     "SparseConv2d",

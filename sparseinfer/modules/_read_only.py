@@ -1,4 +1,4 @@
-"""A dense weight that is made to be read: writing to it would be lost, so it is an error."""
+"""A tensor that can be read but not written to: the dense copy of a weight that a layer holds otherwise."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _HINT = (
     "densify_ the model first, change the dense layer, convert again; or put an adapter beside the layer. "
     "To have a tensor of your own, .clone() this one"
 )
-# Names like those of methods that write, of others.
+# Methods named like those that write, which do not write.
 _HARMLESS = frozenset({"requires_grad_", "detach_", "share_memory_"})
 _ARITHMETIC = ("add", "sub", "mul", "matmul", "div", "truediv", "floordiv", "mod", "pow")
 _BITWISE = ("lshift", "rshift", "and", "or", "xor")
@@ -21,15 +21,15 @@ _OPERATORS = frozenset(f"__i{name}__" for name in (*_ARITHMETIC, *_BITWISE))
 
 
 class ReadOnlyTensor(Tensor):
-    """A tensor that torch's functions read like any other, and refuse to write to; so are views of it.
+    """A tensor that torch's functions read like any other and refuse to write to, and views of it likewise.
 
-    What it is made of is nobody else's: the layer holds its weight in another form. What functions make of
-    it, copies, and what is pickled, are plain tensors.
+    A write would be lost, because the layer holds its weight in another form. Results of functions, copies
+    and pickled tensors are plain ones.
     """
 
     @staticmethod
     def of(t: Tensor) -> Tensor:
-        """t as one, sharing its memory. Under torch.compile, torch.export and jit.trace t itself."""
+        """t, read only, in the same memory. Under torch.compile, torch.export and jit.trace: t itself."""
         if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return t
         return t.as_subclass(ReadOnlyTensor)
@@ -41,14 +41,14 @@ class ReadOnlyTensor(Tensor):
         kwargs = kwargs or {}
         if any(isinstance(t, cls) for t in _tensors(_written(func, args, kwargs))):
             refuse_write("weight")
-        own: list[Tensor] = [t for t in _tensors((*args, *kwargs.values())) if isinstance(t, cls)]
+        read_only: list[Tensor] = [t for t in _tensors((*args, *kwargs.values())) if isinstance(t, cls)]
         with torch._C.DisableTorchFunctionSubclass():
             if func in (Tensor.numpy, Tensor.__array__, Tensor.__dlpack__):
                 return _elsewhere(func, args, kwargs)
             if func is Tensor.__iter__:
                 func = Tensor.unbind
-                return iter(_read_only(func(*args), own))
-            before = [_version(t) for t in own]
+                return iter(_read_only(func(*args), read_only))
+            before = [_version(t) for t in read_only]
             plain = any(not issubclass(cls, kind) for kind in types)
             if plain:  # somebody else's tensors take part: what they do is theirs to say
                 args, kwargs = _plain(args), _plain(kwargs)
@@ -58,9 +58,9 @@ class ReadOnlyTensor(Tensor):
             with torch._C.DisableTorchFunctionSubclass():
                 result = func(*args, **kwargs)
         with torch._C.DisableTorchFunctionSubclass():
-            if before != [_version(t) for t in own]:
+            if before != [_version(t) for t in read_only]:
                 refuse_write("weight")
-            return _read_only(result, own)
+            return _read_only(result, read_only)
 
     def set_(self, *args: Any, **kwargs: Any) -> NoReturn:
         """The one method that writes and that torch does not ask __torch_function__ about."""
@@ -111,11 +111,11 @@ def _elsewhere(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def _tensors(value: Any) -> Iterator[Tensor]:
     """Those that a function of torch is given, by themselves or in lists."""
-    for each in value:
-        if isinstance(each, Tensor):
-            yield each
-        elif isinstance(each, (tuple, list)):
-            yield from _tensors(each)
+    for item in value:
+        if isinstance(item, Tensor):
+            yield item
+        elif isinstance(item, (tuple, list)):
+            yield from _tensors(item)
 
 
 def _version(t: Tensor) -> int:
@@ -130,13 +130,13 @@ def _plain(value: Any) -> Any:
     return {k: _plain(v) for k, v in value.items()} if type(value) is dict else value
 
 
-def _read_only(value: Any, own: list[Tensor]) -> Any:
-    """Tensors in a result as ones that cannot be written to, where they share memory with one of `own`."""
+def _read_only(value: Any, sources: list[Tensor]) -> Any:
+    """Tensors in a result as read-only ones, where they share memory with one of `sources`."""
     if type(value) in (tuple, list):
-        return type(value)(_read_only(each, own) for each in value)
+        return type(value)(_read_only(item, sources) for item in value)
     if not isinstance(value, Tensor) or isinstance(value, ReadOnlyTensor):
         return value
-    shares = any(_storage(value) == _storage(t) for t in own) and _storage(value) is not None
+    shares = any(_storage(value) == _storage(t) for t in sources) and _storage(value) is not None
     return value.as_subclass(ReadOnlyTensor) if shares else value
 
 

@@ -1,52 +1,24 @@
-"""What SparseLSTM, SparseGRU and SparseRNN share: layers and directions over time."""
+"""What SparseLSTM, SparseGRU and SparseRNN share: how they are made, made dense again, and called."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from sparseinfer.modules._parts import (
-    checked_part,
-    dense_bias,
-    dense_linear,
-    dense_weight,
-    features,
-    is_observed,
-    refuse_gradients,
-)
-from sparseinfer.modules._recurrent_names import RecurrentNames, suffixes
+from sparseinfer.modules._recurrent_names import suffixes
+from sparseinfer.modules._recurrent_steps import RecurrentCell, RecurrentSteps
+from sparseinfer.modules.parts import checked_part, dense_bias, dense_linear, dense_weight, features
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class RecurrentCell(nn.Module):
-    """The matrices of one layer in one direction, modules like nn.Linear that hold the biases too.
-
-    input       [gates * hidden_size, features of the input]
-    hidden      [gates * hidden_size, features of the output]
-    projection  [proj_size, hidden_size] or None: what makes an output of an LSTM's state
-    """
-
-    def __init__(self, input: nn.Module, hidden: nn.Module, projection: nn.Module | None = None) -> None:
-        super().__init__()
-        self.input = input
-        self.hidden = hidden
-        self.projection = projection
-
-
-class Recurrent(RecurrentNames):
-    """Layers and directions over time; what happens in one step is up to the subclass.
-
-    Sequences are held as a PackedSequence holds them, one step after another and each step with the rows of
-    the sequences that are long enough; in a plain batch all of them are.
-    """
+class Recurrent(RecurrentSteps):
+    """A recurrent layer of torch's whose matrices are modules; subclasses say what one step computes."""
 
     gates: ClassVar[int]
     # Whether autocast rounds the layer's inputs; what torch's nn.GRU computes keeps their dtype.
@@ -101,10 +73,10 @@ class Recurrent(RecurrentNames):
 
         parts   in the order of the constructor; default: `linears(rnn)`, which share the weights of `rnn`
         """
-        own = cls.linears(rnn)
-        cells = [RecurrentCell(*cell) for cell in (own if parts is None else parts)]
-        if len(cells) != len(own):
-            raise ValueError(f"parts: expected {len(own)} cells, got {len(cells)}")
+        linears = cls.linears(rnn)
+        cells = [RecurrentCell(*cell) for cell in (linears if parts is None else parts)]
+        if len(cells) != len(linears):
+            raise ValueError(f"parts: expected {len(linears)} cells, got {len(cells)}")
         return cls(cells, **cls._options(rnn)).train(rnn.training)
 
     @classmethod
@@ -123,10 +95,10 @@ class Recurrent(RecurrentNames):
         """
         if not isinstance(rnn, cls.dense):
             raise TypeError(f"rnn: expected nn.{cls.dense.__name__}, got {type(rnn).__name__}")
-        found = []
+        cells = []
         for suffix in suffixes(rnn.num_layers, rnn.bidirectional):
             names = ["ih", "hh"] + (["hr"] if rnn.proj_size else [])
-            found.append(
+            cells.append(
                 tuple(
                     dense_linear(
                         getattr(rnn, f"weight_{name}_{suffix}"),
@@ -135,7 +107,7 @@ class Recurrent(RecurrentNames):
                     for name in names
                 )
             )
-        return found
+        return cells
 
     def to_rnn(self) -> nn.RNNBase:
         """The dense layer, exact to the bit. ValueError: some parts have a bias and others have none."""
@@ -215,17 +187,14 @@ class Recurrent(RecurrentNames):
 
         def to(dtype: torch.dtype, value: Any) -> Any:
             if isinstance(value, (tuple, list)) and not isinstance(value, PackedSequence):
-                return tuple(to(dtype, each) for each in value)
+                return tuple(to(dtype, state) for state in value)
             return value.to(dtype) if isinstance(value, (Tensor, PackedSequence)) else value
 
         x = input.data if isinstance(input, PackedSequence) else input
         result = lower if self._lowers and x.dtype != torch.float64 else x.dtype
         with torch.autocast(device, enabled=False):
-            given = to(self._dtype(), to(result, input)), to(self._dtype(), to(result, hx))
-            return cast("tuple[Any, Any]", to(result, self.forward(*given)))
-
-    def _cells(self) -> list[RecurrentCell]:
-        return cast("list[RecurrentCell]", list(self.cells))
+            inputs = to(self._dtype(), to(result, input)), to(self._dtype(), to(result, hx))
+            return cast("tuple[Any, Any]", to(result, self.forward(*inputs)))
 
     def _given(self, hx: Any) -> list[Tensor] | None:
         return None if hx is None else [hx]
@@ -233,113 +202,7 @@ class Recurrent(RecurrentNames):
     def _returned(self, states: list[Tensor]) -> Any:
         return states[0]
 
-    def _widths(self) -> tuple[int, ...]:
-        """Features of each state; the first one is the output."""
-        return (self.output_size,)
-
-    def _run(self, x: Tensor, sizes: list[int], states: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
-        """x [sum of sizes, input_size] through all layers; the states [cells, n, width] before and after."""
-        if x.shape[-1] != self.input_size:
-            raise ValueError(f"input: expected {self.input_size} features, got {x.shape[-1]}")
-        if x.dtype != self._dtype():
-            raise ValueError(f"input: expected dtype {self._dtype()}, got {x.dtype}")
-        if not sizes:
-            raise ValueError("input: expected at least one step, got none")
-        shapes = [(len(self.cells), sizes[0], width) for width in self._widths()]
-        if states is None:
-            states = [x.new_zeros(shape) for shape in shapes]
-        for state, shape in zip(states, shapes, strict=True):
-            if state.shape != shape:
-                raise ValueError(f"hx: expected shape {shape}, got {tuple(state.shape)}")
-        for cell in self.cells if torch.is_grad_enabled() else ():
-            for part in cell.children():
-                refuse_gradients(**dict(part.named_parameters()))
-        refuse_gradients(input=x, **{f"hx[{i}]": state for i, state in enumerate(states)})
-
-        cells, directions = self._cells(), 2 if self.bidirectional else 1
-        if is_observed():
-            return self._run_unwritten(x, sizes, states)
-        finals = [state.clone(memory_format=torch.contiguous_format) for state in states]
-        with torch.no_grad():  # steps work in place
-            for layer in range(self.num_layers):
-                if layer:
-                    x = F.dropout(x, self.dropout, self.training)
-                outs = []
-                for direction in range(directions):
-                    i = layer * directions + direction
-                    own = [state[i] for state in finals]
-                    outs.append(self._scan(cells[i], x, sizes, own, reverse=direction == 1))
-                x = outs[0] if directions == 1 else torch.cat(outs, dim=1)
-        return x, finals
-
-    def _run_unwritten(
-        self, x: Tensor, sizes: list[int], states: list[Tensor]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The same without writing into memory, for those who look on: torch's transforms and compilers."""
-        cells, directions = self._cells(), 2 if self.bidirectional else 1
-        finals = []
-        with torch.no_grad():
-            for layer in range(self.num_layers):
-                if layer:
-                    x = F.dropout(x, self.dropout, self.training)
-                outs = []
-                for direction in range(directions):
-                    i = layer * directions + direction
-                    own = [state[i] for state in states]
-                    steps: list[Any] = [None] * len(sizes)
-                    inputs = cells[i].input(x).split(sizes)
-                    for step in range(len(sizes))[:: -1 if direction else 1]:
-                        steps[step], own = self._stepped(cells[i], inputs[step], own)
-                    outs.append(torch.cat(steps))
-                    finals.append(own)
-                x = outs[0] if directions == 1 else torch.cat(outs, dim=1)
-        return x, [torch.stack(each) for each in zip(*finals, strict=True)]
-
-    def _stepped(self, cell: RecurrentCell, x: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """One step of the first rows: x [n, gates * hidden_size] -> y [n, output_size], and all states."""
-        n = x.shape[0]
-        if n == states[0].shape[0]:
-            return self._step(cell, x, states)
-        y, first = self._step(cell, x, [state[:n] for state in states])
-        return y, [torch.cat((new, old[n:])) for new, old in zip(first, states, strict=True)]
-
-    def _step(self, cell: RecurrentCell, x: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """One of `_steps`, out of place."""
-        raise NotImplementedError
-
-    def _scan(
-        self, cell: RecurrentCell, x: Tensor, sizes: list[int], states: list[Tensor], reverse: bool
-    ) -> Tensor:
-        """Outputs of one cell for all steps; its states [n, width] are changed in place.
-
-        Sequences that have ended keep their last state, and those that a reverse scan has not reached yet
-        their first one, because a step changes only the rows that it has.
-        """
-        out = x.new_empty(len(x), self.output_size)
-        inputs, outs = cell.input(x).split(sizes), out.split(sizes)
-        for start, stop in _equal_runs(sizes, reverse):
-            rows = [state[: sizes[start]] for state in states]
-            turn = -1 if reverse else 1
-            self._steps(cell, inputs[start:stop][::turn], outs[start:stop][::turn], rows)
-        return out
-
-    def _steps(
-        self, cell: RecurrentCell, inputs: Sequence[Tensor], outs: Sequence[Tensor], states: list[Tensor]
-    ) -> None:
-        """Steps of n rows each: inputs [n, gates * hidden_size] -> outs [n, output_size], states in place."""
-        raise NotImplementedError
-
     def extra_repr(self) -> str:
         return f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, " + (
             f"batch_first={self.batch_first}, bidirectional={self.bidirectional}, proj_size={self.proj_size}"
         )
-
-
-def _equal_runs(sizes: list[int], reverse: bool) -> Iterator[tuple[int, int]]:
-    """(start, stop) of the runs of equal sizes, the last one first if `reverse`."""
-    runs, start = [], 0
-    for _, run in groupby(sizes):
-        stop = start + len(list(run))
-        runs.append((start, stop))
-        start = stop
-    return iter(runs[::-1] if reverse else runs)

@@ -1,4 +1,4 @@
-"""What torch's recurrent layers can be asked besides being called, for the layers that take their place."""
+"""The attributes of torch's recurrent layers, such as weight_ih_l0, for the layers that take their place."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from sparseinfer.modules._parts import dense_bias, dtype_of
-from sparseinfer.modules._stand_in import StandIn
+from sparseinfer.modules.parts import dense_bias, dtype_of
+from sparseinfer.modules.stand_in import StandIn
 
 _NAME = re.compile(r"(weight|bias)_(ih|hh|hr)_l(\d+)(_reverse)?")
 _PARTS = {"ih": "input", "hh": "hidden", "hr": "projection"}
 
 
 class RecurrentNames(StandIn):
-    """Attributes and helpers of nn.RNNBase, by way of `cells`."""
+    """Attributes and methods of nn.RNNBase but forward, made from the parts of `cells`."""
 
     dense: ClassVar[type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]]
     cells: nn.ModuleList
@@ -31,10 +31,10 @@ class RecurrentNames(StandIn):
         return name in self._derived or _NAME.fullmatch(name) is not None
 
     def __getattr__(self, name: str) -> Any:
-        found = _NAME.fullmatch(name)
-        if found is None or name not in self._flat_weights_names:
+        match = _NAME.fullmatch(name)
+        if match is None or name not in self._flat_weights_names:
             return super().__getattr__(name)
-        kind, part, layer, reverse = found.groups()
+        kind, part, layer, reverse = match.groups()
         cell = self.cells[int(layer) * (2 if self.bidirectional else 1) + (reverse is not None)]
         return getattr(getattr(cell, _PARTS[part]), kind)
 

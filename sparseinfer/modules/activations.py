@@ -1,4 +1,4 @@
-"""Which activation of the kernels' own a module or a function is, by what it is: nothing is tried out."""
+"""Which activation of the kernels a module or function computes, told by what it is: nothing is tried out."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _FORMULAS = {
 }
 
 
-# As they are in torch: whoever puts another forward into a class of torch means something else.
-_RELU, _SILU, _SOFT = nn.ReLU.forward, nn.SiLU.forward, nn.GELU.forward
+# As they are in torch at import: somebody who replaces a forward of torch later means something else.
+_RELU, _SILU, _GELU_FORWARD = nn.ReLU.forward, nn.SiLU.forward, nn.GELU.forward
 _CALL, _CALL_IMPL = nn.Module.__call__, nn.Module._call_impl
 
 
@@ -53,7 +53,7 @@ def activation_name(function: object) -> str:
         return "relu"
     if forward is _SILU:
         return "silu"
-    if forward is _SOFT:
+    if forward is _GELU_FORWARD:
         return _GELU.get(str(function.approximate), "none")
     if kind.__module__ == "transformers.activations" and kind.__name__ in _FORMULAS:
         return _FORMULAS[kind.__name__]
@@ -75,7 +75,7 @@ def _of_function(function: object, options: Mapping[str, object]) -> str:
 
 
 def _of_source(module: nn.Module, forward: object) -> str:
-    """Of a forward that is `return function(x)` and nothing else."""
+    """The activation of a module whose forward is `return function(x)` and nothing else."""
     source = source_of(forward)
     if source is None:
         return "none"
@@ -89,8 +89,8 @@ def _of_source(module: nn.Module, forward: object) -> str:
     call = line.value if isinstance(line, ast.Return) else None
     if not isinstance(call, ast.Call) or len(call.args) != 1:
         return "none"
-    (given,) = call.args
-    if not isinstance(given, ast.Name) or given.id != names[1]:
+    (argument,) = call.args
+    if not isinstance(argument, ast.Name) or argument.id != names[1]:
         return "none"
     options: dict[str, Any] = {}
     for keyword in call.keywords:

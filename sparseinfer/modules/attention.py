@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparseinfer.modules._parts import checked_part, dense_bias, dense_linear, dense_weight, features
-from sparseinfer.modules._read_only import ReadOnlyTensor
-from sparseinfer.modules._stand_in import StandIn
+from sparseinfer.modules._attention_mask import combined_mask
+from sparseinfer.modules._attention_names import AttentionNames
+from sparseinfer.modules.parts import checked_part, dense_bias, dense_linear, dense_weight, features
 
 
-class SparseMultiheadAttention(StandIn):
+class SparseMultiheadAttention(AttentionNames):
     """softmax(q · kᵀ / √d) · v for each head, between projections that are modules; for inference.
 
     in_proj     one module [3e, e] for q, k and v, or an nn.ModuleList of three [e, e], [e, kdim], [e, vdim]
@@ -32,15 +31,6 @@ class SparseMultiheadAttention(StandIn):
 
     bias_k: Tensor | None
     bias_v: Tensor | None
-
-    # TransformerEncoderLayer asks this before it takes its fast path, which would read the weights. (An
-    # encoder that was built with nn.MultiheadAttention asks whether `in_proj_weight` is a plain tensor.)
-    _qkv_same_embed_dim = False
-
-    _derived = frozenset(
-        {"in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight"}
-    )
-    merge_masks = nn.MultiheadAttention.merge_masks
 
     def __init__(
         self,
@@ -101,7 +91,7 @@ class SparseMultiheadAttention(StandIn):
     ) -> SparseMultiheadAttention:
         """`mha` with these projections; default: `linears(mha)`, which share its weights."""
         own_in, own_out = cls.linears(mha)
-        made = cls(
+        attention = cls(
             own_in if in_proj is None else in_proj,
             own_out if out_proj is None else out_proj,
             mha.num_heads,
@@ -111,10 +101,10 @@ class SparseMultiheadAttention(StandIn):
             bias_v=mha.bias_v,
             add_zero_attn=mha.add_zero_attn,
         )
-        got, own = ((m.embed_dim, m.kdim, m.vdim) for m in (made, mha))
-        if got != own:
-            raise ValueError(f"in_proj: expected embed_dim, kdim, vdim = {own} like mha, got {got}")
-        return made.train(mha.training)
+        got, expected = ((m.embed_dim, m.kdim, m.vdim) for m in (attention, mha))
+        if got != expected:
+            raise ValueError(f"in_proj: expected embed_dim, kdim, vdim = {expected} like mha, got {got}")
+        return attention.train(mha.training)
 
     @staticmethod
     def linears(mha: nn.MultiheadAttention, *, split: bool = False) -> tuple[list[nn.Linear], nn.Linear]:
@@ -132,51 +122,6 @@ class SparseMultiheadAttention(StandIn):
         weights = list(three if weight is None else weight.chunk(3))
         biases = (None, None, None) if bias is None else bias.chunk(3)
         return [dense_linear(w, b) for w, b in zip(weights, biases, strict=True)], out
-
-    @property
-    def _has_packed_weight(self) -> bool:
-        """Whether nn.MultiheadAttention would hold q, k and v as one weight."""
-        return self.kdim == self.embed_dim and self.vdim == self.embed_dim
-
-    def _parts(self) -> list[nn.Module]:
-        return list(self.in_proj) if isinstance(self.in_proj, nn.ModuleList) else [self.in_proj]
-
-    @property
-    def in_proj_weight(self) -> Tensor | None:
-        """The dense weight [3e, e] of all projections, if kdim and vdim are e; made anew, read only."""
-        if not self._has_packed_weight:
-            return None
-        parts = self._parts()
-        if len(parts) == 1:
-            weight: Any = parts[0].weight
-            return weight
-        return ReadOnlyTensor.of(torch.cat([dense_weight(part) for part in parts]))
-
-    @property
-    def in_proj_bias(self) -> Tensor | None:
-        """The bias [3e]: that of the only projection itself, of three a copy that is read only."""
-        parts = self._parts()
-        if len(parts) == 1:
-            bias: Any = parts[0].bias
-            return bias
-        biases = [bias for bias in map(dense_bias, parts) if bias is not None]
-        return ReadOnlyTensor.of(torch.cat(biases)) if biases else None
-
-    def _projection(self, index: int) -> Any:
-        return None if self._has_packed_weight else self._parts()[index].weight
-
-    @property
-    def q_proj_weight(self) -> Tensor | None:
-        """The weight of that projection, if not all are of one size."""
-        return self._projection(0)
-
-    @property
-    def k_proj_weight(self) -> Tensor | None:
-        return self._projection(1)
-
-    @property
-    def v_proj_weight(self) -> Tensor | None:
-        return self._projection(2)
 
     def forward(
         self,
@@ -214,7 +159,8 @@ class SparseMultiheadAttention(StandIn):
         # Without padding the hint stands for the mask, which need not be read then.
         is_causal = is_causal and key_padding_mask is None and not need_weights
         attn_mask = None if is_causal else attn_mask
-        mask = self._mask(attn_mask, key_padding_mask, (n, q.shape[2], k.shape[2]), q.dtype)
+        sizes = n, self.num_heads, q.shape[2], k.shape[2]
+        mask = combined_mask(attn_mask, key_padding_mask, sizes, q.dtype)
         k, v, mask = self._extended(k, v, mask)
         attended, weights = self._attend(q, k, v, mask, need_weights, is_causal)
 
@@ -240,8 +186,8 @@ class SparseMultiheadAttention(StandIn):
         batch_dim = 0 if self.batch_first else 1
         batched = query.dim() == 3
         n = query.shape[batch_dim] if batched else 1
-        given = (("query", query, self.embed_dim), ("key", key, self.kdim), ("value", value, self.vdim))
-        for name, x, width in given:
+        inputs = (("query", query, self.embed_dim), ("key", key, self.kdim), ("value", value, self.vdim))
+        for name, x, width in inputs:
             if x.dim() != query.dim():
                 raise ValueError(f"{name}: expected {query.dim()} dimensions like query, got {x.dim()}")
             if x.shape[-1] != width:
@@ -264,35 +210,6 @@ class SparseMultiheadAttention(StandIn):
         k = q if key is query else self.in_proj(key)
         v = k if value is key else q if value is query else self.in_proj(value)
         return q[..., :e], k[..., e : 2 * e], v[..., 2 * e :]
-
-    def _mask(
-        self,
-        attn_mask: Tensor | None,
-        padding: Tensor | None,
-        sizes: tuple[int, int, int],
-        dtype: torch.dtype,
-    ) -> Tensor | None:
-        """Both masks as one to add to scores [n, heads, l, s]."""
-        n, length, source = sizes
-        mask = None
-        if attn_mask is not None:
-            mask = _additive("attn_mask", attn_mask, dtype)
-            alike, each = (length, source), (n * self.num_heads, length, source)
-            if mask.shape == each:
-                mask = mask.unflatten(0, (n, self.num_heads))
-            elif mask.shape == alike:
-                mask = mask[None, None]
-            else:
-                got = tuple(mask.shape)
-                raise ValueError(f"attn_mask: expected shape {alike} or {each}, got {got}")
-        if padding is not None:
-            if padding.dim() > 2 or padding.numel() != n * source or padding.shape[-1] != source:
-                raise ValueError(
-                    f"key_padding_mask: expected shape {(n, source)}, got {tuple(padding.shape)}"
-                )
-            columns = _additive("key_padding_mask", padding, dtype).reshape(n, 1, 1, source)
-            mask = columns if mask is None else mask + columns
-        return mask
 
     def _extended(self, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """k, v [n, heads, s, head_dim] and the mask, with the positions that every query may attend to."""
@@ -320,7 +237,7 @@ class SparseMultiheadAttention(StandIn):
 
     def to_attention(self) -> nn.MultiheadAttention:
         """The dense layer, exact to the bit."""
-        parts = self._parts()
+        parts = self._in_parts()
         # Built without data: nothing to initialise, no random numbers drawn.
         mha = nn.MultiheadAttention(
             self.embed_dim,
@@ -348,12 +265,3 @@ class SparseMultiheadAttention(StandIn):
 
     def extra_repr(self) -> str:
         return f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, batch_first={self.batch_first}"
-
-
-def _additive(name: str, mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mask as what is added to scores: -inf where a bool mask is True."""
-    if mask.dtype == torch.bool:
-        return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, -math.inf)
-    if not mask.is_floating_point():
-        raise TypeError(f"{name}: expected dtype torch.bool or floating point, got {mask.dtype}")
-    return mask.to(dtype)

@@ -1,4 +1,4 @@
-"""A layer and what its result goes straight into as one call: activation and batch norm are part of it."""
+"""A layer called together with the batch norm or activation that its result goes straight into."""
 
 from __future__ import annotations
 
@@ -8,36 +8,37 @@ import torch
 from torch import Tensor, nn
 
 from sparseinfer import ops
-from sparseinfer.modules._packed import PackedLayer
 from sparseinfer.modules.activations import activation_name
 from sparseinfer.modules.conv import SparseConv1d, SparseConv2d
-from sparseinfer.modules.dense import PrepackedLinear
 from sparseinfer.modules.linear import SparseLinear
+from sparseinfer.modules.packed import PackedLayer
+from sparseinfer.modules.prepacked import PrepackedLinear
+from sparseinfer.modules.semi_structured import SemiStructuredLinear
 from sparseinfer.modules.unwatched import is_unwatched
 
-# What a batch norm computes by, besides eps.
+# The tensors that a batch norm computes with; it has eps besides.
 _AFFINE = ("running_mean", "running_var", "weight", "bias")
 
-# Those that do an activation of the kernels' own in their epilogue.
-_ACTIVATING = frozenset({SparseLinear, SparseConv1d, SparseConv2d, PrepackedLinear})
+# Layers whose kernels can apply an activation to their results.
+_ACTIVATING = frozenset({SparseLinear, SparseConv1d, SparseConv2d, PrepackedLinear, SemiStructuredLinear})
 
 
 def chain(steps: tuple[Any, ...], *args: Any, **kwargs: Any) -> Any:
-    """steps[-1](... steps[0](*args, **kwargs)), with fewer passes over memory where that is the same.
+    """steps[-1](... steps[0](*args, **kwargs)), in fewer passes over memory where the result is the same.
 
     steps   callables, mostly modules: a layer, then a batch norm or an activation or both
 
-    What each of them is and whether anybody watches it is asked at every call, so that this may stand for the
-    nested calls wherever they stand.
+    At every call each step is asked what it is and whether it has hooks, so this can replace the nested calls
+    anywhere.
     """
     layer = steps[0]
     # Its only argument, by name or not; hooks are given it as it came.
     x: Any = None
     if len(args) + len(kwargs) == 1:
         x = args[0] if args else kwargs.get("input")
-    one = len(steps) > 1 and type(x) in _TENSORS
-    # A compiler joins what it likes by itself.
-    if one and type(layer) in CHAINING and is_unwatched(layer) and not torch.compiler.is_compiling():
+    joinable = len(steps) > 1 and type(x) in _TENSORS
+    # torch.compile joins the steps by itself.
+    if joinable and type(layer) in CHAINING and is_unwatched(layer) and not torch.compiler.is_compiling():
         if type(layer) is FoldedLayer and layer.holds(steps[1], x):
             return _activated(layer._modules["folded"], x, steps, 2)
         return _activated(layer, x, steps, 1)
@@ -50,9 +51,9 @@ def chain_in_order(layer: Any, args: Any, kwargs: Any, followers: tuple[Any, ...
 
 
 def _activated(layer: Any, x: Tensor, steps: tuple[Any, ...], done: int) -> Any:
-    """The layer, which does the first `done` steps, and the rest; an activation may be done by the layer."""
+    """All steps, of which `layer` does the first `done` and, if it can, an activation that comes next."""
     if len(steps) > done and type(layer) in _ACTIVATING and layer.activation == "none":
-        name = activation_name(steps[done]) if _does(steps[done]) else "none"
+        name = activation_name(steps[done]) if _is_plain(steps[done]) else "none"
         if name != "none":
             return _rest(layer.activated(x, name), steps, done + 1)
     return _rest(layer(x), steps, done)
@@ -64,19 +65,19 @@ def _rest(y: Any, steps: tuple[Any, ...], done: int) -> Any:
     return y
 
 
-def _does(step: object) -> bool:
-    """Whether a call of it does what its class says, and nobody looks on."""
+def _is_plain(step: object) -> bool:
+    """Whether a call of it computes what its class says and nothing else, such as hooks."""
     return not isinstance(step, nn.Module) or is_unwatched(step)
 
 
 class FoldedLayer(nn.Module):
-    """A layer that also holds its product with the batch norm that follows it, for `chain`.
+    """A layer beside a copy into which the batch norm that follows it is multiplied, for `chain`.
 
     plain        the layer by itself: a call of this module is a call of it
     folded       batch_norm(plain(x)) as one layer, for x as `holds` demands
 
-    The batch norm stays where it is in the model, for whatever else calls it, and is only known here. Other
-    attributes are those of `plain`.
+    The batch norm stays where it is in the model, for whatever else calls it; this module only refers to it.
+    Other attributes are those of `plain`.
     """
 
     plain: nn.Module
@@ -188,7 +189,7 @@ def affine_of(norm: Any) -> tuple[Tensor, Tensor]:
     return affine(**{name: getattr(norm, name) for name in _AFFINE}, eps=norm.eps)
 
 
-# The first step of a chain that is worth one.
+# The layers with which a chain may begin.
 CHAINING = frozenset({*_ACTIVATING, FoldedLayer})
-# Others may mean something else by an activation.
+# The types of x for which an activation is torch's: a subclass may override it.
 _TENSORS = (Tensor, nn.Parameter)

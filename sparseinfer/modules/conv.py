@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +12,19 @@ from torch.nn import functional as F
 
 from sparseinfer import ops
 from sparseinfer.formats import CSR
-from sparseinfer.modules._packed import PackedLayer, as_layouts, pack_groups
+from sparseinfer.modules.groups import as_layouts, pack_groups
+from sparseinfer.modules.packed import PackedLayer
 from sparseinfer.ops.schema import as_channels_last, in_channels_last
 
-Self = TypeVar("Self", bound="_SparseConv")
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Dense = TypeVar("Dense", nn.Conv1d, nn.Conv2d)
 
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
-class _SparseConv(PackedLayer):
+class _SparseConv(PackedLayer, Generic[Dense]):
     """A convolution over the last `_dims` dimensions of x [b, c, ...] or [c, ...]."""
 
     _dims: ClassVar[int]
@@ -82,13 +86,19 @@ class _SparseConv(PackedLayer):
         self._op_dilation = [1] * rows + list(self.dilation)
 
     @classmethod
-    def _from_dense(
-        cls: type[Self],
-        conv: nn.Conv1d | nn.Conv2d,
-        packings: Sequence[str | ops.Layout] | None,
-        buckets: Sequence[ops.Bucket] | None,
-        activation: str,
+    def from_conv(
+        cls,
+        conv: Dense,
+        packings: Sequence[str | ops.Layout] | None = None,
+        buckets: Sequence[ops.Bucket] | None = None,
+        *,
+        activation: str = "none",
     ) -> Self:
+        """The same layer as `conv`, whose weight's zeros are dropped, packed in each layout.
+
+        A name means that packing in fp32; default: "rowgroup". TypeError: not the kind of layer whose place
+        this one takes.
+        """
         if not isinstance(conv, cls._dense):
             raise TypeError(f"conv: expected nn.{cls._dense.__name__}, got {type(conv).__name__}")
         fmt = CSR.from_dense(conv.weight.detach().flatten(1))
@@ -138,11 +148,15 @@ class _SparseConv(PackedLayer):
             y = y.squeeze(2)
         return y if batched else y.squeeze(0)
 
-    def _to_dense(self, activation: bool) -> nn.Conv1d | nn.Conv2d:
+    def to_conv(self, *, activation: bool = True) -> Dense:
+        """The dense layer, exact to the bit.
+
+        ValueError if an activation was fused into this one, unless `activation` is False: then it is dropped.
+        """
         if activation:
             self._check_no_activation()
         bias = None if self.bias is None else self.bias.clone()
-        conv = dense_conv(self._dense, self, self._as_weight(self.dense_matrix()), bias)
+        conv: Dense = dense_conv(self._dense, self, self._as_weight(self.dense_matrix()), bias)
         return conv.train(self.training)
 
     def _as_weight(self, matrix: Tensor) -> Tensor:
@@ -151,7 +165,7 @@ class _SparseConv(PackedLayer):
         weight = matrix.reshape(shape)
         return as_channels_last(weight) if self.channels_last else weight
 
-    def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
         # `.to(memory_format=torch.channels_last)` changes tensors of 4 dimensions, and there are none here.
         if self._dims == 2 and not self.channels_last:
@@ -174,8 +188,8 @@ class _SparseConv(PackedLayer):
     def _check_kernels(self) -> None:
         if self._info.device == "cuda":
             return  # there images are unfolded, for any kernel
-        known = [kernel for kernel in ops.kernels() if kernel.conv]
-        names = {kernel.base_name for kernel in known} | {kernel.name for kernel in known}
+        kernels = [kernel for kernel in ops.kernels() if kernel.conv]
+        names = {kernel.base_name for kernel in kernels} | {kernel.name for kernel in kernels}
         for bucket in ops.parse_plan(self.plan):
             if bucket.kernel not in names:
                 raise ValueError(f"buckets: expected kernels that take a convolution, got {bucket.kernel}")
@@ -203,7 +217,7 @@ class _SparseConv(PackedLayer):
         return [(total // 2, total - total // 2) for total in totals]
 
 
-class SparseConv2d(_SparseConv):
+class SparseConv2d(_SparseConv[nn.Conv2d]):
     """nn.Conv2d with a sparse weight: x [b, c, h, w] -> y [b, n, h', w'], or without b.
 
     The weight lives only in its packings, as a matrix [n, c / groups * kh * kw]; `state_dict()` holds that
@@ -215,60 +229,15 @@ class SparseConv2d(_SparseConv):
 
     _dims = 2
     _dense = nn.Conv2d
-    _conv_forward = nn.Conv2d._conv_forward  # of other weights
-
-    @classmethod
-    def from_conv(
-        cls,
-        conv: nn.Conv2d,
-        packings: Sequence[str | ops.Layout] | None = None,
-        buckets: Sequence[ops.Bucket] | None = None,
-        *,
-        activation: str = "none",
-    ) -> SparseConv2d:
-        """The same layer as `conv`, whose weight's zeros are dropped, packed in each layout.
-
-        A name means that packing in fp32; default: "rowgroup".
-        """
-        return cls._from_dense(conv, packings, buckets, activation)
-
-    def to_conv(self, *, activation: bool = True) -> nn.Conv2d:
-        """The dense layer, exact to the bit.
-
-        ValueError if an activation was fused into this one, unless `activation` is False: then it is dropped.
-        """
-        conv = self._to_dense(activation)
-        assert isinstance(conv, nn.Conv2d)
-        return conv
+    _conv_forward = nn.Conv2d._conv_forward  # its arguments are weights of the caller's
 
 
-class SparseConv1d(_SparseConv):
+class SparseConv1d(_SparseConv[nn.Conv1d]):
     """nn.Conv1d with a sparse weight: x [b, c, l] -> y [b, n, l'], or without b; else like SparseConv2d."""
 
     _dims = 1
     _dense = nn.Conv1d
     _conv_forward = nn.Conv1d._conv_forward
-
-    @classmethod
-    def from_conv(
-        cls,
-        conv: nn.Conv1d,
-        packings: Sequence[str | ops.Layout] | None = None,
-        buckets: Sequence[ops.Bucket] | None = None,
-        *,
-        activation: str = "none",
-    ) -> SparseConv1d:
-        """The same layer as `conv`, whose weight's zeros are dropped, packed in each layout.
-
-        A name means that packing in fp32; default: "rowgroup".
-        """
-        return cls._from_dense(conv, packings, buckets, activation)
-
-    def to_conv(self, *, activation: bool = True) -> nn.Conv1d:
-        """Like SparseConv2d's."""
-        conv = self._to_dense(activation)
-        assert isinstance(conv, nn.Conv1d)
-        return conv
 
 
 def conv_options(conv: Any) -> dict[str, Any]:

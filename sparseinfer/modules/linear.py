@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from sparseinfer import ops
 from sparseinfer.formats import BSR, CSR
-from sparseinfer.modules._packed import PackedLayer, as_layouts, pack_groups
-from sparseinfer.modules._parts import dense_linear, refuse_gradients
-from sparseinfer.modules._stand_in import LinearNames
+from sparseinfer.modules._held_weight import LinearLike
+from sparseinfer.modules.groups import as_layouts, pack_groups
+from sparseinfer.modules.packed import PackedLayer
+from sparseinfer.ops.transforms import refuse_gradients
 
 
-class SparseLinear(LinearNames, PackedLayer):
+class SparseLinear(LinearLike, PackedLayer):
     """y = x · Wᵀ + bias with a sparse W [n, k]; x [..., k] -> y [..., n]; n = out_features, k = in_features.
 
     The weight lives only in its packings, uint8 buffers `packing_0`, ... that `state_dict()` leaves out:
@@ -89,12 +90,6 @@ class SparseLinear(LinearNames, PackedLayer):
         refuse_gradients(x=x, bias=self.bias)
         packings = [self._buffers[name] for name in self._packing_names]
         return ops.linear_parts(x, packings, self.bias, sizes, wanted, self.plan)  # type: ignore[arg-type]
-
-    def to_linear(self) -> nn.Linear:
-        """The dense layer, exact to the bit. ValueError if an activation was fused into this one."""
-        self._check_no_activation()
-        bias = None if self.bias is None else self.bias.clone()
-        return dense_linear(self.dense_matrix(), bias).train(self.training)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, {self._figures()}"

@@ -1,4 +1,4 @@
-"""Activations that write their result over their input where, at this call, nobody else can see that memory.
+"""Activations done in place: the result goes over the input, where nothing else refers to that memory.
 
 A fresh result of 50 MB costs more in page faults than the activation itself: twice on Zen 4.
 """
@@ -17,7 +17,7 @@ from sparseinfer.modules.activations import is_called_as_torch_does
 from sparseinfer.modules.unwatched import is_unwatched
 from sparseinfer.ops import watched
 
-# By the forward of torch's class: the same in place.
+# The in-place form of an activation, by the forward of torch's class.
 _IN_PLACE: dict[object, Callable[[Any, Tensor], Tensor]] = {
     nn.ReLU.forward: lambda module, x: x.relu_(),
     nn.SiLU.forward: lambda module, x: F.silu(x, inplace=True),
@@ -26,21 +26,22 @@ _IN_PLACE: dict[object, Callable[[Any, Tensor], Tensor]] = {
     nn.LeakyReLU.forward: lambda module, x: F.leaky_relu_(x, module.negative_slope),
 }
 
-# Of a storage: private, but without it nothing is written over.
+# How many tensors share a storage. Private in torch: where it is missing, nothing is done in place.
 _storage_uses = getattr(torch._C, "_storage_Use_Count", None)
 
 
 def may_take(module: object) -> bool:
-    """Whether it is an activation that `take` can do in place."""
-    known = isinstance(module, nn.Module) and type(module).forward in _IN_PLACE
-    return known and is_called_as_torch_does(module)
+    """Whether it is an activation that `take` can do in place, called as torch calls modules."""
+    has_in_place = isinstance(module, nn.Module) and type(module).forward in _IN_PLACE
+    return has_in_place and is_called_as_torch_does(module)
 
 
 def take(activation: Any, held: list[Any]) -> Any:
-    """activation(held.pop()), in place if `held` was all that held the tensor.
+    """activation(x) of the only item of `held`, which is removed; in place if nothing else refers to x.
 
-    Whoever calls it keeps no other reference. That nobody else has one is counted at each call: references to
-    the Python object, to the tensor behind it, and to its memory, which has to be torch's own.
+    The caller gives x in a list so as to keep no reference of its own. That nobody else has one is counted at
+    each call: references to the Python object, to the tensor behind it, and to its memory, which has to be
+    torch's own.
     """
     x = held.pop()
     if watched(x) or not may_take(activation):

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseinfer.modules._recurrent import Recurrent, RecurrentCell
+from sparseinfer.modules._recurrent import Recurrent
 from sparseinfer.modules._recurrent_names import suffixes
+from sparseinfer.modules._recurrent_steps import RecurrentCell
 
 __all__ = ["RecurrentCell", "SparseGRU", "SparseLSTM", "SparseRNN", "suffixes"]
 

@@ -1,4 +1,4 @@
-"""Several Linears of one input (q, k and v; gate and up) as one matrix: one call where there were several."""
+"""Linears that are given the same input (q, k and v; gate and up), computed as one matrix in one call."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from sparseinfer import ops
-from sparseinfer.modules._stand_in import StandIn
 from sparseinfer.modules.linear import SparseLinear
+from sparseinfer.modules.stand_in import StandIn, StateLoad
 
 
 class SharedInputLinear(StandIn):
@@ -58,17 +58,17 @@ class SharedInputLinear(StandIn):
     def forward(self, input: Tensor) -> Tensor:
         if ops.watched(input):
             # No state in a graph. Its compiler drops what is computed twice.
-            own = self._shared.linear(input)[..., self.start : self.stop]
-            return own.clone(memory_format=torch.contiguous_format)
+            rows = self._shared.linear(input)[..., self.start : self.stop]
+            return rows.clone(memory_format=torch.contiguous_format)
         return self._shared.rows(self.index, input)
 
     def all_in(self, parent: nn.Module) -> list[nn.Module]:
         """The modules in `parent` that share with this one, itself among them."""
         return [m for m in parent.modules() if isinstance(m, SharedInputLinear) and m._shared is self._shared]
 
-    def _load_from_state_dict(self, *args: Any) -> None:
+    def _load(self, load: StateLoad) -> None:
         self._shared.forget()
-        super()._load_from_state_dict(*args)
+        super()._load(load)
 
     @property
     def weight(self) -> Tensor:
@@ -136,11 +136,11 @@ class _Shared:
         if index in last.parts and last.x() is x and last.unchanged(x):
             return last.parts.pop(index)
         parts = dict(enumerate(self._computed(x, [True] * len(self.sizes))))
-        own = parts.pop(index)
+        part = parts.pop(index)
         # Who does not take their part shall not keep the result alive longer than x.
         last.x, last.parts = weakref.ref(x, lambda _: parts.clear()), parts
         last.note(x, self.checked)
-        return own
+        return part
 
     def _computed(self, x: Tensor, wanted: Sequence[bool]) -> list[Any]:
         if x.is_cpu:

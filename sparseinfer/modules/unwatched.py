@@ -1,4 +1,4 @@
-"""Whether anybody looks on when a module is called."""
+"""Whether a call of a module does more than its forward: hooks, or a forward that somebody put into it."""
 
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparseinfer._select import FilterFn, Patterns
 from sparseinfer.prune.budgets.budget import Budget
 from sparseinfer.prune.calibration.batches import Forward
 from sparseinfer.prune.calibration.calibrate import statistics_of
@@ -21,6 +20,7 @@ from sparseinfer.prune.layers.unlooked import split_by_inputs, unknown_weights
 from sparseinfer.prune.methods.method import Method, check_method
 from sparseinfer.prune.methods.sparse import SparseMethod
 from sparseinfer.prune.report import PruneReport
+from sparseinfer.select import FilterFn, Patterns
 
 
 def prune_(

@@ -11,7 +11,7 @@ import sass
 import sass_counts
 from cuda_helpers import ROOT
 
-from sparseinfer.convert import cuda_model
+from sparseinfer.convert.candidates import cuda_model
 from sparseinfer.ops.cuda import kernels as cuda_kernels
 
 TOKENS = 8

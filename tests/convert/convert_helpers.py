@@ -8,8 +8,8 @@ import torch
 from generators import tokens, values, weight
 from torch import nn
 
-from sparseinfer.convert.cases import Case
-from sparseinfer.convert.measure import Times
+from sparseinfer.convert.candidates.base import Candidates
+from sparseinfer.convert.timing.times import Times
 from sparseinfer.ops import Layout
 
 K, N = 40, 24
@@ -22,7 +22,7 @@ class Script:
         self.ratio: Callable[[Layout, int], float] = lambda layout, m: 0.5
         self.calls: list[tuple[tuple[Layout, ...], int]] = []
 
-    def __call__(self, case: Case, layouts: Iterable[Layout], m: int) -> Times:
+    def __call__(self, candidates: Candidates, layouts: Iterable[Layout], m: int) -> Times:
         layouts = tuple(layouts)
         self.calls.append((layouts, m))
         return Times(m, {"F.linear": 10.0}, {layout: 10.0 * self.ratio(layout, m) for layout in layouts})

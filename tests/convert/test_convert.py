@@ -16,7 +16,10 @@ from torch.ao.pruning import WeightNormSparsifier
 from torch.nn.utils import parametrizations, prune
 
 from sparseinfer import SparseLinear, convert, convert_, explain
-from sparseinfer.convert import conversion, measure, planner
+from sparseinfer.convert import decisions
+from sparseinfer.convert.candidates.choose import MAX_TOKENS
+from sparseinfer.convert.plan import Plan, plan
+from sparseinfer.convert.timing import timer
 
 pytestmark = pytest.mark.usefixtures("script")
 
@@ -71,7 +74,7 @@ class TestConvert:
         assert [child.training for child in dense] == [True, True, False, True]
 
     def test_random_numbers_of_the_caller_are_left_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(conversion, "Timer", measure.Timer)
+        monkeypatch.setattr(decisions, "Timer", timer.Timer)
         dense, state = model(), torch.get_rng_state()
         convert(dense, tokens=(3,))
         assert torch.equal(torch.get_rng_state(), state)
@@ -254,7 +257,7 @@ class TestPlan:
 
     def test_many_tokens_are_measured_as_fewer(self, script: Script) -> None:
         convert(nn.Sequential(linear()), tokens=(300, 5000))
-        assert [m for _, m in script.calls] == [measure.MAX_TOKENS]
+        assert [m for _, m in script.calls] == [MAX_TOKENS]
 
 
 class TestCompact:
@@ -334,15 +337,15 @@ class TestBadInput:
     def test_a_failure_while_packing_changes_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         dense = model()
         before = copy.deepcopy(dense)
-        plan, calls = planner.plan, []
+        calls: list[Any] = []
 
-        def fail_at_the_second(*args: Any) -> planner.Plan:
+        def fail_at_the_second(*args: Any) -> Plan:
             calls.append(args)
             if len(calls) == 2:
                 raise MemoryError
             return plan(*args)
 
-        monkeypatch.setattr(conversion, "plan", fail_at_the_second)
+        monkeypatch.setattr(decisions, "plan", fail_at_the_second)
         with pytest.raises(MemoryError):
             convert_(dense)
         assert_unchanged(dense, before)

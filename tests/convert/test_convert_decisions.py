@@ -14,9 +14,10 @@ from generators import values, weight
 from torch import Tensor, nn
 
 from sparseinfer import SparseLinear, SparseMultiheadAttention, convert, convert_, explain
-from sparseinfer.convert import conversion, measure
-from sparseinfer.convert.cases import LinearCase
-from sparseinfer.convert.weights import Weights
+from sparseinfer.convert import decisions
+from sparseinfer.convert.candidates.linear import LinearCandidates
+from sparseinfer.convert.survey.weights import Weights
+from sparseinfer.convert.timing import timer
 from sparseinfer.modules import PrepackedLinear
 from sparseinfer.ops import Layout
 
@@ -188,23 +189,23 @@ class TestExplain:
 
 class TestMeasurement:
     def test_times_every_way_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(measure, "_MAX_SPREAD", float("inf"))  # remembered, however busy the machine
+        monkeypatch.setattr(timer, "_MAX_SPREAD", float("inf"))  # remembered, however busy the machine
         weights = Weights(weight("random", 64, 64), values(64))
-        case = LinearCase(weights, weights, torch.float32)
+        candidates = LinearCandidates(weights, weights, torch.float32)
         layouts = (Layout("sell"), Layout("rowlist", panel=384))
-        first = measure.Timer()(case, layouts, 4)
+        first = timer.Timer()(candidates, layouts, 4)
         assert (first.tokens, first.source) == (4, "measured")
         assert "F.linear" in first.dense
         assert set(first.sparse) == set(layouts)
         assert all(us > 0 for us in (*first.dense.values(), *first.sparse.values()))
         assert first.dense_us == min(first.dense.values())
-        assert measure.Timer()(case, layouts, 4) == replace(first, source="remembered")
+        assert timer.Timer()(candidates, layouts, 4) == replace(first, source="remembered")
 
     @pytest.mark.slow
     def test_a_large_sparse_layer_wins_and_a_dense_one_does_not(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(conversion, "Timer", measure.Timer)
+        monkeypatch.setattr(decisions, "Timer", timer.Timer)
         dense = nn.Sequential(linear(1024, 512, 0.98), linear(512, 1024, 0.0)).eval()
         fast = convert(dense, tokens=(64,))
         assert kinds(fast)[0] is SparseLinear

@@ -25,8 +25,8 @@ from sparseinfer import (
     explain,
     ops,
 )
-from sparseinfer.convert import conversion
-from sparseinfer.convert.measure import Times
+from sparseinfer.convert import decisions as decisions_module
+from sparseinfer.convert.timing.times import Times
 from sparseinfer.modules import PrepackedLinear, SparseGRU, SparseLSTM, SparseRNN
 
 EPS = torch.finfo(torch.float32).eps
@@ -337,7 +337,7 @@ class TestPrepacked:
             dense = {"F.linear": 10.0, "onednn-prepacked": 5.0}
             return Times(m, dense, dict.fromkeys(layouts, 20.0))
 
-        monkeypatch.setattr(conversion, "Timer", lambda **options: times)
+        monkeypatch.setattr(decisions_module, "Timer", lambda **options: times)
 
     def test_checkpoints_go_both_ways(self) -> None:
         dense = nn.Sequential(linear(), linear(8, N, 0.0)).eval()

@@ -13,12 +13,12 @@ import torch
 from generators import block_weight, values, weight
 from torch import Tensor
 
-from sparseinfer.convert import cuda_model
-from sparseinfer.convert.cuda_case import CudaLinearCase
-from sparseinfer.convert.measure import Timer
+from sparseinfer.convert.candidates import cuda_model
+from sparseinfer.convert.candidates.cuda_linear import CudaLinearCandidates
 from sparseinfer.convert.options import COMPACT
-from sparseinfer.convert.planner import Plan, plan
-from sparseinfer.convert.weights import Weights, read
+from sparseinfer.convert.plan import Plan, plan
+from sparseinfer.convert.survey.weights import Weights, read
+from sparseinfer.convert.timing.timer import Timer
 from sparseinfer.formats import BSR
 from sparseinfer.ops import Layout
 from sparseinfer.ops.cuda import packing as cuda_packing
@@ -29,12 +29,12 @@ from sparseinfer.ops.dense import is_semi_structured, semi_structured_available
 F32, BF16 = torch.float32, torch.bfloat16
 
 
-def case_of(w: Tensor) -> CudaLinearCase:
-    return CudaLinearCase(Weights(w, None), Weights(w, None), w.dtype)
+def candidates_of(w: Tensor) -> CudaLinearCandidates:
+    return CudaLinearCandidates(Weights(w, None), Weights(w, None), w.dtype)
 
 
 def planned(w: Tensor, *tokens: int, memory: float = 1.0) -> Plan:
-    return plan(case_of(w), tokens, Timer(measure=False), memory)
+    return plan(candidates_of(w), tokens, Timer(measure=False), memory)
 
 
 def kernels(found: Plan) -> list[tuple[int | None, str]]:
@@ -64,14 +64,16 @@ def test_few_tokens_take_tiles(sparsity: float, packing: str, dtype: torch.dtype
 def test_the_smallest_packing_serves_any_number_of_tokens() -> None:
     for sparsity, packing in ((0.1, "bitmap"), (0.5, "bitmap"), (0.85, "delta4"), (0.95, "delta8")):
         w = weight("random", 512, 512, sparsity, dtype=BF16)
-        layout = case_of(w).compact_layout()
+        layout = candidates_of(w).compact_layout()
         assert layout == Layout(packing, "bf16", device="cuda")
         found = planned(w, 1, memory=COMPACT)
         # A bit for each weight, and what pads the values, take more than those zeros would.
         assert found.is_sparse == (sparsity > 0.1)
         if found.is_sparse:
             assert found.buckets == layout.buckets(0)
-    assert case_of(weight("random", 512, 512, 0.5)).compact_layout() == Layout("csr", "f32", device="cuda")
+    assert candidates_of(weight("random", 512, 512, 0.5)).compact_layout() == Layout(
+        "csr", "f32", device="cuda"
+    )
 
 
 def test_few_zeros_stay_dense() -> None:
@@ -90,18 +92,20 @@ def test_many_tokens_on_tensor_cores_stay_dense() -> None:
 @pytest.mark.parametrize("block", cuda_packing.BLOCKS)
 def test_zeros_in_blocks_take_blocks(block: int) -> None:
     w = block_weight(2048, 2048, (block, block), 0.9, dtype=BF16)
-    case = case_of(w)
+    candidates = candidates_of(w)
     layout = Layout("bsr", "bf16", block, "cuda")
-    assert case.layouts(512)[-1] == layout
-    assert {other.packing for other in case.layouts(512)[:-1]} <= {"delta4", "delta8"}
-    assert torch.equal(case.packed(layout)[0], cuda_packing.pack(BSR.from_dense(w, (block, block)), "cpu"))
+    assert candidates.layouts(512)[-1] == layout
+    assert {other.packing for other in candidates.layouts(512)[:-1]} <= {"delta4", "delta8"}
+    assert torch.equal(
+        candidates.packed(layout)[0], cuda_packing.pack(BSR.from_dense(w, (block, block)), "cpu")
+    )
     assert kernels(planned(w, 4096)) == [(None, f"spmm_bsr_bf16_b{block}")]
 
 
 def test_blocks_that_are_half_empty_are_not_tried() -> None:
     w = weight("random", 256, 256, 0.97, dtype=BF16)
     layouts = tuple(Layout(packing, "bf16", device="cuda") for packing in ("delta8", "csr"))
-    assert case_of(w).layouts(64) == layouts
+    assert candidates_of(w).layouts(64) == layouts
 
 
 def test_a_plan_for_any_number_of_tokens() -> None:

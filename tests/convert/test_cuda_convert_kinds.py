@@ -22,8 +22,9 @@ from sparseinfer import (
     explain,
 )
 from sparseinfer._timing import Timing
-from sparseinfer.convert import conversion, cudnn
-from sparseinfer.convert.recording import Recording
+from sparseinfer.convert.build import build
+from sparseinfer.convert.survey.recording import Recording
+from sparseinfer.convert.timing import cudnn
 from sparseinfer.modules import SparseGRU, SparseLSTM, SparseRNN
 
 pytestmark = pytest.mark.usefixtures("script")
@@ -146,7 +147,7 @@ def test_recurrent(
     def compare(own: nn.Module, other: nn.Module, recording: Recording) -> None:
         compared.append((type(own), type(other), recording.shapes[own]))
 
-    monkeypatch.setattr(conversion, "slower_than_cudnn", compare)
+    monkeypatch.setattr(build, "slower_than_cudnn", compare)
     fast = convert(dense, example_inputs=x)
     assert compared == [(kind, sparse, ((3, 5, 16),))]
     assert kinds(fast) == [sparse]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sparseinfer import SparseLinear, convert, convert_, densify_, explain
 from sparseinfer.modules import SharedInputLinear
-from sparseinfer.modules._packed import PackedLayer
+from sparseinfer.modules.packed import PackedLayer
 
 pytestmark = pytest.mark.usefixtures("script")
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparseinfer import SparseConv1d, SparseConv2d, SparseLinear, convert, convert_, densify_, explain, ops
-from sparseinfer.convert import conversion
+from sparseinfer.convert import decisions
 from sparseinfer.modules import PrepackedLinear
 from sparseinfer.modules.activations import activation_name
 
@@ -156,7 +156,7 @@ class TestLinear:
 
         script = Prepacked()
         script.ratio = lambda layout, m: 2.0
-        monkeypatch.setattr(conversion, "Timer", lambda **options: script)
+        monkeypatch.setattr(decisions, "Timer", lambda **options: script)
         dense = chain(nn.ReLU())
         fast = converted(dense)
         assert kinds(fast) == [PrepackedLinear, nn.ReLU, PrepackedLinear]

@@ -10,9 +10,9 @@ from convert_helpers import K, N, linear
 from torch import Tensor, nn
 
 from sparseinfer import convert, explain, prune_
-from sparseinfer.convert import conversion, latency, latency_table
-from sparseinfer.convert.cases import Case
-from sparseinfer.convert.measure import Times
+from sparseinfer.convert import decisions, latency, latency_table
+from sparseinfer.convert.candidates.base import Candidates
+from sparseinfer.convert.timing.times import Times
 from sparseinfer.ops import Layout
 from sparseinfer.prune import NM, Block, LatencyBudget, Magnitude, Row, Unstructured, calibrate
 from sparseinfer.prune.budgets.latency_table import DENSE
@@ -24,9 +24,9 @@ class Clock:
     def __init__(self) -> None:
         self.seen: list[tuple[str, float, float, int]] = []
 
-    def __call__(self, case: Case, layouts: Iterable[Layout], m: int) -> Times:
-        weights = case.weights
-        self.seen.append((case.title, weights.sparsity, weights.empty_blocks, m))
+    def __call__(self, candidates: Candidates, layouts: Iterable[Layout], m: int) -> Times:
+        weights = candidates.weights
+        self.seen.append((candidates.title, weights.sparsity, weights.empty_blocks, m))
         us = weights.weight.numel() * m * 1e-3
         return Times(m, {"F.linear": 0.6 * us}, dict.fromkeys(layouts, (1 - weights.sparsity) * us))
 
@@ -34,7 +34,7 @@ class Clock:
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(conversion, "Timer", lambda **options: clock)
+    monkeypatch.setattr(decisions, "Timer", lambda **options: clock)
     monkeypatch.setattr(latency, "Timer", lambda **options: clock)
     return clock
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparseinfer.convert.recording import Recording, record, spread
+from sparseinfer.convert.survey.recording import Recording, record, spread
 
 
 class Net(nn.Module):

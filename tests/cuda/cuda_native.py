@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparseinfer import ops
 from sparseinfer._native import core
-from sparseinfer.convert.weights import Weights
+from sparseinfer.convert.survey.weights import Weights
 from sparseinfer.ops.cuda import conv as cuda_conv
 from sparseinfer.ops.cuda import kernels as cuda_registry
 from sparseinfer.ops.cuda import linear as cuda

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sparseinfer.formats import CSR
-from sparseinfer.modules._packed import split_rows
+from sparseinfer.modules.groups import split_rows
 from sparseinfer.ops.cuda import conv as cuda_conv
 from sparseinfer.ops.cuda import linear as cuda
 from sparseinfer.ops.cuda import packing as cuda_packing

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sparseinfer.modules import (
     PrepackedLinear,
+    SemiStructuredLinear,
     SharedInputLinear,
     SparseConv1d,
     SparseConv2d,
@@ -102,6 +103,8 @@ MATRICES: dict[str, Callable[[], Pair]] = {
     "linear, no bias": lambda: linear(SparseLinear, bias=False),
     "prepacked": lambda: linear(PrepackedLinear),
     "prepacked, no bias": lambda: linear(PrepackedLinear, bias=False),
+    "2:4": lambda: linear(SemiStructuredLinear),
+    "2:4, no bias": lambda: linear(SemiStructuredLinear, bias=False),
     "conv1d": lambda: conv1d(padding=1),
     "conv2d": lambda: conv2d(padding=1, groups=2),
     "conv2d, no bias": lambda: conv2d(bias=False, padding="same", dilation=2),

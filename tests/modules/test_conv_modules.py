@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from sparseinfer import ops
 from sparseinfer.formats import BSR
 from sparseinfer.modules import SparseConv1d, SparseConv2d
-from sparseinfer.modules._packed import join_rows, pack_groups, split_rows
+from sparseinfer.modules.groups import join_rows, pack_groups, split_rows
 
 # What torch says of itself.
 pytestmark = [

@@ -304,7 +304,7 @@ class TestParentsHooks:
         def fails(*args: Any, **kwargs: Any) -> bool:
             raise RuntimeError("on purpose")
 
-        monkeypatch.setattr(apply, "_accepted", fails)
+        monkeypatch.setattr(apply, "accepted", fails)
         dense = QKV().eval()
         with pytest.raises(RuntimeError, match="on purpose"):
             convert_(dense, example_inputs=torch.ones(3, K))

@@ -10,13 +10,13 @@ from torch import nn
 
 from sparseinfer._progress import Progress
 from sparseinfer._running import call, evaluating
-from sparseinfer._select import FilterFn, Patterns
 from sparseinfer.prune.calibration.batches import Forward, checked_batches, every_batch
 from sparseinfer.prune.calibration.collect import Collector
 from sparseinfer.prune.calibration.gradients import Gradients, LossFn
 from sparseinfer.prune.calibration.statistics import CalibrationStats
 from sparseinfer.prune.layers.layer import Layer
 from sparseinfer.prune.layers.selection import prunable_layers
+from sparseinfer.select import FilterFn, Patterns
 
 
 def calibrate(

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sparseinfer._select import is_transposed_linear
+from sparseinfer._transposed import is_transposed_linear
 
 # What a module is called with -> what its weight is multiplied by, as `Layer.unfold` takes it.
 Read = Callable[[tuple[Any, ...], Mapping[str, Any]], Tensor]

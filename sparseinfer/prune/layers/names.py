@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from torch import nn
 
-from sparseinfer._select import Patterns
+from sparseinfer.select import Patterns
 
 
 def parameter_name(module_fqn: str, parameter: str) -> str:

@@ -8,12 +8,12 @@ from typing import TypeAlias
 
 from torch import nn
 
-from sparseinfer._select import FilterFn, Patterns, select_modules
 from sparseinfer.prune.checks import check_module
 from sparseinfer.prune.layers.kinds import attention_outputs, kinds_of, prunable_types
 from sparseinfer.prune.layers.layer import Layer
 from sparseinfer.prune.layers.names import is_named, matches, texts_of, weight_key
 from sparseinfer.prune.layers.weights import memory_of, prunable_weight
+from sparseinfer.select import FilterFn, Patterns, select_modules
 
 # (module, parameter) -> the names of both, under each name that the model has for the module
 NamesOfWeights: TypeAlias = "dict[tuple[nn.Module, str], list[tuple[str, str]]]"

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sparseinfer._select import Patterns
 from sparseinfer.prune.layers.kinds import kinds_of
 from sparseinfer.prune.layers.layer import Layer
 from sparseinfer.prune.layers.names import is_named, parameter_name
 from sparseinfer.prune.layers.weights import memory_of
+from sparseinfer.select import Patterns
 
 UNKNOWN = "it is of no kind of layer that is pruned"
 UNSEEN = "a calibration does not see its inputs"

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from sparseinfer._running import call
-from sparseinfer._select import FilterFn, Patterns
 from sparseinfer.prune.apply import prune_, prune_layers
 from sparseinfer.prune.calibration.batches import Forward
 from sparseinfer.prune.calibration.calibrate import calibrate
@@ -26,6 +25,7 @@ from sparseinfer.prune.methods.criteria import Taylor
 from sparseinfer.prune.methods.method import Method, Pruned
 from sparseinfer.prune.methods.threshold import global_masks
 from sparseinfer.prune.report import PruneReport
+from sparseinfer.select import FilterFn, Patterns
 
 
 def snip_(

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparseinfer._select import FilterFn, Patterns
 from sparseinfer.prune.apply import prune_layers
 from sparseinfer.prune.budgets.budget import Budget
 from sparseinfer.prune.calibration.statistics import CalibrationStats
@@ -23,6 +22,7 @@ from sparseinfer.prune.methods.method import Method, check_method
 from sparseinfer.prune.methods.sparse import SparseMethod
 from sparseinfer.prune.report import PruneReport
 from sparseinfer.prune.training.schedules import OneShot, Schedule
+from sparseinfer.select import FilterFn, Patterns
 
 
 class Pruner:

@@ -1,0 +1,75 @@
+"""Whether a converted model may be kept: it returns what the model did, but for rounding."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparseinfer._running import run
+from sparseinfer.convert.build.build import Build
+from sparseinfer.convert.options import ConvertOptions
+from sparseinfer.convert.survey.recording import tensors_of
+
+# How far results may lie from those of the model as it was, relative to their norm: those of float32 where
+# nothing was rounded, and all others. Rounding to bfloat16 costs 3e-3 on BERT-base and 2e-2 at most of 211
+# small random models. The first was chosen, not measured: sums in another order are off by far less.
+_TOLERANCE = 1e-3
+_ROUNDED_TOLERANCE = 0.05
+
+
+def accepted(
+    model: nn.Module,
+    example_inputs: Any,
+    expected: Sequence[Tensor],
+    built: Build,
+    options: ConvertOptions,
+    *,
+    last: bool,
+) -> bool:
+    """Runs the converted model; `expected` is what it returned before.
+
+    Nothing that is fused depends on this; it is a second look. A folded batch norm needs it: its weights are
+    other ones. If results differ though nothing is fused or folded, they are the model's own, and it is said.
+    """
+    if example_inputs is None or not built.replacements:
+        return True
+    try:
+        got = tensors_of(run(model, example_inputs))
+        difference = _difference(expected, got, options)
+    except Exception as error:
+        if last:
+            raise
+        difference = f"{type(error).__name__}: {error}"
+    if not expected and built.folds:
+        return False  # nothing to compare
+    if difference and last:
+        message = (
+            f"model: expected the converted model to return for example_inputs what it did, got {difference}"
+        )
+        warnings.warn(message, UserWarning, stacklevel=3)
+    return last or not difference
+
+
+def _difference(expected: Sequence[Tensor], got: Sequence[Tensor], options: ConvertOptions) -> str:
+    """What is not equal; "" if all is, but for rounding."""
+    if [t.shape for t in got] != [t.shape for t in expected]:
+        return f"shapes {[tuple(t.shape) for t in got]} instead of {[tuple(t.shape) for t in expected]}"
+    for a, b in zip(expected, got, strict=True):
+        a, b = a.double(), b.double()
+        finite = a.isfinite()
+        if not torch.equal(a[~finite].nan_to_num(nan=0.5), b[~finite].nan_to_num(nan=0.5)):
+            return "other infinite values"
+        a, b = a[finite], b[finite]
+        error, norm = float((b - a).norm()), float(a.norm())
+        if not error <= _tolerance(options, got[0].dtype) * norm:
+            return f"a relative difference of {error / norm if norm else error:.2g}"
+    return ""
+
+
+def _tolerance(options: ConvertOptions, dtype: torch.dtype) -> float:
+    exact = options.weights is None and dtype in (torch.float32, torch.float64)
+    return _TOLERANCE if exact else _ROUNDED_TOLERANCE

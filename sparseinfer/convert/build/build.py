@@ -1,0 +1,142 @@
+"""From decisions to the modules that take the place of others. The model itself does not change here."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from sparseinfer.convert.build.assemble import assemble
+from sparseinfer.convert.build.multiply import multipliers
+from sparseinfer.convert.build.pooling import FasterPool, faster_pool
+from sparseinfer.convert.decisions import Decision
+from sparseinfer.convert.options import COMPACT, ConvertOptions
+from sparseinfer.convert.survey.survey import Site, Survey
+from sparseinfer.convert.timing.cudnn import slower_than_cudnn
+from sparseinfer.modules import FoldedLayer, SharedInputLinear, SparseMultiheadAttention
+from sparseinfer.modules.parts import dense_linear
+
+# By site and name of its matrix; those that stay as they are have none.
+Multipliers = Mapping["tuple[Site, str]", nn.Module]
+
+
+@dataclass(frozen=True)
+class Build:
+    """What to put in whose place.
+
+    replacements   module of the model -> what takes its place
+    multipliers    what multiplies by each matrix
+    left_dense     why a site whose matrices all have a multiplier stays as it is after all
+    shared         the first of those that share one matrix, and the fqn of the module in whose forward they
+                   take turns
+    pools          fqn -> a max pooling that is faster in another layout
+    """
+
+    replacements: Mapping[nn.Module, nn.Module]
+    multipliers: Multipliers
+    left_dense: Mapping[Site, str]
+    shared: Sequence[tuple[str, SharedInputLinear]]
+    pools: Mapping[str, FasterPool]
+
+    @property
+    def folds(self) -> bool:
+        return any(isinstance(module, FoldedLayer) for module in self.replacements.values())
+
+
+def build(
+    model: nn.Module, survey: Survey, decisions: Sequence[Decision], options: ConvertOptions
+) -> Build:
+    """Makes every module that convert will put in."""
+    by_matrix: dict[tuple[Site, str], nn.Module] = {}
+    shared: list[tuple[str, SharedInputLinear]] = []
+    for decision in decisions:
+        product, modules = decision.product, multipliers(decision)
+        first = modules[0]
+        if isinstance(first, SharedInputLinear):
+            shared.append((_common_parent([site.fqn for site in product.sites]), first))
+        for site, module in zip(product.sites, modules, strict=True):
+            if module is not None:
+                by_matrix[site, product.name] = module
+    layers = {site: _layer(site, by_matrix) for site in survey.sites}
+    left_dense = {
+        site: reason
+        for site, layer in layers.items()
+        if layer is not None and (reason := _cudnn_wins(site, layer, survey, options))
+    }
+    replacements = {
+        site.module: layer for site, layer in layers.items() if layer is not None and site not in left_dense
+    }
+    pools = _pools(survey, options)
+    return Build(
+        {
+            **replacements,
+            **_off_the_fast_path(model, replacements),
+            **{survey.pools[fqn]: pool.module for fqn, pool in pools.items()},
+        },
+        by_matrix,
+        left_dense,
+        shared,
+        pools,
+    )
+
+
+def _layer(site: Site, by_matrix: Multipliers) -> nn.Module | None:
+    """What takes the site's place; None if all its matrices stay as they are."""
+    given = {name: by_matrix.get((site, name)) for name in site.matrices}
+    if all(multiplier is None for multiplier in given.values()):
+        return None
+    complete = {name: multiplier or _dense_copy(site, name) for name, multiplier in given.items()}
+    return assemble(site.module, complete).train(site.module.training)
+
+
+def _dense_copy(site: Site, name: str) -> nn.Linear:
+    copied = site.matrices[name].weights.copied()
+    return dense_linear(copied.weight, copied.bias)
+
+
+def _common_parent(fqns: Sequence[str]) -> str:
+    """The innermost module that holds all of these."""
+    paths = [fqn.split(".")[:-1] for fqn in fqns]
+    levels = itertools.takewhile(lambda names: len(set(names)) == 1, zip(*paths, strict=False))
+    return ".".join(names[0] for names in levels)
+
+
+def _cudnn_wins(site: Site, replacement: nn.Module, survey: Survey, options: ConvertOptions) -> str | None:
+    """Why a recurrent layer on a GPU stays torch's own: its products were compared one by one.
+
+    There cuDNN computes all steps of a layer in one call.
+    """
+    on_gpu = any(matrix.weights.on_gpu for matrix in site.matrices.values())
+    if not on_gpu or not isinstance(site.module, nn.RNNBase) or options.memory_limit == COMPACT:
+        return None
+    if not options.measure:
+        return "cuDNN's layer is compared by measuring only"
+    return slower_than_cudnn(site.module, replacement, survey.recording)
+
+
+def _off_the_fast_path(
+    model: nn.Module, replacements: Mapping[nn.Module, nn.Module]
+) -> dict[nn.Module, nn.Module]:
+    """Attentions to replace too, because torch's TransformerEncoderLayer would call none of its modules.
+
+    While its attention is torch's, it reads the weights of its Linears, of which a sparse one has none.
+    """
+    attentions: dict[nn.Module, nn.Module] = {}
+    for module in model.modules():
+        if not isinstance(module, nn.TransformerEncoderLayer) or module.self_attn in replacements:
+            continue
+        if module.linear1 in replacements or module.linear2 in replacements:
+            dense = SparseMultiheadAttention.from_attention(copy.deepcopy(module.self_attn))
+            attentions[module.self_attn] = dense.train(module.self_attn.training)
+    return attentions
+
+
+def _pools(survey: Survey, options: ConvertOptions) -> dict[str, FasterPool]:
+    on_gpu = any(t.is_cuda for t in survey.recording.result)
+    if not options.measure or on_gpu:
+        return {}
+    pools = {fqn: faster_pool(pool, survey.recording) for fqn, pool in survey.pools.items()}
+    return {fqn: pool for fqn, pool in pools.items() if pool is not None}

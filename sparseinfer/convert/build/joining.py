@@ -1,0 +1,112 @@
+"""Modules whose forward hands what a layer computes to what follows it in one call; see `survey/chains.py`.
+
+`join_` gives a module a class of its own, with a forward in which the calls that join read as
+`survey/rewriting.py` writes them. `chain` and `take` do what the plain calls do, only faster where they may,
+which they ask at every call: results do not depend on what the survey found.
+"""
+
+from __future__ import annotations
+
+import ast
+from functools import lru_cache
+from typing import Any
+
+from torch import nn
+
+from sparseinfer._source import source_of
+from sparseinfer.convert.survey.chains import (
+    BASE,
+    JoinedForward,
+    Joins,
+    Pair,
+    base_class,
+    chains_in,
+    definition_of,
+)
+from sparseinfer.convert.survey.rewriting import CHAIN, CHAIN_IN_ORDER, TAKE
+from sparseinfer.modules.activations import activation_name
+from sparseinfer.modules.chain import CHAINING, chain, chain_in_order
+from sparseinfer.modules.owned import may_take, take
+
+
+def join_all_(model: nn.Module, *, fuse: bool) -> None:
+    """Let every module of a converted model hand what its layers compute to what follows, in one call.
+
+    Without `fuse` only batch norms that are folded into a layer join it.
+    """
+
+    def joins(first: Any, then: Any) -> bool:
+        if then is None:
+            return fuse and may_take(first)
+        if type(first) in CHAINING:
+            return first.__dict__.get("batch_norm") is then or (fuse and activation_name(then) != "none")
+        return fuse and type(first) in (nn.BatchNorm1d, nn.BatchNorm2d) and activation_name(then) != "none"
+
+    for module in model.modules():
+        join_(module, joins)
+
+
+def join_(module: nn.Module, joins: Joins) -> None:
+    """Give the module a class whose forward chains what `joins` allows; nothing where there is nothing."""
+    chains = chains_in(module, joins)
+    if chains.steps or chains.forward.pairs:
+        base: Any = base_class(module)
+        module.__class__ = _class(base, chains.forward)
+
+
+def part_(module: nn.Module) -> None:
+    """Undo `join_`."""
+    if type(module) is not base_class(module):
+        module.__class__ = base_class(module)
+
+
+@lru_cache(maxsize=1024)
+def _class(base: Any, joined: JoinedForward) -> Any:
+    """A class that passes for `base`, with this forward; `base` itself where that has no source."""
+    forward: Any = _sequential_forward
+    if base.forward is not nn.Sequential.forward:
+        source = source_of(base.forward)
+        if source is None:
+            return base
+        definition = ast.fix_missing_locations(definition_of(joined, source))
+        forward = source.compiled(definition, {CHAIN: chain, CHAIN_IN_ORDER: chain_in_order, TAKE: take})
+
+    def reduce(self: nn.Module, protocol: Any) -> Any:
+        how, args, *rest = base.__reduce_ex__(self, protocol)
+        if getattr(how, "__name__", "") == "__newobj__" and args[0] is kind:
+            return _made, (base, joined.pairs, *args[1:]), *rest
+        # In an older protocol, which names the class that others know.
+        return how, tuple(base if item is kind else item for item in args), *rest
+
+    names = {"forward": forward, "__reduce_ex__": reduce, BASE: base}
+    kind: Any = type(
+        base.__name__, (base,), {**names, "__module__": base.__module__, "__doc__": base.__doc__}
+    )
+    kind.__qualname__ = base.__qualname__
+    return kind
+
+
+def _made(base: Any, pairs: frozenset[Pair], *args: Any) -> nn.Module:
+    """For copies and pickles, which know no class that was made here."""
+    kind = _class(base, JoinedForward(pairs))
+    made: nn.Module = kind.__new__(kind, *args)
+    return made
+
+
+def _sequential_forward(self: nn.Sequential, input: Any) -> Any:
+    steps = list(self._modules.values())
+    held, i = [input], 0
+    del input
+    while i < len(steps):
+        step, stop = steps[i], i + 1
+        if type(step) in CHAINING:
+            # A layer that takes others in is handed the two that follow; `chain` looks what they are.
+            while stop < min(len(steps), i + 3) and type(steps[stop]) not in CHAINING:
+                stop += 1
+            held.append(chain(tuple(steps[i:stop]), held.pop()))
+        elif may_take(step):
+            held.append(take(step, held))
+        else:
+            held.append(step(held.pop()))
+        i = stop
+    return held.pop()

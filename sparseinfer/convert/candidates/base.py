@@ -1,0 +1,135 @@
+"""What `plan` and `Timer` ask of the candidates for a product, and what all of these have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import ClassVar, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from sparseinfer import ops
+from sparseinfer._timing import Call
+from sparseinfer.convert.candidates.cost_model import predict
+from sparseinfer.convert.survey.weights import Weights
+from sparseinfer.formats import CSR
+from sparseinfer.ops import Layout
+
+# Makes a call that holds weights of its own, so that several of them take turns in memory.
+Maker = Callable[[], Call]
+
+# A dense way by its name, or the layout of a sparse one.
+Candidate: TypeAlias = "str | Layout"
+
+
+class Candidates(Protocol):
+    """Everything that could compute one product, ready to be timed.
+
+    dense_weights   as they are now; x and y have their dtype
+    weights         what becomes sparse, perhaps in a shorter dtype
+    """
+
+    dense_weights: Weights
+    weights: Weights
+
+    @property
+    def kind(self) -> str:
+        """Operator and dtypes: of the dense layer, of the sparse weight, and what the kernels round x to."""
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """All else that times depend on, besides the number of tokens and the weight's zeros."""
+
+    @property
+    def title(self) -> str:
+        """For a progress bar."""
+
+    @property
+    def limits(self) -> tuple[int | None, ...]:
+        """Upper ends of the token buckets a layer may have, ascending; None = no limit."""
+
+    @property
+    def min_sparsity(self) -> float:
+        """Below it no layout is tried."""
+
+    @property
+    def dense_names(self) -> tuple[str, ...]:
+        """Keys of `dense`, without making anything."""
+
+    def dense(self, tokens: int) -> Mapping[str, Maker]:
+        """The dense ways, by name."""
+
+    def layouts(self, tokens: int) -> tuple[Layout, ...]:
+        """Those that may be fastest for so many tokens."""
+
+    def compact_layout(self) -> Layout:
+        """Of fewest bytes, with kernels for any number of tokens."""
+
+    def packed(self, layout: Layout) -> tuple[Tensor, ...]:
+        """The weight in a layout: one packing, or one per group of channels. Made at most once."""
+
+    def sparse(self, layout: Layout, tokens: int) -> Maker:
+        """The product by the weight in this layout."""
+
+    def kernel(self, layout: Layout, tokens: int) -> str:
+        """Base name of the kernel that reads this layout."""
+
+    def buckets(self, layout: Layout) -> tuple[ops.Bucket, ...]:
+        """Kernels for any number of tokens by this layout alone, as packing number 0."""
+
+    def predict(self, candidate: Candidate, tokens: int) -> float:
+        """Microseconds, without running it; infinity if nothing is known of it."""
+
+
+@dataclass(eq=False)
+class BaseCandidates(ABC):
+    """See Candidates. By default of a CPU."""
+
+    device: ClassVar[str] = "cpu"
+
+    dense_weights: Weights
+    weights: Weights
+    _packings: dict[Layout, tuple[Tensor, ...]] = field(default_factory=dict, init=False)
+
+    @property
+    @abstractmethod
+    def kind(self) -> str: ...
+
+    @property
+    def limits(self) -> tuple[int | None, ...]:
+        return ops.token_limits(self.device)
+
+    @property
+    def min_sparsity(self) -> float:
+        return ops.min_sparsity(self.device, self.weights.weight.dtype)
+
+    def packed(self, layout: Layout) -> tuple[Tensor, ...]:
+        if layout not in self._packings:
+            self._packings[layout] = self._pack(layout)
+        return self._packings[layout]
+
+    @abstractmethod
+    def _pack(self, layout: Layout) -> tuple[Tensor, ...]: ...
+
+    @cached_property
+    def _format(self) -> CSR:
+        return CSR.from_dense(self.weights.weight)
+
+    def predict(self, candidate: Candidate, tokens: int) -> float:
+        """By the cost model, for this instruction set and number of threads."""
+        return predict(
+            self.kind,
+            str(candidate),
+            self.weights.weight.numel(),
+            self.weights.sparsity,
+            tokens,
+            ops.active_isa(),
+            torch.get_num_threads(),
+        )
+
+
+def kind_text(operator: str, *dtypes: torch.dtype) -> str:
+    return " ".join([operator, *(str(dtype).removeprefix("torch.") for dtype in dtypes)])

@@ -1,0 +1,86 @@
+"""The rows of the report: what was decided for each matrix, and why."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from torch import nn
+
+from sparseinfer.convert.build.build import Build
+from sparseinfer.convert.build.pooling import FasterPool
+from sparseinfer.convert.decisions import Decision
+from sparseinfer.convert.report import LayerReport
+from sparseinfer.convert.survey.followers import NOBODY, Followers
+from sparseinfer.convert.survey.survey import Site, Survey
+from sparseinfer.convert.timing.times import SOURCES
+from sparseinfer.modules import SharedInputLinear
+from sparseinfer.modules.chain import held_bytes
+
+
+def rows_of(survey: Survey, decisions: Sequence[Decision], built: Build) -> tuple[LayerReport, ...]:
+    """In the order of the model, poolings last."""
+    by_fqn: defaultdict[str, list[LayerReport]] = defaultdict(list)
+    for decision in decisions:
+        for site in decision.product.sites:
+            by_fqn[site.fqn].append(_row(decision, site, built))
+    for fqn, reason in survey.refused.items():
+        by_fqn[fqn].append(_refused(fqn, survey.modules[fqn], reason))
+    for fqn, pool in built.pools.items():
+        by_fqn[fqn].append(_pool(fqn, pool))
+    return tuple(row for fqn in (*survey.modules, *survey.pools) for row in by_fqn[fqn])
+
+
+def _row(decision: Decision, site: Site, built: Build) -> LayerReport:
+    """Of one site's matrix; its times are the product's, by its share of the rows."""
+    product, plan = decision.product, decision.plan
+    weights = site.matrices[product.name].weights
+    size, (n, k) = len(weights.weight), product.weights.weight.shape
+    share = size / n
+    module = built.multipliers.get((site, product.name))
+    row = LayerReport(
+        layer=f"{site.fqn}:{product.name}" if product.name else site.fqn,
+        shape=(size, k),
+        sparsity=weights.sparsity,
+        pattern=weights.pattern,
+        decision="sparse" if plan.is_sparse else plan.dense_kind,
+        reason=_reason(decision, site, module),
+        kernels=tuple((bucket.max_tokens, bucket.kernel) for bucket in plan.buckets),
+        tokens=tuple(times.tokens for times in plan.times),
+        dense_us=tuple(times.dense_us * share for times in plan.times),
+        sparse_us=tuple(
+            times.sparse[layout] * share for times, layout in zip(plan.times, plan.chosen, strict=False)
+        ),
+        source=max((times.source for times in plan.times), key=SOURCES.index, default=""),
+        dense_nbytes=weights.nbytes,
+        nbytes=weights.nbytes if module is None else held_bytes(module),
+    )
+    return row.left_dense(built.left_dense[site]) if site in built.left_dense else row
+
+
+def _reason(decision: Decision, site: Site, module: nn.Module | None) -> str:
+    product, reason = decision.product, decision.plan.reason
+    if isinstance(module, SharedInputLinear):
+        others = [other.fqn.rsplit(".", 1)[-1] for other in product.sites if other is not site]
+        reason = f"{reason}, one matrix with {', '.join(others)}"
+    if module is not None and product.followers is not NOBODY:
+        reason = f"{reason}, with {_following(product.followers)}"
+    return reason
+
+
+def _following(after: Followers) -> str:
+    names = ["its batch norm"] if after.batch_norm is not None else []
+    return " and ".join([*names, *([after.activation] if after.activation != "none" else [])])
+
+
+def _refused(fqn: str, module: nn.Module, reason: str) -> LayerReport:
+    parameters = list(module.parameters())
+    nbytes = sum(parameter.nbytes for parameter in parameters)
+    shape = tuple(parameters[0].shape) if parameters else ()
+    return LayerReport(fqn, shape, None, "dense", reason, dense_nbytes=nbytes, nbytes=nbytes)
+
+
+def _pool(fqn: str, pool: FasterPool) -> LayerReport:
+    gain = pool.dense_us / pool.us
+    reason = f"{gain:.1f}x in another layout: {pool.us:.1f} us against {pool.dense_us:.1f} us"
+    return LayerReport(fqn, (), None, "channels_last", reason)

@@ -1,0 +1,127 @@
+"""Where a layer's result goes straight into an activation or a batch norm: read in the source of `forward`.
+
+What is found here is a form of the source, so it holds for every input. Nothing is computed differently
+because of it alone: `build/joining.py` lets such calls be one call, which asks each time what it may do.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import fx, nn
+
+from sparseinfer._source import Source, resolved, source_of
+from sparseinfer.convert.survey.rewriting import Rewriter
+
+# The text of two expressions in a forward whose calls are joined: the first, and what is called with its
+# result; "" where the first takes over its input.
+Pair: TypeAlias = "tuple[str, str]"
+
+# Of two objects that are called: whether the result of the first may be handed to the second by `chain`; with
+# None, whether the first is an activation that may write over its input if that is its alone, by `take`.
+Joins = Callable[[Any, Any], bool]
+
+# The attribute of a class made by `build/joining.py` that names the class it was made of.
+BASE = "_sparseinfer_joined"
+# How a class may be told of those made of it, and how its instances may be copied otherwise.
+_OF_ITS_OWN = {"__init_subclass__", "__reduce__", "__reduce_ex__", "__getnewargs__", "__getnewargs_ex__"}
+_IN_SEQUENTIAL: Pair = ("", "")  # nn.Sequential looks at its steps at every call
+
+
+@dataclass(frozen=True)
+class JoinedForward:
+    """A forward in which these pairs are joined, places of `take` included: equal where the pairs are.
+
+    `definition` is its source, if it has been written; `definition_of` writes it.
+    """
+
+    pairs: frozenset[Pair] = frozenset()
+    definition: ast.FunctionDef | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class Chains:
+    """What joins in the forward of one module: (layer, what follows, ...) of each place, in its order."""
+
+    steps: tuple[tuple[Any, ...], ...] = ()
+    forward: JoinedForward = JoinedForward()
+
+
+def chains_in(module: nn.Module, joins: Joins) -> Chains:
+    """What joins in the module's own forward; nothing where the source cannot be read or replaced."""
+    if "forward" in vars(module) or not _may_be_derived(module):
+        return Chains()
+    forward = base_class(module).forward
+    if forward is nn.Sequential.forward:
+        return _chains_in_sequential(module, joins)
+    source = source_of(forward)
+    if source is None:
+        return Chains()
+    function = source.function
+    pairs: set[Pair] = set()
+
+    def join(first: ast.expr, then: ast.expr | None) -> bool:
+        a = resolved(first, module, function)
+        b = None if then is None else resolved(then, module, function)
+        if a is None or (b is None and then is not None) or not joins(a, b):
+            return False
+        pairs.add(_pair(first, then))
+        return True
+
+    rewriter = Rewriter(source, join)
+    definition = rewriter.visit(source.copy())
+    steps = (tuple(resolved(path, module, function) for path in paths) for paths in rewriter.chains)
+    return Chains(tuple(steps), JoinedForward(frozenset(pairs), definition))
+
+
+def definition_of(forward: JoinedForward, source: Source) -> ast.FunctionDef:
+    """The source's definition with these pairs joined."""
+    if forward.definition is not None:
+        return forward.definition
+    rewriter = Rewriter(source, lambda first, then: _pair(first, then) in forward.pairs)
+    definition: ast.FunctionDef = rewriter.visit(source.copy())
+    return definition
+
+
+def base_class(module: nn.Module) -> type[nn.Module]:
+    """Its class before `build/joining.py` gave it one of its own."""
+    base: type[nn.Module] = getattr(type(module), BASE, type(module))
+    return base
+
+
+def _pair(first: ast.expr, then: ast.expr | None) -> Pair:
+    return ast.unparse(first), "" if then is None else ast.unparse(then)
+
+
+def _chains_in_sequential(module: nn.Module, joins: Joins) -> Chains:
+    kind: Any = type(module)
+    if kind.__iter__ is not nn.Sequential.__iter__:
+        return Chains()
+    steps = list(module._modules.values())
+    takes = any(joins(step, None) for step in steps)
+    pairs = frozenset({_IN_SEQUENTIAL} if takes else ())
+    return Chains(tuple(_runs(steps, joins)), JoinedForward(pairs))
+
+
+def _may_be_derived(module: nn.Module) -> bool:
+    """Whether a class derived from the module's is copied and pickled as usual, and nobody learns of it."""
+    base = base_class(module)
+    if isinstance(module, (fx.GraphModule, torch.jit.ScriptModule)) or type(base) is not type:
+        return False
+    return not any(_OF_ITS_OWN & vars(kind).keys() for kind in base.__mro__[:-1])
+
+
+def _runs(steps: Sequence[Any], joins: Joins) -> Iterator[tuple[Any, ...]]:
+    """The longest runs of neighbours that join."""
+    start = 0
+    while start < len(steps):
+        stop = start + 1
+        while stop < len(steps) and joins(steps[stop - 1], steps[stop]):
+            stop += 1
+        if stop - start > 1:
+            yield tuple(steps[start:stop])
+        start = stop

@@ -1,0 +1,172 @@
+"""What is there: the layers that could be replaced, one run of the model, and the products to plan.
+
+Nothing in the model changes, and nothing is timed or packed here.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparseinfer._machine import last_level_cache_bytes
+from sparseinfer._running import evaluating, preserved
+from sparseinfer.convert.survey.followers import NOBODY, Followers, folded, followers
+from sparseinfer.convert.survey.kinds import Kind, Matrices, kind_of
+from sparseinfer.convert.survey.recording import Recording, record
+from sparseinfer.convert.survey.refusals import refusals, require_inference
+from sparseinfer.convert.survey.weights import Weights
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A module of the model that may be replaced, and the matrices that it multiplies by."""
+
+    fqn: str
+    module: nn.Module
+    kind: Kind
+    matrices: Matrices
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What convert knows of a model before it plans.
+
+    modules    those that were asked for, by name, poolings excepted; each is a site or refused, but for the
+               output projection of an attention, which is a matrix of the attention
+    pools      max poolings that were asked for, by name
+    sites      what may be replaced
+    refused    name -> why the module has to stay as it is
+    recording  one run with the example inputs; empty without these
+    """
+
+    modules: Mapping[str, nn.Module]
+    pools: Mapping[str, nn.Module]
+    sites: Sequence[Site]
+    refused: Mapping[str, str]
+    recording: Recording
+
+    @property
+    def exceeds_cache(self) -> bool:
+        """Whether the weights exceed the last-level cache, so that a run reads them from memory."""
+        matrices = (matrix for site in self.sites for matrix in site.matrices.values())
+        return sum(matrix.weights.nbytes for matrix in matrices) > last_level_cache_bytes()
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """x · Wᵀ + bias that is planned as one.
+
+    sites      the site it belongs to; or several Linears that are given the same input, whose matrices
+               become one, row after row
+    name       of the site's matrix; "" where it has only one
+    weights    as they are planned: stacked, or with the batch norm that follows multiplied in
+    followers  what the product's result goes straight into
+    """
+
+    sites: tuple[Site, ...]
+    name: str
+    weights: Weights
+    followers: Followers = NOBODY
+
+    @property
+    def site_weights(self) -> list[Weights]:
+        """The weights of each site as they are in the model."""
+        return [site.matrices[self.name].weights for site in self.sites]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Rows of each site."""
+        return [len(weights.weight) for weights in self.site_weights]
+
+    def is_same_as(self, other: Product) -> bool:
+        """Whether both have the same weights, so that one plan does for both."""
+        norms = self.followers.batch_norm, other.followers.batch_norm
+        return (self.sites, self.name) == (other.sites, other.name) and norms[0] is norms[1]
+
+
+def survey_of(
+    model: nn.Module, modules: Mapping[str, nn.Module], example_inputs: Any, *, named: bool
+) -> Survey:
+    """Looks at the modules, by fqn, and runs the model once. ValueError: it is not ready for inference.
+
+    named   the modules were asked for by name: those too that the run does not reach
+    """
+    pools = {fqn: module for fqn, module in modules.items() if isinstance(module, nn.MaxPool2d)}
+    modules = {fqn: module for fqn, module in modules.items() if fqn not in pools}
+    require_inference(modules)
+    # A parametrization may compute another weight in training mode, and write to buffers of its own.
+    with evaluating(model), preserved(model):
+        sites, refused = _sites(modules, refusals(model, modules))
+    if example_inputs is None:
+        return Survey(modules, pools, sites, refused, Recording())
+    every_pool = [module for module in model.modules() if isinstance(module, nn.MaxPool2d)]
+    recording = record(model, [*(site.module for site in sites), *every_pool], example_inputs)
+    if not named:
+        # The weight of a layer that is not called may be read and multiplied by somebody else.
+        hint = "name it in targets to convert it all the same"
+        for site in sites:
+            if site.module not in recording.called:
+                refused[site.fqn] = f"no example input reached it ({hint})"
+        sites = [site for site in sites if site.fqn not in refused]
+    return Survey(modules, pools, sites, refused, recording)
+
+
+def _sites(modules: Mapping[str, nn.Module], refused: Mapping[str, str]) -> tuple[list[Site], dict[str, str]]:
+    """What may be replaced, and why the rest may not."""
+    sites, reasons = [], dict(refused)
+    projections = {id(m.out_proj) for m in modules.values() if isinstance(m, nn.MultiheadAttention)}
+    for fqn, module in modules.items():
+        if fqn in reasons or id(module) in projections:
+            continue
+        kind = kind_of(module)
+        if kind is None:
+            reasons[fqn] = f"{type(module).__name__} is a subclass that may compute something else"
+            continue
+        matrices = kind.matrices(module)
+        if isinstance(matrices, str):
+            reasons[fqn] = matrices
+        else:
+            sites.append(Site(fqn, module, kind, matrices))
+    return sites, reasons
+
+
+def products_of(model: nn.Module, survey: Survey, *, fuse: bool, fold: bool) -> list[Product]:
+    """Everything to plan.
+
+    fuse   Linears that are given the same input become one product
+    fold   the batch norm that alone reads a layer's result is multiplied into its weights
+    """
+    recording = survey.recording
+    following = followers(model, recording, fold=fold, fuse=fuse)
+    groups: defaultdict[object, list[Site]] = defaultdict(list)
+    for site in survey.sites:
+        marks = recording.shared.get(site.module)
+        together = fuse and marks and site.kind.shares_input
+        groups[(marks, site.matrices[""].weights.weight.dtype) if together else site].append(site)
+    products = []
+    for sites in groups.values():
+        if len(sites) > 1:
+            stacked = _stacked([site.matrices[""].weights for site in sites])
+            products.append(Product(tuple(sites), "", stacked))
+            continue
+        (site,) = sites
+        after = following.get(site.module, NOBODY) if site.kind.fuses else NOBODY
+        for name, matrix in site.matrices.items():
+            weights = matrix.weights
+            if after.batch_norm is not None:
+                weights = folded(weights, after.batch_norm)
+            products.append(Product((site,), name, weights, after))
+    return products
+
+
+def _stacked(parts: Sequence[Weights]) -> Weights:
+    weight = torch.cat([part.weight for part in parts])
+    if all(part.bias is None for part in parts):
+        return Weights(weight, None)
+    biases = [weight.new_zeros(len(part.weight)) if part.bias is None else part.bias for part in parts]
+    return Weights(weight, torch.cat(biases))

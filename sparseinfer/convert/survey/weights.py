@@ -1,0 +1,126 @@
+"""The weights that a module multiplies by, as its next forward would compute them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from sparseinfer import ops
+from sparseinfer.formats.dtypes import VALUE_DTYPES
+
+# A weight lies "in blocks" if more of its 4x4 blocks are empty than this, and than 1.5 times what zeros at
+# random would leave empty. Both chosen, not measured: the word is for reports, no plan depends on it.
+_MIN_EMPTY_BLOCKS = 0.05
+_ABOVE_RANDOM = 1.5
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """weight [n, k] and bias [n] of a Linear, detached."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.weight.is_cuda
+
+    @cached_property
+    def sparsity(self) -> float:
+        """Fraction of the weight's elements that are zero."""
+        return 1.0 - int(self.weight.count_nonzero()) / self.weight.numel()
+
+    @cached_property
+    def empty_blocks(self) -> float:
+        """Fraction of the whole 4x4 blocks that hold only zeros: do the zeros lie scattered or in blocks?"""
+        n, k = (size // 4 * 4 for size in self.weight.shape)
+        if not n or not k:
+            return 0.0
+        kept = (self.weight[:n, :k] != 0).view(n // 4, 4, k // 4, 4).any(3).any(1)
+        return 1.0 - int(kept.count_nonzero()) / kept.numel()
+
+    @property
+    def pattern(self) -> str:
+        """How the zeros lie: "none", "rows", "blocks" or "unstructured"."""
+        if self.sparsity == 0:
+            return "none"
+        kept_rows = int((self.weight != 0).any(1).count_nonzero()) * self.weight.shape[1]
+        if kept_rows <= (1 - self.sparsity) * self.weight.numel():
+            return "rows"
+        at_random = self.sparsity**16  # of 16 weights, all zero
+        in_blocks = self.empty_blocks > max(_MIN_EMPTY_BLOCKS, _ABOVE_RANDOM * at_random)
+        return "blocks" if in_blocks else "unstructured"
+
+    def rounded(self, dtype: torch.dtype) -> Weights | str:
+        """The same with the weight rounded to another dtype, or why that cannot be."""
+        weight = self.weight.to(dtype)
+        if not torch.equal(weight.isfinite(), self.weight.isfinite()):
+            return f"its weight exceeds the range of {dtype}"
+        return Weights(weight, self.bias)
+
+    def copied(self) -> Weights:
+        return Weights(self.weight.clone(), None if self.bias is None else self.bias.clone())
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+
+def read(
+    module: nn.Module,
+    weight_name: str = "weight",
+    bias_name: str = "bias",
+    *,
+    as_matrix: Callable[[Tensor], Tensor] = lambda weight: weight,
+) -> Weights | str:
+    """What a module multiplies by at its next forward, or why no kernel takes that."""
+    weight, bias = _effective(module, weight_name), _effective(module, bias_name)
+    if weight is None:
+        return "it has no weight"
+    for t in (weight, bias):
+        if t is None:
+            continue
+        if type(t) is not Tensor or t.layout != torch.strided:
+            return f"it holds a {type(t).__name__} of layout {t.layout}, not a plain tensor"
+        if reason := _device_refusal(t.device):
+            return f"it is on {t.device}: {reason}"
+        if t.dtype not in VALUE_DTYPES:
+            *others, last = map(str, VALUE_DTYPES)
+            return f"its dtype is {t.dtype}; the kernels take {', '.join(others)} and {last}"
+    if bias is not None and bias.dtype != weight.dtype:
+        return f"its weight is {weight.dtype} and its bias {bias.dtype}"
+    if not weight.numel():
+        return "its weight has no elements"
+    weight = as_matrix(weight)
+    if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
+        return "its weight and bias are not [n, k] and [n]"
+    return Weights(weight, bias)
+
+
+def _device_refusal(device: torch.device) -> str | None:
+    if device.type == "cuda":
+        return ops.cuda_refusal(device.index)
+    return None if device.type == "cpu" else "the kernels run on cpu and cuda"
+
+
+def class_of(module: nn.Module) -> type[nn.Module]:
+    """Its class before parametrizations."""
+    return parametrize.type_before_parametrizations(module)
+
+
+@torch.no_grad()
+def _effective(module: nn.Module, name: str) -> Tensor | None:
+    """`module.weight` or `module.bias` as the next forward would compute it.
+
+    torch.nn.utils.prune does that in a hook, `weight_orig * weight_mask`, so the attribute may be stale.
+    """
+    original, mask = module._parameters.get(f"{name}_orig"), module._buffers.get(f"{name}_mask")
+    if original is not None and mask is not None:
+        return (original * mask).detach()
+    t: Tensor | None = getattr(module, name, None)
+    return None if t is None else t.detach()

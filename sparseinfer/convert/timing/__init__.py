@@ -1,0 +1,1 @@
+"""How long candidates take on this machine: measured, remembered or predicted."""

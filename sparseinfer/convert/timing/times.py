@@ -1,0 +1,37 @@
+"""What is known of how long a product's candidates take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from sparseinfer.ops import Layout
+
+Source = Literal["measured", "remembered", "predicted"]
+# From the surest to the least sure.
+SOURCES = get_args(Source)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Microseconds per call with `tokens` tokens, by name of the dense way and by layout."""
+
+    tokens: int
+    dense: Mapping[str, float]
+    sparse: Mapping[Layout, float]
+    source: Source = "measured"
+
+    @property
+    def best_dense(self) -> str:
+        return min(self.dense, key=lambda name: self.dense[name])
+
+    @property
+    def dense_us(self) -> float:
+        """Of the best dense."""
+        return min(self.dense.values())
+
+    def ratio(self, layout: Layout) -> float:
+        """Sparse time over best dense time; infinity where neither is known: the layer stays as it is."""
+        return self.sparse[layout] / self.dense_us if math.isfinite(self.dense_us) else math.inf

@@ -1,0 +1,56 @@
+"""A weight [n, k] cut into groups of rows, as convolutions with groups need it, and packed group by group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sparseinfer import ops
+from sparseinfer.formats import BSR, CSR
+
+
+def as_layouts(packings: Sequence[str | ops.Layout]) -> list[ops.Layout]:
+    """Layouts as they are, a name meaning that packing in fp32."""
+    return [name if isinstance(name, ops.Layout) else ops.Layout(name) for name in packings]
+
+
+def pack_groups(
+    fmt: CSR | BSR, layouts: Sequence[ops.Layout], groups: int = 1, device: torch.device | None = None
+) -> list[Tensor]:
+    """The packings of fmt [n, k] in each layout: of each group of n / groups rows, one after another."""
+    parts = split_rows(fmt, groups)
+    return [layout.pack(part, device=device) for layout in layouts for part in parts]
+
+
+def split_rows(fmt: CSR | BSR, groups: int) -> list[CSR | BSR]:
+    """The first n / groups rows of fmt [n, k], the next ones, and so on. ValueError: they cut a block."""
+    if groups == 1:
+        return [fmt]
+    rows, (n, k) = fmt.crow_indices.numel() - 1, fmt.shape
+    if rows % groups:
+        raise ValueError(f"groups: expected a divisor of {rows} rows of weights or blocks, got {groups}")
+    parts: list[CSR | BSR] = []
+    for group in range(groups):
+        crow = fmt.crow_indices[group * rows // groups : (group + 1) * rows // groups + 1]
+        units = slice(int(crow[0]), int(crow[-1]))
+        parts.append(type(fmt)(fmt.values[units], crow - crow[0], fmt.col_indices[units], (n // groups, k)))
+    return parts
+
+
+def join_rows(parts: Sequence[CSR | BSR]) -> CSR | BSR:
+    """The inverse of `split_rows`."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    crow, units = [first.crow_indices[:1]], 0
+    for part in parts:
+        crow.append(part.crow_indices[1:] + units)
+        units += part.values.shape[0]
+    return type(first)(
+        torch.cat([part.values for part in parts]),
+        torch.cat(crow),
+        torch.cat([part.col_indices for part in parts]),
+        (sum(part.shape[0] for part in parts), first.shape[1]),
+    )
