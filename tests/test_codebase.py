@@ -51,6 +51,7 @@ LAYERS: dict[str, int] = {
     "_progress": 4,
     "_running": 4,
     "_source": 4,
+    "_tables": 4,
     "_timing": 4,
     "_transposed": 4,
     "select": 4,

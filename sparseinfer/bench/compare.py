@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import statistics
 import time
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from sparseinfer._machine import describe_machine
 from sparseinfer._running import call
+from sparseinfer._tables import as_text
 from sparseinfer.bench.turns import LEAST_RUNS
 from sparseinfer.convert.survey.recording import tensors_of
 from sparseinfer.ops import active_isa
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 # Of Linux: writing "5" to the second sets the peak in the first, VmHWM, back to the memory in use (proc(5)).
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+# Columns of a comparison as text: more than its table needs.
+_TEXT_WIDTH = 100
 
 
 @dataclass(frozen=True)
@@ -81,11 +84,7 @@ class Comparison:
         return table
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        text = io.StringIO()
-        Console(file=text, width=100, color_system=None).print(self.table())
-        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+        return as_text(self.table(), _TEXT_WIDTH)
 
 
 def benchmark(dense: nn.Module, fast: nn.Module, inputs: Any, *, budget_s: float = 10.0) -> Comparison:
