@@ -81,7 +81,7 @@ cuda-build: $(VENV)/.tools
 	$(BIN)/cmake --build build-cuda --target _cuda
 
 bench: $(VENV)/.test
-	$(BIN)/python -m pytest bench
+	$(BIN)/python -m pytest bench/suites
 
 bench-models: $(VENV)/.models
 	$(BIN)/sparseinfer bench --model bert-base --batch 1 16 --sparsity 0.8 0.9 --dtype f32 bf16 --threads 2 --budget 4 \

@@ -23,7 +23,7 @@ from rich.progress import track
 from sparseinfer import ops
 from sparseinfer._machine import describe_machine
 from sparseinfer._timing import geometric_mean
-from sparseinfer.bench.layer import random_layer
+from sparseinfer.bench.problem import random_layer
 from sparseinfer.convert.candidates import cost_model
 from sparseinfer.convert.candidates.cost_model import CALL_US
 from sparseinfer.convert.candidates.linear import LinearCandidates

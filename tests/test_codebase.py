@@ -45,11 +45,13 @@ LAYERS: dict[str, int] = {
     "ops.transforms": 4,
     "ops.candidates": 5,
     "ops.eager": 5,
+    "_arguments": 4,
     "_machine": 4,
     "_packages": 4,
     "_progress": 4,
     "_running": 4,
     "_source": 4,
+    "_tables": 4,
     "_timing": 4,
     "_transposed": 4,
     "select": 4,
@@ -71,9 +73,10 @@ LAYERS: dict[str, int] = {
     "convert.latency": 9,
     "bench": 7,
     "hub": 7,
-    "cli": 8,
-    "": 9,
-    "__main__": 10,
+    "demo": 8,
+    "cli": 9,
+    "": 10,
+    "__main__": 11,
 }
 
 # Imports that the layers do not allow: (from, to) and why they are right all the same. Each must be needed.

@@ -9,7 +9,6 @@ pass: calibration, if the method needs any, and pruning.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from rich.console import Console
 from task import Task
 
 from sparseinfer._machine import describe_machine
+from sparseinfer.bench.report import write_json
 from sparseinfer.prune import Method, Reconstruct, Wanda, calibrate, prune_, registry
 
 TASKS: Mapping[str, Callable[[], Task]] = {"smollm2": task_smollm2.task, "crepe": task_crepe.task}
@@ -85,17 +85,15 @@ def main() -> None:
 
 
 def write(path: Path, task: Task, done: Sequence[Result]) -> None:
-    settings = {
+    document = {
+        "machine": describe_machine("torch"),
         "threads": torch.get_num_threads(),
         "metric": task.metric,
         "calibration": task.calibration_text,
         "test": task.test_text,
+        "rows": [asdict(result) for result in done],
     }
-    entries = [f'"machine": {json.dumps(describe_machine("torch"))}']
-    entries += [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in settings.items()]
-    lines = ",\n    ".join(json.dumps(asdict(result)) for result in done)
-    entries.append(f'"rows": [\n    {lines}\n  ]')
-    path.write_text("{\n  " + ",\n  ".join(entries) + "\n}\n", encoding="utf-8")
+    write_json(path, document)
 
 
 if __name__ == "__main__":

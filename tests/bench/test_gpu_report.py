@@ -1,4 +1,4 @@
-"""bench/gpu_report.py without a GPU: what it would do."""
+"""bench/gpu/gpu_report.py without a GPU: what it would do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cuda_helpers import ROOT, built_module
 def test_dry_run_lists_every_kernel_and_every_product() -> None:
     kernels = built_module().kernels()
     ran = subprocess.run(
-        [sys.executable, str(ROOT / "bench/gpu_report.py"), "--dry-run"],
+        [sys.executable, str(ROOT / "bench/gpu/gpu_report.py"), "--dry-run"],
         check=True,
         capture_output=True,
         text=True,

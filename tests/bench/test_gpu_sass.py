@@ -1,21 +1,18 @@
-"""The parser and the rules of bench/gpu_sass.py, on machine code written by hand."""
+"""The parser and the rules of bench/gpu/gpu_sass.py, on machine code written by hand."""
 
 from __future__ import annotations
 
 import re
-import sys
 from itertools import count
 
-import pytest
-from cuda_helpers import ROOT
-
-sys.path.insert(0, str(ROOT / "bench"))
-
 import gpu_model
+import pytest
 import sass
 import sass_counts
+from cuda_helpers import ROOT
 
 from sparseinfer.convert.candidates import cuda_model
+from sparseinfer.ops.cuda import kernels as cuda_kernels
 
 TOKENS = 8
 PRODUCTS = "HMMA.16816.F32.BF16 R8, R4, R2, R8\n" * 2 * TOKENS
@@ -197,11 +194,13 @@ def test_the_planner_knows_what_was_counted() -> None:
     counted = {name: row for name, row in gpu_model.counted_instructions().items() if name.endswith("sm90")}
     assert len(counted) == 12
     n, k = 4096, 4096
+    kernels = {kernel.name: kernel for kernel in cuda_kernels.kernels()}
     for name, row in counted.items():
-        _, packing, _, tile = name.split("__")[0].split("_")
+        kernel = kernels[name]
         for sparsity in (0.5, 0.8):
-            sample = gpu_model.sample(packing, sparsity)
-            asked = (cuda_model.H100, packing, int(tile[1:]), n, k, 8, round(sample.nbytes * n * k / 4096))
+            sample = gpu_model.sample(kernel.packing, sparsity)
+            nbytes = round(sample.nbytes * n * k / 4096)
+            asked = (cuda_model.H100, kernel.packing, kernel.tile_tokens, n, k, 8, nbytes)
             counts = sass_counts.Counts.loaded(row["counts"]).at(sample.pairs, sample.nbytes)
             known = cuda_model.tiled_terms(*asked)
             exact = cuda_model.tiled_terms(*asked, sass_counts.instructions(counts))

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from sparseinfer.bench import candidates, demo, models
-from sparseinfer.cli import main
+from sparseinfer import ops
+from sparseinfer.bench import candidates, models, whole_model
+from sparseinfer.cli import doctor, main
+from sparseinfer.demo import experiment
 
 BENCH = ["bench", "--shape", "32x16", "--tokens", "2", "--sparsity", "0.5", "--budget", "0.001"]
 
@@ -20,6 +22,14 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     for topic in ("versions", "instruction sets", "kernels", "threads", "cuda"):
         assert topic in out
+
+
+def test_doctor_names_every_kernel_that_runs_here() -> None:
+    facts = doctor.facts()
+    assert ops.active_isa() in facts["instruction sets"]
+    for kernel in ops.kernels():
+        assert kernel.base_name in facts["kernels"]
+    assert facts["cuda"].startswith(("yes: ", "no: "))
 
 
 def test_the_module_is_the_command() -> None:
@@ -112,7 +122,7 @@ def test_bench_model(tiny: list[int], capsys: pytest.CaptureFixture[str], tmp_pa
         assert column in out
     document = json.loads(path.read_text())
     assert document["machine"]["cpu"]
-    rows = [models.Row(**row) for row in document["rows"]]
+    rows = [whole_model.Measurement(**row) for row in document["rows"]]
     cells = [(row.batch, row.dtype, row.sparsity, row.threads) for row in rows]
     assert cells == [(batch, dtype, 0.9, 1) for batch in (1, 3) for dtype in ("f32", "bf16w", "bf16")]
     for row in rows:
@@ -133,10 +143,10 @@ def test_bench_model_takes_the_faster_memory_format(tiny: list[int], monkeypatch
         lambda: nn.Sequential(nn.Conv2d(4, 8, 3)).eval(),
         lambda batch: (torch.ones(batch, 4, 9, 9),),
         lambda model, given: model(*given),
-        layouts=("default", "channels_last"),
+        memory_formats=("default", "channels_last"),
     )
     monkeypatch.setattr(models, "MODELS", {"conv": conv})
-    (row,) = models.run("conv", sparsities=(0.0,), budget_s=1e-3)
+    (row,) = whole_model.run(whole_model.ModelSettings(("conv",), sparsities=(0.0,), budget_s=1e-3))
     assert row.dense in ("default", "channels_last")
     assert row.tokens_per_s == 0
 
@@ -204,8 +214,8 @@ def test_bad_values_are_one_line_on_stderr(
 def test_demo_fails_when_the_converted_model_differs(
     difference: float, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    row = demo.Row(800, 0.9, 0.2, None, difference, 200.0, 50.0, 4.0, 10, 100, 36, 36)
-    monkeypatch.setattr(demo, "run", lambda *args, **kwargs: [row])
+    row = experiment.Measurement(800, 0.9, 0.2, None, difference, 200.0, 50.0, 4.0, 10, 100, 36, 36)
+    monkeypatch.setattr(experiment, "run", lambda *args, **kwargs: [row])
     assert main(["demo"]) == status
     out = capsys.readouterr().out
     assert "speed-up" in out

@@ -1,7 +1,7 @@
 """The CUDA kernels' own sources, run on the CPU by an emulator (tests/cuda/stubs), against fp64.
 
 It finds wrong indices, missing waits for copies and deadlocks. It does not find races between threads, nor
-what a GPU's memory model allows and the emulator does not do; bench/gpu_report.py is for that.
+what a GPU's memory model allows and the emulator does not do; bench/gpu/gpu_report.py is for that.
 """
 
 from __future__ import annotations

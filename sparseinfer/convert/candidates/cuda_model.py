@@ -2,8 +2,8 @@
 
 Everything that a kernel needs takes its time in microseconds as if nothing else were needed; the longest of
 these terms binds, and a launch comes on top. No cache, latency or stall is modelled: a time is what a perfect
-kernel with these bytes and instructions would take, and a measured one is longer. `bench/gpu_model.py` shows
-both.
+kernel with these bytes and instructions would take, and a measured one is longer. `bench/gpu/gpu_model.py`
+shows both.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class _Decoder:
         return Instructions(issued, alu)
 
 
-# Counted by bench/gpu_sass.py in the machine code for 9.0a; that for 8.0 takes up to a fifth more.
+# Counted by bench/gpu/gpu_sass.py in the machine code for 9.0a; that for 8.0 takes up to a fifth more.
 _DELTA = _Decoder((166.0, 48.0), (27.5, 3.6), (64.0, 27.5), (17.8, 11.0))
 _DECODERS = {
     "bitmap": _Decoder((681.0, 285.0), (30.0, 3.8), (57.5, 14.0)),

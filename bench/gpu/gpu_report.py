@@ -1,110 +1,36 @@
 """Checks every CUDA kernel on this machine's GPU, then times them: one call, less than 8 minutes.
 
-    python bench/gpu_report.py --json bench/results/gpu_h100.json
-    python bench/gpu_report.py --dry-run                       what would be done; needs no GPU
-    compute-sanitizer --tool memcheck python bench/gpu_report.py --check-only
+    python bench/gpu/gpu_report.py --json bench/results/gpu_h100.json
+    python bench/gpu/gpu_report.py --dry-run                       what would be done; needs no GPU
+    compute-sanitizer --tool memcheck python bench/gpu/gpu_report.py --check-only
 
 Run it from the checkout. Where the native modules are not installed it builds them, which needs nvcc, cmake
 and pybind11. Every launch is compared with fp64, its output poisoned before. Then all candidates of a product
 take turns, each a CUDA graph that reads more different copies of the weights than the L2 cache holds; the
-baseline is the best of cuBLAS in three layouts.
+baseline is the best of three ways to call cuBLAS.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_native import console, load_native, machine
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).parents[1]
-BUILD = ROOT / "build-cuda"
-console = Console(width=160)
-
-# Seconds that all of it may take, and that are kept for writing the report.
+# Seconds that all of it may take, chosen to stay within 8 minutes, and those of them to write the report in.
 BUDGET_S = 470.0
 RESERVE_S = 20.0
+# Samples of each candidate: chosen, not measured; no GPU has run this yet.
 ROUNDS = 15
-
-
-def load_native(build: bool) -> None:
-    """The native modules from build-cuda, if they are not installed; `build` makes them first."""
-    sys.path.insert(0, str(ROOT))
-    missing = [name for name in ("_core", "_cuda") if not _installed(name)]
-    if missing and build:
-        _build(missing)
-    for name in missing:
-        for library in sorted(BUILD.glob(f"{name}.*.so")):
-            spec = spec_from_file_location(f"sparseinfer.{name}", library)
-            assert spec is not None
-            assert spec.loader is not None
-            module = module_from_spec(spec)
-            spec.loader.exec_module(module)
-            sys.modules[spec.name] = module
-
-
-def _installed(name: str) -> bool:
-    try:
-        return import_module(f"sparseinfer.{name}") is not None
-    except ImportError:
-        return False
-
-
-def _build(targets: Sequence[str]) -> None:
-    import pybind11
-
-    console.print(f"building {', '.join(targets)} ...")
-    version = re.search(r'^version = "([^"]+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    assert version is not None
-    options = {
-        "Python_EXECUTABLE": sys.executable,
-        "pybind11_DIR": pybind11.get_cmake_dir(),
-        "SPARSEINFER_CUDA": "ON",
-        "SKBUILD_PROJECT_VERSION": version[1],
-    }
-    defines = [f"-D{name}={value}" for name, value in options.items()]
-    for command in (
-        ["cmake", "-S", str(ROOT), "-B", str(BUILD), *defines],
-        ["cmake", "--build", str(BUILD), "--parallel", "--target", *targets],
-    ):
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-
-
-def machine() -> dict[str, Any]:
-    """The GPU, its clocks as they are now, and the versions of everything in between."""
-    from sparseinfer._machine import versions
-    from sparseinfer.ops.cuda.kernels import cuda
-
-    found: dict[str, Any] = {
-        "versions": versions(),
-        "torch_cuda": torch.version.cuda,
-        "toolkit": cuda().toolkit,
-    }
-    found |= cuda().device(torch.cuda.current_device())
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    found["memory_bytes"], found["l2_bytes"] = properties.total_memory, properties.L2_cache_size
-    query = "driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit,temperature.gpu"
-    if shutil.which("nvidia-smi"):
-        line = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], capture_output=True, text=True
-        ).stdout.splitlines()
-        if line:
-            found["nvidia_smi"] = dict(zip(query.split(","), line[0].split(", "), strict=False))
-    return found
 
 
 def ceilings() -> dict[str, float]:
@@ -127,7 +53,7 @@ def ceilings() -> dict[str, float]:
 
 def check_all(limit_s: float) -> dict[str, Any]:
     """Every kernel that runs here; the first failures in words."""
-    from gpu_cells import checks, failure
+    from gpu_checks import checks, failure
 
     from sparseinfer.ops.cuda.kernels import cuda, cuda_kernels
 
@@ -156,8 +82,10 @@ def check_all(limit_s: float) -> dict[str, Any]:
 
 def time_cells(deadline: float) -> list[dict[str, Any]]:
     """One row per candidate; cells for which there is no time left are listed without rows."""
-    from gpu_cells import DENSE, candidates, cells
+    from gpu_cells import candidates, cells
     from gpu_timing import time_all
+
+    from sparseinfer.bench.candidate import DENSE
 
     rows: list[dict[str, Any]] = []
     for cell in cells():
@@ -165,11 +93,13 @@ def time_cells(deadline: float) -> list[dict[str, Any]]:
         if time.perf_counter() > deadline:
             rows.append({**about, "left_out": True})
             continue
-        found = candidates(cell)
-        times = time_all({name: (make, nbytes) for name, (_, make, nbytes) in found.items()}, ROUNDS)
+        offered = candidates(cell)
+        times = time_all({name: (make, nbytes) for name, (_, make, nbytes) in offered.items()}, ROUNDS)
         good = {name: timing for name, timing in times.items() if not isinstance(timing, str)}
-        best = min(good[name].min_us for name, (kind, *_) in found.items() if kind == DENSE and name in good)
-        for name, (kind, _, nbytes) in found.items():
+        best = min(
+            good[name].min_us for name, (kind, *_) in offered.items() if kind == DENSE and name in good
+        )
+        for name, (kind, _, nbytes) in offered.items():
             if name not in good:
                 rows.append({**about, "candidate": name, "kind": kind, "error": times[name]})
                 continue
@@ -213,16 +143,13 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
 
 def dry_run() -> None:
     """Everything that would run, and the least time of each product on an H100: bytes or operations."""
-    from gpu_cells import cells, checks
+    from gpu_cells import cells
+    from gpu_checks import checks
 
     listed = list(checks())
     console.print(f"{len(listed)} checks of {len({check.kernel.name for check in listed})} kernels, then:")
     for cell in cells():
-        floor = max(
-            cell.least_bytes / 3.0e6,
-            cell.flops * (1 - cell.sparsity) / (750e6 if cell.dtype != "f32" else 60e6),
-        )
-        console.print(f"  {cell}: at least {floor:.1f} us", highlight=False)
+        console.print(f"  {cell}: at least {cell.least_us:.1f} us", highlight=False)
 
 
 def main() -> int:

@@ -81,10 +81,10 @@ class Counts:
             "cleared_pair": left if one_by_one else 0.0,
             "ring": stream_bytes / CHUNK_BYTES,
         }
-        found: Counter[str] = Counter()
+        total: Counter[str] = Counter()
         for name, often in times.items():
-            _add(found, getattr(self, name), often)
-        return {opcode: often for opcode, often in sorted(found.items()) if often}
+            _add(total, getattr(self, name), often)
+        return {opcode: often for opcode, often in sorted(total.items()) if often}
 
 
 def pipe(opcode: str) -> str:
@@ -104,26 +104,27 @@ def count(function: Function, tokens: int) -> Counts:
     counted = [*(loop for loop in inside if loop in kinds or loop in runs), tile]
     above = dominators(graph)
 
-    found, ring = Counts(), defaultdict(list)
+    counts, ring = Counts(), defaultdict(list)
     for loop in counted:
-        own = {n for n in loop.blocks if next(one for one in counted if n in one.blocks) is loop}
-        always = {n for n in own if all(n in above[latch] for latch in loop.latches)}
-        for region in (always, *_connected(graph, own - always)):
+        # Without the blocks of a loop inside it.
+        body = {n for n in loop.blocks if next(one for one in counted if n in one.blocks) is loop}
+        always = {n for n in body if all(n in above[latch] for latch in loop.latches)}
+        for region in (always, *_connected(graph, body - always)):
             code = _code(graph, region)
             name, times = kinds.get(loop, ("tile", 1.0))
             if region is always:
-                _add(getattr(found, name), code, times)
+                _add(getattr(counts, name), code, times)
             elif any(_COPIES.match(opcode) for opcode in code):
                 ring["copies"].append(code)
             elif any(_WAITS.match(opcode) for opcode in code):
                 ring["waits"].append(code)
             else:
                 whole = code["STS.128"] >= 8
-                _add(found.clear if whole else getattr(found, name), code, times)
+                _add(counts.clear if whole else getattr(counts, name), code, times)
     for codes in ring.values():
         for code in codes:
-            _add(found.ring, code, 1 / len(codes))
-    return found
+            _add(counts.ring, code, 1 / len(codes))
+    return counts
 
 
 def _kind(graph: Sequence[Block], loop: Loop, inside: Sequence[Loop]) -> tuple[str, float] | None:
@@ -158,13 +159,13 @@ def _connected(graph: Sequence[Block], numbers: set[int]) -> Iterator[set[int]]:
             edges[successor].add(n)
     left = set(numbers)
     while left:
-        found, waiting = set(), [left.pop()]
+        region, waiting = set(), [left.pop()]
         while waiting:
             n = waiting.pop()
-            found.add(n)
+            region.add(n)
             waiting += edges[n] & left
             left -= edges[n]
-        yield found
+        yield region
 
 
 def instructions(tile: Mapping[str, float]) -> Instructions:

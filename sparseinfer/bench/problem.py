@@ -1,0 +1,53 @@
+"""A random linear layer to measure with, and whether a candidate computes it right."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparseinfer.bench.candidate import Candidate
+
+
+class NumericsError(RuntimeError):
+    """A candidate's result is not the fp64 one within the rounding that its sum allows."""
+
+
+def random_layer(
+    n: int, k: int, sparsity: float, *, block: tuple[int, int] | None = None, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Weight [n, k] with round(sparsity · numel) zeros (or zero blocks) at random places, and bias [n]."""
+    generator = torch.Generator().manual_seed(seed)
+    r, c = block or (1, 1)
+    blocks = (n // r) * (k // c)
+    mask = torch.ones(blocks, dtype=torch.bool)
+    mask[torch.randperm(blocks, generator=generator)[: round(sparsity * blocks)]] = False
+    weight = torch.randn(n, k, generator=generator)
+    weight *= mask.view(n // r, k // c).repeat_interleave(r, 0).repeat_interleave(c, 1)
+    return weight, torch.randn(n, generator=generator)
+
+
+def check(candidate: Candidate, x: Tensor, weight: Tensor, bias: Tensor) -> None:
+    """Raises NumericsError unless |y − ref| ≤ 2·eps·(nnz_row + 1)·(max|x|·max|w| + |bias|), ref in fp64.
+
+    The bound is that of any order of summation in fp32, and holds for dense products too: adding a zero is
+    exact. Where y is shorter than fp32 its own rounding comes on top; torch's own linear rounds twice there.
+    """
+    y = candidate.make()(x.to(candidate.dtype))
+    shape = (x.shape[0], weight.shape[0])
+    if y.shape != shape:
+        raise NumericsError(f"{candidate.name}: expected a result {list(shape)}, got {list(y.shape)}")
+    reference = x.double() @ weight.double().t() + bias.double()
+    terms = (weight != 0).sum(1) + 1
+    magnitude = (x.abs().max() * weight.abs().max() + bias.abs()).double()
+    allowed = 2 * torch.finfo(torch.float32).eps * terms * magnitude
+    if candidate.dtype != torch.float32:
+        allowed = allowed + torch.finfo(candidate.dtype).eps * (reference.abs() + bias.double().abs())
+    # Not `> allowed`: a NaN must count as wrong.
+    wrong = ~((y.double() - reference).abs() <= allowed)
+    if wrong.any():
+        i, j = wrong.nonzero()[0].tolist()
+        expected = f"{reference[i, j]:.6g} ± {allowed.expand(shape)[i, j]:.1g}"
+        size = f"n={shape[1]}, k={weight.shape[1]}, m={shape[0]}"
+        raise NumericsError(
+            f"{candidate.name}: expected y[{i}, {j}] = {expected}, got {y[i, j]:.6g} ({size})"
+        )

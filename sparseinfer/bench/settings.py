@@ -1,0 +1,97 @@
+"""What `layer.run` is to measure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sparseinfer import ops
+from sparseinfer._arguments import argument, positive, size
+from sparseinfer.ops.names import DTYPES
+
+WEIGHTS = ("warm", "cold")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every shape at every sparsity, dtype, number of tokens and of threads, and state of the weights.
+
+    Each field says in its `help` what it is. ValueError: a value that cannot be measured.
+    """
+
+    shapes: Sequence[tuple[int, int]] = field(
+        default=((768, 768), (3072, 768), (768, 3072)),
+        metadata=argument("n and k; repeatable", flag="shape", read=size, metavar="NxK", repeated=True),
+    )
+    sparsities: Sequence[float] = field(
+        default=(0.5, 0.7, 0.8, 0.9, 0.95),
+        metadata=argument("fractions of zeros", flag="sparsity", read=float, metavar="S", several=True),
+    )
+    tokens: Sequence[int] = field(
+        default=(1, 16, 128), metadata=argument("rows of x", read=positive, metavar="M", several=True)
+    )
+    dtypes: Sequence[str] = field(
+        default=("f32",),
+        metadata=argument(
+            "f32, bf16, f16; of --model f32, bf16w (weights alone), bf16", flag="dtype", several=True
+        ),
+    )
+    threads: Sequence[int] = field(default=(1,), metadata=argument("of torch", read=positive, several=True))
+    weights: Sequence[str] = field(
+        default=("warm",), metadata=argument("warm, from the cache, and cold, from memory", several=True)
+    )
+    block: tuple[int, int] | None = field(
+        default=None, metadata=argument("zeros in blocks; adds the kernels for BSR", read=size, metavar="RxC")
+    )
+    isas: Sequence[str] = field(
+        default=(),
+        metadata=argument(
+            "instruction-set levels of the kernels; default: the active one", flag="isa", several=True
+        ),
+    )
+    budget_s: float = field(
+        default=1.0,
+        metadata=argument(
+            "seconds of timing for each table, or each line of --model",
+            flag="budget",
+            read=float,
+            metavar="SECONDS",
+        ),
+    )
+    seed: int = field(default=0, metadata=argument("of the random numbers", read=int))
+
+    def __post_init__(self) -> None:
+        for name in ("shapes", "sparsities", "tokens", "dtypes", "threads", "weights"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: expected at least one, got none")
+        for n, k in self.shapes:
+            _expect(n >= 1 and k >= 1, "shapes", "n and k of at least 1", f"{n}x{k}")
+            if self.block is not None:
+                r, c = self.block
+                _expect(r >= 1 and c >= 1, "block", "sizes of at least 1", f"{r}x{c}")
+                _expect(n % r == 0 and k % c == 0, "block", f"a divisor of {n}x{k}", f"{r}x{c}")
+        for sparsity in self.sparsities:
+            _expect(0 <= sparsity < 1, "sparsities", "fractions in [0, 1)", sparsity)
+        for m in self.tokens:
+            _expect(m >= 1, "tokens", "at least 1", m)
+        for dtype in self.dtypes:
+            _expect(dtype in DTYPES, "dtypes", f"one of {', '.join(DTYPES)}", dtype)
+        for state in self.weights:
+            _expect(state in WEIGHTS, "weights", f"one of {', '.join(WEIGHTS)}", state)
+        levels = ops.isa_levels()
+        for isa in self.isas:
+            _expect(isa in levels, "isas", f"one of {', '.join(levels)}", isa)
+        for threads in self.threads:
+            _expect(threads >= 1, "threads", "at least 1", threads)
+        _expect(0 < self.budget_s < math.inf, "budget_s", "a positive number of seconds", self.budget_s)
+
+    @property
+    def cell_count(self) -> int:
+        sizes = (self.shapes, self.sparsities, self.tokens, self.dtypes, self.threads, self.weights)
+        return math.prod(len(size) for size in sizes)
+
+
+def _expect(ok: bool, name: str, expected: str, got: object) -> None:
+    if not ok:
+        raise ValueError(f"{name}: expected {expected}, got {got}")

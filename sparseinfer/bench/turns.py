@@ -1,0 +1,33 @@
+"""Whole models that take turns on one input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from typing import TypeVar
+
+from torch import nn
+
+from sparseinfer._timing import Timing, interleave
+
+Inputs = TypeVar("Inputs")
+
+# Of each model. Chosen, not measured: runs of whole models are long, and of fewer the median says nothing.
+LEAST_RUNS = 5
+
+
+def time_models(
+    models: Mapping[str, nn.Module],
+    run: Callable[[nn.Module, Inputs], object],
+    inputs: Inputs,
+    *,
+    budget_s: float,
+) -> dict[str, Timing]:
+    """`run(model, inputs)` of each, for `budget_s` seconds or LEAST_RUNS runs, whichever takes longer."""
+    calls = {name: [partial(run, model, inputs)] for name, model in models.items()}
+    return interleave(calls, budget_s=budget_s, min_rounds=LEAST_RUNS)
+
+
+def fastest(times: Mapping[str, Timing], among: Collection[str] = ()) -> str:
+    """The name with the least time, `among` some or all of them."""
+    return min(among or times, key=lambda name: times[name].min_us)

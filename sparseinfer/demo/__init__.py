@@ -1,0 +1,1 @@
+"""`sparseinfer demo`: a real sentence encoder, pruned, trained back, converted, checked and timed."""
