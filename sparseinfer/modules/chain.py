@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseinfer import ops
+from sparseinfer.modules._tracing import is_observed
 from sparseinfer.modules.activations import activation_name
 from sparseinfer.modules.conv import SparseConv1d, SparseConv2d
 from sparseinfer.modules.linear import SparseLinear
@@ -105,7 +106,8 @@ class FoldedLayer(nn.Module):
     def holds(self, step: Any, x: Tensor) -> bool:
         """Whether `folded` is what `step` makes of the layer's result for x."""
         norm = self.__dict__["batch_norm"]
-        if step is not norm or norm.training or torch._C._get_tracing_state() is not None:
+        # A transform of torch wraps the tensors made under it, and what is kept here outlives it.
+        if step is not norm or norm.training or is_observed():
             return False
         # The norm's channels are dimension 1: those of a matrix, or of a batch of images or sequences.
         if x.dim() != self._dims or not is_unwatched(norm) or self._checked is False:

@@ -304,3 +304,14 @@ class TestGraphs:
         dense = conv_model()
         traced = torch.jit.trace(fold(dense), (X,))
         assert_close(traced, dense, values(3, 6, 8, 8))
+
+    def test_a_first_call_under_a_transform(self) -> None:
+        """What the layer keeps of its batch norm outlives the transform."""
+        dense = conv_model()
+        fast = fold(dense)
+        for _ in range(2):
+            got = torch.func.jvp(fast, (X,), (X,))
+            expected = torch.func.jvp(dense, (X,), (X,))
+            for a, b in zip(got, expected, strict=True):
+                torch.testing.assert_close(a, b)
+            assert_close(fast, dense, X)

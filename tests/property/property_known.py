@@ -160,4 +160,11 @@ KNOWN: dict[str, Case] = {
         d=64, options=COMPACT, example=Run(),
         runs=(Run(flags={"head": "value"}), Run(x="numpy", flags={"head": "policy"})),
     ),
+    "a first call under a transform": Case(
+        net(
+            "self.conv, self.norm = nn.Conv2d(8, 16, 3, stride=2, padding=1, groups=2), nn.BatchNorm2d(16)",
+            "return self.norm(self.conv(x))",
+        ),
+        x="image", d=8, options={"fold_batch_norm": True}, example=Run(), runs=(Run(mode="jvp"), Run()),
+    ),
 }  # fmt: skip
