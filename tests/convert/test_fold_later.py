@@ -305,6 +305,7 @@ class TestGraphs:
         traced = torch.jit.trace(fold(dense), (X,))
         assert_close(traced, dense, values(3, 6, 8, 8))
 
+    @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
     def test_a_first_call_under_a_transform(self) -> None:
         """What the layer keeps of its batch norm outlives the transform."""
         dense = conv_model()
