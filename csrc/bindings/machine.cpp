@@ -38,7 +38,9 @@ py::list kernels() {
     row["max_sparsity"] = r.kernel.max_sparsity;
     row["wide_panel"] = r.kernel.wide_panel;
     row["tile_tokens"] = r.kernel.tile_tokens;
-    row["format"] = packing_format(parse<PackingKind>(r.kernel.packing, kPackingNames, "packing"));
+    const auto packing = parse<PackingKind>(r.kernel.packing, kPackingNames, "packing");
+    row["format"] = packing_format(packing);
+    row["panelled"] = has_panels(packing);
     list.append(row);
   }
   return list;

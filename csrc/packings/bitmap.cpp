@@ -26,8 +26,6 @@ void pack_split(const PackingHeader& h, const SparseView& w, int64_t begin, int6
   if (stored > 0) std::memcpy(to, from, static_cast<size_t>(stored) * sizeof(Payload));
 }
 
-void check_header(const PackingHeader& h) { require(h.panel == all_columns(h), "header"); }
-
 int64_t check_cell(const PackingHeader& h, int64_t rows, int64_t width, CellReader& cell) {
   const int64_t words = mask_words(width);
   const uint64_t* masks = section<uint64_t>(&h, h.rows) + cell.take_rows(rows * words);
@@ -59,10 +57,8 @@ constexpr CellPacking kCells = [] {
   CellPacking cells;
   cells.row_bytes = 8;
   cells.panel = all_columns;
-  cells.widest_panel = all_columns;
   cells.pack_split[0] = pack_split<uint32_t>;
   cells.pack_split[1] = pack_split<uint16_t>;
-  cells.check_header = check_header;
   cells.check_cell = check_cell;
   return cells;
 }();

@@ -181,7 +181,7 @@ Blob pack_cells(const Packing& packing, const PackInput& input) {
   const CellPacking& kind = *packing.cells;
   PackingHeader h = input.h;
   h.panel = input.options.panel > 0 ? input.options.panel : kind.panel(h);
-  const int64_t widest = kind.widest_panel(h);
+  const int64_t widest = kind.widest_panel != nullptr ? kind.widest_panel(h) : all_columns(h);
   if (h.panel > widest || h.panel % w.block_cols != 0) {
     throw std::invalid_argument("panel: expected at most " + std::to_string(widest) + " columns in whole blocks, got " +
                                 std::to_string(h.panel));
@@ -225,6 +225,10 @@ Blob pack(PackingKind kind, const SparseView& given, const PackOptions& options)
     w.values = widened.data();
   }
   const Packing& packing = packing_of(kind);
+  if (options.panel > 0 && options.panel != w.k && !has_panels(kind)) {
+    throw std::invalid_argument(std::string("panel: expected 0 for packing ") + name_of(kind) +
+                                ", whose one panel holds all columns, got " + std::to_string(options.panel));
+  }
   const std::vector<int64_t> bounds = row_bounds(w, packing, std::max<int64_t>(1, options.max_splits));
   return packing.pack(packing, {w, make_header(kind, w, given.dtype, options.storage, bounds), bounds, options});
 }
@@ -237,5 +241,10 @@ const Packing& packing_of(PackingKind kind) {
 }
 
 const char* packing_format(PackingKind kind) { return packing_of(kind).format; }
+
+bool has_panels(PackingKind kind) {
+  const CellPacking* cells = packing_of(kind).cells;
+  return cells != nullptr && cells->widest_panel != nullptr;
+}
 
 }  // namespace sparseinfer

@@ -36,7 +36,8 @@ inline int64_t widest_l1_panel(const PackingHeader&) { return kMaxPanel; }
 struct CellPacking {
   int64_t count_bytes = 1, row_bytes = 1, offset_bytes = 1;  // of one element of these sections
 
-  // Columns of a panel where the caller does not choose, and the most that it may be.
+  // Columns of a panel where the caller does not choose, and the most that it may be; nullptr: one panel holds all
+  // columns, and there is nothing to choose.
   int64_t (*panel)(const PackingHeader& h) = nullptr;
   int64_t (*widest_panel)(const PackingHeader& h) = nullptr;
 

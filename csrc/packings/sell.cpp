@@ -115,10 +115,7 @@ void choose_window(const SparseView& w, Isa isa, PackingHeader& h) {
   }
 }
 
-void check_header(const PackingHeader& h) {
-  require(h.panel == all_columns(h), "header");
-  require(window_is_valid(h.window) && steps_is_valid(h.steps), "header");
-}
+void check_header(const PackingHeader& h) { require(window_is_valid(h.window) && steps_is_valid(h.steps), "header"); }
 
 int64_t check_cell(const PackingHeader& h, int64_t rows, int64_t width, CellReader& cell) {
   const int64_t per_row = columns_per_step(h.storage), slots = h.steps * kSliceRows * per_row;
@@ -166,7 +163,6 @@ constexpr CellPacking kCells = [] {
   cells.count_bytes = 4;
   cells.row_bytes = 4;
   cells.panel = all_columns;
-  cells.widest_panel = all_columns;
   cells.choose = choose_window;
   cells.pack_split[0] = pack_split<uint32_t>;
   cells.pack_split[1] = pack_split<uint16_t>;

@@ -55,7 +55,8 @@ void check_split_rows(const PackingHeader& h, int64_t multiple) {
 
 void check_cells(const Packing& packing, const PackingHeader& h) {
   const CellPacking& kind = *packing.cells;
-  require(h.panel >= 1 && h.panel <= kind.widest_panel(h), "header");
+  require(h.panel >= 1 && (kind.widest_panel == nullptr ? h.panel == all_columns(h) : h.panel <= kind.widest_panel(h)),
+          "header");
   require(h.panels == (h.k + h.panel - 1) / h.panel, "header");
   check_section(h, h.cells, h.splits * h.panels + 1, sizeof(Cell), "cells");
   check_cell_starts(h);

@@ -5,30 +5,26 @@ from __future__ import annotations
 import ast
 import functools
 from collections.abc import Mapping
+from types import FunctionType
 from typing import Any
 
-import torch
 from torch import nn
-from torch.nn import functional as F
 
 from sparseinfer._source import resolved, source_of
+from sparseinfer.ops.names import ACTIVATIONS
 
-# torch's functions, of one tensor, by identity; `approximate` makes another one of gelu.
-_FUNCTIONS: Mapping[object, str] = {F.relu: "relu", torch.relu: "relu", F.gelu: "gelu", F.silu: "silu"}
-_GELU = {"none": "gelu", "tanh": "gelu_tanh"}
+# By forward of torch's modules, as they are at import: somebody who replaces one later means something else.
+# The attribute that tells several activations apart, if there are several, and the name by its value.
+_OF_FORWARD: dict[object, tuple[str, dict[str, str]]] = {}
+for _name, _activation in ACTIVATIONS.items():
+    for _module in _activation.modules:
+        _attribute, _value = _activation.keyword
+        _OF_FORWARD.setdefault(_module.forward, (_attribute, {}))[1][_value] = _name
 
-# transformers writes these as formulas: their values are the function's, but for rounding.
-_FORMULAS = {
-    "GELUActivation": "gelu",
-    "NewGELUActivation": "gelu_tanh",
-    "FastGELUActivation": "gelu_tanh",
-    "AccurateGELUActivation": "gelu_tanh",
-}
-
-
-# As they are in torch at import: somebody who replaces a forward of torch later means something else.
-_RELU, _SILU, _GELU_FORWARD = nn.ReLU.forward, nn.SiLU.forward, nn.GELU.forward
 _CALL, _CALL_IMPL = nn.Module.__call__, nn.Module._call_impl
+
+# What torch's functions take where a keyword of an activation is not given.
+_DEFAULTS = {"approximate": "none"}
 
 
 def is_called_as_torch_does(module: Any) -> bool:
@@ -38,7 +34,7 @@ def is_called_as_torch_does(module: Any) -> bool:
 
 
 def activation_name(function: object) -> str:
-    """ "relu", "gelu", "gelu_tanh" or "silu"; "none" for every other module or function.
+    """Which of `ops.ACTIVATIONS` it is; "none" for every other module or function.
 
     Modules are known by their `forward`: that of torch's own class, or one that only returns one of torch's
     functions of its argument, in source that can be read. Hooks are not looked at.
@@ -49,29 +45,28 @@ def activation_name(function: object) -> str:
         return "none"
     kind = type(function)
     forward: object = kind.forward
-    if forward is _RELU:
-        return "relu"
-    if forward is _SILU:
-        return "silu"
-    if forward is _GELU_FORWARD:
-        return _GELU.get(str(function.approximate), "none")
-    if kind.__module__ == "transformers.activations" and kind.__name__ in _FORMULAS:
-        return _FORMULAS[kind.__name__]
+    if isinstance(forward, FunctionType) and forward in _OF_FORWARD:
+        attribute, names = _OF_FORWARD[forward]
+        return names.get(str(getattr(function, attribute)) if attribute else "", "none")
+    if kind.__module__ == "transformers.activations":
+        formulas = (name for name, other in ACTIVATIONS.items() if kind.__name__ in other.formulas)
+        if name := next(formulas, None):
+            return name
     return _of_source(function, forward)
 
 
 def _of_function(function: object, options: Mapping[str, object]) -> str:
     if isinstance(function, functools.partial) and not function.args:
         return _of_function(function.func, {**function.keywords, **options})
-    try:
-        name = _FUNCTIONS.get(function, "none")
-    except TypeError:  # not hashable
-        return "none"
-    rest = dict(options)
-    rest.pop("inplace", None)
-    if name == "gelu":
-        name = _GELU.get(str(rest.pop("approximate", "none")), "none")
-    return "none" if rest else name
+    given = {keyword: str(value) for keyword, value in options.items() if keyword != "inplace"}
+    for name, activation in ACTIVATIONS.items():
+        if any(function is call for call in activation.calls):
+            keyword, value = activation.keyword
+            if given == {} and value == _DEFAULTS.get(keyword, ""):
+                return name
+            if given == {keyword: value}:
+                return name
+    return "none"
 
 
 def _of_source(module: nn.Module, forward: object) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparseinfer._native import core
@@ -26,14 +26,42 @@ __all__ = [
     "one_of_dtypes",
 ]
 
-# By the name that native code has for it (csrc/core/names.cpp): what each does to y in any dtype. References
-# compute with these in float64, forward-mode derivatives come from them.
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": lambda y: y,
-    "relu": torch.relu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda y: F.gelu(y, approximate="tanh"),
-    "silu": F.silu,
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """An activation that kernels apply to their results, and what computes it in other people's models.
+
+    function   what it does to y in any dtype. References compute with it in float64, forward-mode derivatives
+               come from it
+    calls      torch's functions of one tensor that are it
+    modules    torch's modules that are it
+    keyword    argument of both that has to have this value, where they compute other activations too
+    formulas   classes of transformers.activations that write it out: the same values, but for rounding
+    """
+
+    function: Callable[[Tensor], Tensor]
+    calls: tuple[object, ...] = ()
+    modules: tuple[type[nn.Module], ...] = ()
+    keyword: tuple[str, str] = ("", "")
+    formulas: tuple[str, ...] = ()
+
+    def __call__(self, y: Tensor) -> Tensor:
+        return self.function(y)
+
+
+# By the name that native code has for it (SI_ACTIVATIONS in csrc/include/sparseinfer/dtypes.h).
+ACTIVATIONS: dict[str, Activation] = {
+    "none": Activation(lambda y: y),
+    "relu": Activation(torch.relu, (F.relu, torch.relu), (nn.ReLU,)),
+    "gelu": Activation(F.gelu, (F.gelu,), (nn.GELU,), ("approximate", "none"), ("GELUActivation",)),
+    "gelu_tanh": Activation(
+        lambda y: F.gelu(y, approximate="tanh"),
+        (F.gelu,),
+        (nn.GELU,),
+        ("approximate", "tanh"),
+        ("NewGELUActivation", "FastGELUActivation", "AccurateGELUActivation"),
+    ),
+    "silu": Activation(F.silu, (F.silu,), (nn.SiLU,)),
 }
 ACTIVATION_NUMBERS = {name: core.activations.index(name) for name in ACTIVATIONS}
 

@@ -118,3 +118,11 @@ def test_a_layout_without_a_kernel_says_so() -> None:
     for layout in (Layout("sell", "bf17"), Layout("bsr", "bf16", 24, "cuda")):
         with pytest.raises(ValueError, match=f"layout: expected one with a kernel, got {layout}"):
             layout.kernel()
+
+
+@pytest.mark.parametrize("packing", ["csr", "sell", "bitmap"])
+def test_a_packing_of_one_panel_refuses_another(packing: str) -> None:
+    fmt = CSR.from_dense(torch.ones(8, 100))
+    with pytest.raises(ValueError, match=f"panel: expected 0 for packing {packing}, .* got 60"):
+        ops.pack(fmt, packing, panel=60)
+    assert torch.equal(ops.unpack(ops.pack(fmt, packing, panel=100)).to_dense(), torch.ones(8, 100))

@@ -48,6 +48,9 @@ void dense_to_csr(const void* dense, DType dtype, int64_t n, int64_t k, const in
 // The format that a packing is made from: "csr" or "bsr".
 const char* packing_format(PackingKind kind);
 
+// Whether its columns are cut into panels, whose width may be chosen.
+bool has_panels(PackingKind kind);
+
 struct PackOptions {
   Storage storage = Storage::kF32;
   Isa isa = Isa::kScalar;  // the level whose kernels will read the packing: some layouts suit one level best

@@ -14,7 +14,8 @@ class KernelInfo(Kernel):
     """One compiled kernel. `available`: this machine has the instructions of its level `isa`.
 
     `conv`: it computes convolutions too. `native`: its level has the instructions for the storage's
-    arithmetic; elsewhere others emulate them. The rest is what `Kernel` says of every device.
+    arithmetic; elsewhere others emulate them. `panelled`: the panel of its packing may be chosen. The rest is
+    what `Kernel` says of every device.
     """
 
     name: str
@@ -34,6 +35,7 @@ class KernelInfo(Kernel):
     wide_panel: int
     tile_tokens: int
     format: str
+    panelled: bool
 
 
 @lru_cache(maxsize=1)
@@ -59,6 +61,12 @@ def active_isa() -> str:
 def format_of(packing: str) -> str:
     """What a packing is made from, "csr" or "bsr"."""
     return next(row.format for row in kernels() if row.packing == packing)
+
+
+@lru_cache(maxsize=64)
+def is_panelled(packing: str) -> bool:
+    """Whether the columns of a packing are cut into panels, whose width may be chosen."""
+    return next(row.panelled for row in kernels() if row.packing == packing)
 
 
 @lru_cache(maxsize=1024)

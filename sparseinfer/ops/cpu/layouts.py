@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from sparseinfer.ops.cpu.kernels import KernelInfo, active_isa, kernels
+from sparseinfer.ops.cpu.kernels import KernelInfo, active_isa, is_panelled, kernels
 from sparseinfer.ops.names import STORAGES
 from sparseinfer.ops.packed import PackedInfo
-
-# A panel of these is part of the layout; the others have one that follows from the shape.
-_PANELLED = ("rowgroup", "rowlist", "bsr")
 
 
 def panel_of(info: PackedInfo) -> int:
     """The panel of a packing where it is part of the layout, else 0."""
-    return info.panel if info.packing in _PANELLED else 0
+    return info.panel if is_panelled(info.packing) else 0
 
 
 def panel_for(kernel: KernelInfo) -> int:

@@ -37,7 +37,8 @@ def pack(
     max_splits   bound on the row ranges that threads share
 
     Returns a uint8 tensor [nbytes]. ValueError: an unknown packing, storage or level, a storage that cannot
-    hold the dtype exactly or has no kernels, a panel that is too wide. TypeError: blocks where it wants none.
+    hold the dtype exactly or has no kernels, a panel that is too wide, or
+    chosen where there is none. TypeError: blocks where it wants none.
     """
     if packing not in core.packings:
         raise ValueError(f"packing: expected one of {', '.join(core.packings)}, got {packing!r}")
