@@ -46,7 +46,7 @@ class Plan:
     @property
     def dense_kind(self) -> str:
         """As `explain` calls it."""
-        return "dense" if self.dense_way == PLAIN else "prepacked"
+        return {PLAIN: "dense", PREPACKED: "prepacked"}.get(self.dense_way, self.dense_way)
 
 
 def plan(candidates: Candidates, tokens: Sequence[int], timer: Timer, memory: float) -> Plan:

@@ -27,8 +27,8 @@ class LayerReport:
     shape        (n, k); () for a layer without weights
     sparsity     fraction of zeros; None where the weight was not looked at
     pattern      how the zeros lie: "none", "unstructured", "blocks" (many empty 4x4) or "rows"
-    decision     "sparse", "prepacked" (dense, its weight reordered once), "channels_last" (a pooling) or
-                 "dense"
+    decision     "sparse"; "prepacked": a dense weight, reordered once for oneDNN; "2:4": torch's compressed
+                 weight for sparse tensor cores; "channels_last": a pooling; or "dense"
     kernels      (max_tokens or None for no limit, kernel) per bucket; () if dense
     tokens       token counts that were looked at, ascending; dense_us and sparse_us are parallel to it
     dense_us     microseconds of the best dense

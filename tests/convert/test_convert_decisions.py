@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from sparseinfer import SparseLinear, SparseMultiheadAttention, convert, convert_, explain
 from sparseinfer.convert import decisions
 from sparseinfer.convert.candidates.linear import LinearCandidates
+from sparseinfer.convert.plan import Plan
 from sparseinfer.convert.survey.weights import Weights
 from sparseinfer.convert.timing import timer
 from sparseinfer.modules import PrepackedLinear
 from sparseinfer.ops import Layout
+from sparseinfer.ops.dense import PLAIN, PREPACKED, SEMI_STRUCTURED
 
 pytestmark = pytest.mark.usefixtures("script")
 
@@ -212,3 +214,10 @@ class TestMeasurement:
         assert kinds(fast)[1] in (nn.Linear, PrepackedLinear)
         row = explain(fast).rows[0]
         assert row.sparse_us[0] < row.dense_us[0]
+
+
+@pytest.mark.parametrize(
+    ("way", "kind"), [(PLAIN, "dense"), (PREPACKED, "prepacked"), (SEMI_STRUCTURED, "2:4")]
+)
+def test_what_a_dense_way_is_called(way: str, kind: str) -> None:
+    assert Plan("", dense_way=way).dense_kind == kind
