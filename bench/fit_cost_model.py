@@ -57,8 +57,7 @@ def fit() -> dict[str, dict[str, list[list[float]]]]:
         dense = Weights(weight.to(dtype), bias.to(dtype))
         candidates = LinearCandidates(dense, Weights(weight.to(weights_dtype), dense.bias), x_dtype)
         layouts = ops.all_layouts("cpu", weights_dtype, x_dtype)
-        for name, timing in time_candidates(candidates, layouts, tokens).items():
-            us = timing.min_us
+        for name, us in time_candidates(candidates, layouts, tokens).us.items():
             cost = max(us - CALL_US, 0.05 * us) * 1e6 / (n * k * tokens)
             costs[candidates.kind][name].setdefault((tokens, sparsity), []).append(cost)
     return {

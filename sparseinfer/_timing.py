@@ -76,9 +76,9 @@ def interleave(
     """
     if not candidates or not all(candidates.values()):
         raise ValueError("candidates: expected at least one name, each with at least one call, got none")
-    samplers = {name: _Sampler(calls, before) for name, calls in candidates.items()}
+    samplers = {name: Sampler(calls, before) for name, calls in candidates.items()}
     fastest = min(s.estimate_s for s in samplers.values())
-    periods = {name: _period(s.estimate_s, fastest) for name, s in samplers.items()}
+    periods = {name: period(s.estimate_s, fastest) for name, s in samplers.items()}
     wanted = {name: min_rounds if periods[name] == 1 else min(min_rounds, 2) for name in samplers}
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     start = time.perf_counter()
@@ -110,12 +110,15 @@ def geometric_mean(values: Sequence[float]) -> float:
     return math.exp(math.fsum(map(math.log, values)) / len(values)) if values else math.nan
 
 
-def _period(estimate_s: float, fastest_s: float) -> int:
+def period(estimate_s: float, fastest_s: float) -> int:
+    """Every how many rounds a candidate is visited: slow ones more rarely."""
     return max(1, min(_MAX_PERIOD, round(estimate_s / (_SLOW_FACTOR * fastest_s))))
 
 
-class _Sampler:
-    def __init__(self, calls: Sequence[Call], before: Call | None) -> None:
+class Sampler:
+    """Times one candidate; see `interleave`. `estimate_s`: about how many seconds one call takes."""
+
+    def __init__(self, calls: Sequence[Call], before: Call | None = None) -> None:
         self._warm = len(calls) == 1
         self._before = before
         self._next = itertools.cycle(calls).__next__

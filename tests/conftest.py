@@ -10,6 +10,7 @@ from convert_helpers import Script
 from cuda_native import Native, installed
 
 from sparseinfer.convert import decisions
+from sparseinfer.convert.build import replacements
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -35,6 +36,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
     """`convert` takes times from a script instead of measuring."""
     script = Script()
     monkeypatch.setattr(decisions, "Timer", lambda **options: script)
+    monkeypatch.setattr(replacements, "slower_than_torch", lambda *layers, **how: script.whole_layer)
     return script
 
 

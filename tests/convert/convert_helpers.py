@@ -16,11 +16,15 @@ K, N = 40, 24
 
 
 class Script:
-    """Stands in for the measurement: sparse takes `ratio(layout, tokens)` times the dense time."""
+    """Stands in for the measurement: sparse takes `ratio(layout, tokens)` times the dense time.
+
+    whole_layer   why torch's own recurrent layer or attention is faster than one of several products, if so
+    """
 
     def __init__(self) -> None:
         self.ratio: Callable[[Layout, int], float] = lambda layout, m: 0.5
         self.calls: list[tuple[tuple[Layout, ...], int]] = []
+        self.whole_layer: str | None = None
 
     def __call__(self, candidates: Candidates, layouts: Iterable[Layout], m: int) -> Times:
         layouts = tuple(layouts)

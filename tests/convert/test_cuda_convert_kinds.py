@@ -21,10 +21,10 @@ from sparseinfer import (
     densify_,
     explain,
 )
-from sparseinfer._timing import Timing
 from sparseinfer.convert.build import replacements
 from sparseinfer.convert.survey.recording import Recording
-from sparseinfer.convert.timing import cudnn
+from sparseinfer.convert.timing import whole_layers
+from sparseinfer.convert.timing.ranking import Ranking
 from sparseinfer.modules import SparseGRU, SparseLSTM, SparseRNN
 
 pytestmark = pytest.mark.usefixtures("script")
@@ -144,10 +144,11 @@ def test_recurrent(
     x = tokens(15, 16).view(3, 5, 16)
     compared = []
 
-    def compare(own: nn.Module, other: nn.Module, recording: Recording) -> None:
+    def compare(own: nn.Module, other: nn.Module, recording: Recording, *, on_gpu: bool) -> None:
+        assert on_gpu
         compared.append((type(own), type(other), recording.shapes[own]))
 
-    monkeypatch.setattr(replacements, "slower_than_cudnn", compare)
+    monkeypatch.setattr(replacements, "slower_than_torch", compare)
     fast = convert(dense, example_inputs=x)
     assert compared == [(kind, sparse, ((3, 5, 16),))]
     assert kinds(fast) == [sparse]
@@ -162,8 +163,9 @@ def test_recurrent_layers_that_cudnn_computes_faster_stay(
     monkeypatch: pytest.MonkeyPatch, measure: bool
 ) -> None:
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-    slow = {"dense": Timing(10.0, 10.0, 3), "sparse": Timing(12.0, 12.0, 3)}
-    monkeypatch.setattr(cudnn, "interleave", lambda calls, **how: slow)
+    monkeypatch.setattr(replacements, "slower_than_torch", whole_layers.slower_than_torch)
+    slow = Ranking({"dense": 10.0, "layer": 12.0}, is_sure=True)
+    monkeypatch.setattr(whole_layers, "rank", lambda calls, **how: slow)
     dense = nn.Sequential(pruned(nn.GRU(16, 32)))
     fast = convert(dense, example_inputs=tokens(15, 16).view(5, 3, 16), measure=measure)
     assert kinds(fast) == [nn.GRU]
@@ -177,13 +179,14 @@ def test_recurrent_layers_that_cudnn_computes_faster_stay(
 
 def test_recurrent_layers_that_are_faster_sparse(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(replacements, "slower_than_torch", whole_layers.slower_than_torch)
     ran: list[object] = []
 
-    def interleave(calls: Any, **how: Any) -> dict[str, Timing]:
+    def rank(calls: Any, **how: Any) -> Ranking:
         ran.append([[call() for call in own] for own in calls.values()])
-        return {"dense": Timing(10.0, 10.0, 3), "sparse": Timing(9.0, 9.0, 3)}
+        return Ranking({"dense": 10.0, "layer": 9.0}, is_sure=True)
 
-    monkeypatch.setattr(cudnn, "interleave", interleave)
+    monkeypatch.setattr(whole_layers, "rank", rank)
     dense = nn.Sequential(pruned(nn.GRU(16, 32)))
     assert kinds(convert(dense, example_inputs=tokens(15, 16).view(5, 3, 16))) == [SparseGRU]
     assert len(ran) == 1

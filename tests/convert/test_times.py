@@ -14,9 +14,9 @@ from convert_helpers import K, N, kinds, linear
 from torch import nn
 
 from sparseinfer import SparseLinear, convert, explain, ops
-from sparseinfer._timing import Timing
 from sparseinfer.convert.candidates import cost_model
 from sparseinfer.convert.timing import timer, verdicts
+from sparseinfer.convert.timing.ranking import Ranking
 from sparseinfer.convert.timing.times import Times
 from sparseinfer.ops import Layout
 from sparseinfer.ops.dense import PLAIN, PREPACKED
@@ -30,16 +30,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Clock:
-    """Stands in for the measurement: the token counts that were measured, and how disturbed it is."""
+    """Stands in for the measurement: the token counts that were measured, and what it says."""
 
     def __init__(self) -> None:
         self.counts: list[int] = []
-        self.spread = 1.0
+        self.is_sure = True
+        self.sparse_us = [5.0]
 
-    def __call__(self, case: Any, layouts: Any, tokens: int, *, cold: bool) -> dict[str, Timing]:
+    def __call__(self, case: Any, layouts: Any, tokens: int, *, cold: bool) -> Ranking:
         self.counts.append(tokens)
-        times = dict.fromkeys(case.dense(tokens), 10.0) | {str(layout): 5.0 for layout in layouts}
-        return {name: Timing(us, us * self.spread, 3) for name, us in times.items()}
+        sparse_us = self.sparse_us[min(len(self.counts), len(self.sparse_us)) - 1]
+        times = dict.fromkeys(case.dense(tokens), 10.0) | {str(layout): sparse_us for layout in layouts}
+        return Ranking(times, self.is_sure)
 
 
 @pytest.fixture(autouse=True)
@@ -145,12 +147,31 @@ class TestMeasuredAnew:
         verdicts._machine.cache_clear()
 
     def test_what_was_disturbed(self, clock: Clock, folder: Path) -> None:
-        clock.spread = 2.0
+        clock.is_sure = False
         assert sources() == sources() == {"measured"}
         assert not folder.exists()
-        clock.spread = 1.1
+        clock.is_sure = True
         assert sources() == {"measured"}
         assert sources() == {"remembered"}
+
+    def test_a_time_that_no_kernel_can_have_is_measured_again(
+        self, clock: Clock, folder: Path, predictions: dict[str, Any]
+    ) -> None:
+        """A twentieth of the dense time where about as much was predicted: nothing of it is remembered."""
+        clock.sparse_us = [0.5, 9.0]
+        (row,) = explain(convert(nn.Sequential(linear()), tokens=(16,))).rows
+        assert clock.counts == [16, 16]
+        assert row.source == "measured"
+        assert row.sparse_us == (9.0,)
+        assert not folder.exists()
+
+    def test_a_surprise_that_is_measured_twice_is_believed(
+        self, clock: Clock, predictions: dict[str, Any]
+    ) -> None:
+        clock.sparse_us = [0.5, 0.51]
+        assert sources() == {"measured"}
+        assert sources() == {"remembered"}
+        assert clock.counts == [16, 16]
 
     @pytest.mark.parametrize(
         "content",

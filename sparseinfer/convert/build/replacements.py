@@ -15,7 +15,7 @@ from sparseinfer.convert.build.pooling import FasterPool, faster_pool
 from sparseinfer.convert.decisions import Decision
 from sparseinfer.convert.options import COMPACT, ConvertOptions
 from sparseinfer.convert.survey.survey import Site, Survey
-from sparseinfer.convert.timing.cudnn import slower_than_cudnn
+from sparseinfer.convert.timing.whole_layers import slower_than_torch
 from sparseinfer.modules import FoldedLayer, SharedInputLinear, SparseMultiheadAttention
 from sparseinfer.modules.parts import dense_linear
 
@@ -64,7 +64,7 @@ def build(
     left_dense = {
         site: reason
         for site, layer in layers.items()
-        if layer is not None and (reason := _cudnn_wins(site, layer, survey, options))
+        if layer is not None and (reason := _torch_wins(site, layer, survey, options))
     }
     replacements = {
         site.module: layer for site, layer in layers.items() if layer is not None and site not in left_dense
@@ -104,17 +104,17 @@ def _common_parent(fqns: Sequence[str]) -> str:
     return ".".join(names[0] for names in levels)
 
 
-def _cudnn_wins(site: Site, replacement: nn.Module, survey: Survey, options: ConvertOptions) -> str | None:
-    """Why a recurrent layer on a GPU stays torch's own: its products were compared one by one.
-
-    There cuDNN computes all steps of a layer in one call.
-    """
+def _torch_wins(site: Site, layer: nn.Module, survey: Survey, options: ConvertOptions) -> str | None:
+    """Why a layer of several products stays torch's own, though its products are faster one by one."""
+    dense = site.module
+    if not isinstance(dense, (nn.RNNBase, nn.MultiheadAttention)) or options.memory_limit == COMPACT:
+        return None
     on_gpu = any(matrix.weights.on_gpu for matrix in site.matrices.values())
-    if not on_gpu or not isinstance(site.module, nn.RNNBase) or options.memory_limit == COMPACT:
+    if isinstance(dense, nn.MultiheadAttention) and (on_gpu or not dense._qkv_same_embed_dim):
         return None
     if not options.measure:
-        return "cuDNN's layer is compared by measuring only"
-    return slower_than_cudnn(site.module, replacement, survey.recording)
+        return "cuDNN's layer is compared by measuring only" if on_gpu else None
+    return slower_than_torch(dense, layer, survey.recording, on_gpu=on_gpu)
 
 
 def _off_the_fast_path(

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import torch
 
 from sparseinfer._machine import last_level_cache_bytes
-from sparseinfer._timing import Call, Timing, interleave
+from sparseinfer._timing import Call
 from sparseinfer.convert.candidates.base import Candidates, Maker
+from sparseinfer.convert.timing.ranking import Ranking, rank
 from sparseinfer.convert.timing.times import Source, Times
 from sparseinfer.convert.timing.verdicts import Verdicts
 from sparseinfer.ops import Layout
 
-# Measuring one candidate: seconds, and rounds at least. Chosen, not measured: a model of 50 products at 4
-# token counts with 6 candidates each then takes 36 s, within the default budget.
+# Seconds to measure one candidate for, longer where the order is not sure. Chosen, not measured: a model of
+# 50 products at 4 token counts with 6 candidates each then takes 36 s, within the default budget.
 _CANDIDATE_S = 0.03
-_MIN_ROUNDS = 3
 
-# What is remembered must have a median of at most so many times its minimum; else other work disturbed it.
-# Chosen, not measured.
-_MAX_SPREAD = 1.5
+# A time over that of the best dense way is absurd if it is so many times larger or smaller than predicted.
+# The cost model of one machine is right for another within less, but for CPUs with matrix units. Chosen, not
+# measured.
+_ABSURD = 4.0
+# Two measurements agree if no such quotient differs by more. Chosen, not measured.
+_AGREES = 1.25
 
 # Copies of a cold weight fill the last-level cache so many times, so that each has left it before its turn
 # comes again; but no more memory and no more copies than these, and so many seconds for one call of each.
@@ -71,26 +75,45 @@ class Timer:
             if time.perf_counter() > self._deadline:
                 return predict_times(candidates, layouts, tokens)
             self._on_start(f"{candidates.title}, m={tokens}")
-            timings, source = time_candidates(candidates, layouts, tokens, cold=self._cold), "measured"
-            us = {name: timing.min_us for name, timing in timings.items()}
-            # What was disturbed counts now, for want of better, but is not remembered.
-            if all(timing.median_us < _MAX_SPREAD * timing.min_us for timing in timings.values()):
+            ranking, source = self._measured(candidates, layouts, tokens), "measured"
+            us = dict(ranking.us)
+            # What is not sure counts now, for want of better, but is not remembered.
+            if ranking.is_sure:
                 self._verdicts.put(key, us)
         dense_us = {name: us[name] for name in dense}
         return Times(tokens, dense_us, {layout: us[str(layout)] for layout in layouts}, source)
+
+    def _measured(self, candidates: Candidates, layouts: tuple[Layout, ...], tokens: int) -> Ranking:
+        """Measured again where the times are absurd; sure then only if both measurements say the same."""
+        predicted = predict_times(candidates, layouts, tokens).by_name
+        first = time_candidates(candidates, layouts, tokens, cold=self._cold)
+        if _most_apart(candidates, first.us, predicted) < _ABSURD:
+            return first
+        again = time_candidates(candidates, layouts, tokens, cold=self._cold)
+        if _most_apart(candidates, first.us, again.us) < _AGREES:
+            return again
+        likelier = min(first, again, key=lambda ranking: _most_apart(candidates, ranking.us, predicted))
+        return replace(likelier, is_sure=False)
+
+
+def _most_apart(candidates: Candidates, us: Mapping[str, float], others: Mapping[str, float]) -> float:
+    """The largest quotient, at least 1, of a time over the best dense one here and the same there."""
+    dense_us, other_us = (min(times[name] for name in candidates.dense_names) for times in (us, others))
+    logs = [math.log(us[name] / dense_us * other_us / others[name]) for name in us if others[name] < math.inf]
+    return math.exp(max(map(abs, logs), default=0.0)) if other_us < math.inf else 1.0
 
 
 @torch.inference_mode()
 def time_candidates(
     candidates: Candidates, layouts: Iterable[Layout], tokens: int, *, cold: bool = False
-) -> dict[str, Timing]:
+) -> Ranking:
     """Every dense way and every layout, in turns, by name."""
     dense_nbytes = candidates.dense_weights.nbytes
     calls = {name: _calls(make, dense_nbytes, cold) for name, make in candidates.dense(tokens).items()}
     for layout in layouts:
         nbytes = sum(packed.nbytes for packed in candidates.packed(layout))
         calls[str(layout)] = _calls(candidates.sparse(layout, tokens), nbytes, cold)
-    return interleave(calls, budget_s=_CANDIDATE_S * len(calls), min_rounds=_MIN_ROUNDS)
+    return rank(calls, budget_s=_CANDIDATE_S * len(calls))
 
 
 def _calls(make: Maker, nbytes: int, cold: bool) -> list[Call]:

@@ -24,8 +24,9 @@ class Times:
     source: Source = "measured"
 
     @property
-    def best_dense(self) -> str:
-        return min(self.dense, key=lambda name: self.dense[name])
+    def by_name(self) -> dict[str, float]:
+        """Of both kinds."""
+        return {**self.dense, **{str(layout): us for layout, us in self.sparse.items()}}
 
     @property
     def dense_us(self) -> float:
