@@ -31,8 +31,8 @@ def slower_than_torch(
     """Why torch's own layer is to stay; None: the one that would take its place is faster.
 
     For the shapes of inputs that the recorded run brought, the sum of its times over torch's has to be below
-    their number, as for one product; and each comparison has to be sure, because torch's layer is what the user
-    has. Without a run, for one input of 16 steps on the CPU.
+    their number, as for one product; and each comparison has to be sure, because torch's layer is what the
+    user has. Without a run, for one input of 16 steps on the CPU.
     """
     shapes = spread(sorted(recording.shapes.get(dense, ()), key=math.prod))
     if not shapes and on_gpu:
