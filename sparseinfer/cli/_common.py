@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import TypeAlias
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 # What `add_subparsers` returns: every command adds its own parser.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -37,7 +44,14 @@ def console(*, stderr: bool = False) -> Console:
 
 def progress_bar(output: Console) -> Progress:
     """On the terminal that shows the tables, else on stderr, so that a file gets nothing but the tables."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    left = (TextColumn("left:"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        *left,
+    )
     shown = output if output.is_terminal else console(stderr=True)
     return Progress(
         *columns, console=shown, transient=True, redirect_stdout=False, disable=not shown.is_terminal

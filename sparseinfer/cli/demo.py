@@ -30,7 +30,7 @@ def _run(options: argparse.Namespace) -> int:
             if not progress.console.is_terminal:
                 progress.console.print(text)
 
-        measured = experiment.run(settings, on_step=on_step)
+        measured = experiment.run(settings, on_step, lambda row: progress.console.print(report.line(row)))
     out.print(f"{machine['cpu']}, {machine['isa']}, {settings.threads} thread(s)", highlight=False)
     out.print(report.table(measured))
     if options.json:

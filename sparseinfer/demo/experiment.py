@@ -36,7 +36,7 @@ _ATTENTION_BUDGET_S = 1.0
 
 @dataclass(frozen=True)
 class Settings:
-    """What the demo measures. `recovery_steps` are those of training at the sparsity RECOVERED; 0: none."""
+    """What the demo measures."""
 
     sparsities: Sequence[float] = field(
         default=settings.Settings.sparsities,
@@ -51,11 +51,15 @@ class Settings:
             "seconds of timing for each sparsity", flag="budget", read=float, metavar="SECONDS"
         ),
     )
+    recover: bool = field(
+        default=False,
+        metadata=argument(f"train the model of sparsity {RECOVERED} back, which takes six minutes more"),
+    )
     recovery_steps: int = 1200
 
     def recovers(self, sparsity: float) -> bool:
         """Whether the model of this sparsity is trained back."""
-        return self.recovery_steps > 0 and sparsity == RECOVERED
+        return self.recover and sparsity == RECOVERED
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,14 @@ class Measurement:
     layers: int
 
 
-def run(settings: Settings, on_step: Callable[[str], None] = lambda text: None) -> list[Measurement]:
-    """Measures every sparsity; `on_step` is told what comes next, `steps(settings)` times in all.
+def run(
+    settings: Settings,
+    on_step: Callable[[str], None] = lambda text: None,
+    on_row: Callable[[Measurement], None] = lambda measurement: None,
+) -> list[Measurement]:
+    """Measures every sparsity; `on_row` is given each as soon as it is there.
+
+    `on_step` is told what comes next, `steps(settings)` times in all.
 
     Raises RuntimeError when the packages of the `demo` extra are missing.
     """
@@ -130,6 +140,7 @@ def run(settings: Settings, on_step: Callable[[str], None] = lambda text: None) 
                     layers=len(layers),
                 )
             )
+            on_row(measured[-1])
     return measured
 
 

