@@ -54,5 +54,5 @@ def progress_bar(output: Console) -> Progress:
     )
     shown = output if output.is_terminal else console(stderr=True)
     return Progress(
-        *columns, console=shown, transient=True, redirect_stdout=False, disable=not shown.is_terminal
+        *done, *left, console=shown, transient=True, redirect_stdout=False, disable=not shown.is_terminal
     )
