@@ -45,7 +45,7 @@ def console(*, stderr: bool = False) -> Console:
 def progress_bar(output: Console) -> Progress:
     """On the terminal that shows the tables, else on stderr, so that a file gets nothing but the tables."""
     left = (TextColumn("left:"), TimeRemainingColumn())
-    columns = (
+    (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
