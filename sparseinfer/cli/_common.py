@@ -44,14 +44,8 @@ def console(*, stderr: bool = False) -> Console:
 
 def progress_bar(output: Console) -> Progress:
     """On the terminal that shows the tables, else on stderr, so that a file gets nothing but the tables."""
+    done = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     left = (TextColumn("left:"), TimeRemainingColumn())
-    (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        *left,
-    )
     shown = output if output.is_terminal else console(stderr=True)
     return Progress(
         *done, *left, console=shown, transient=True, redirect_stdout=False, disable=not shown.is_terminal
