@@ -63,7 +63,8 @@ SpmmArgs checked_args(const SpmmKernel& k, uintptr_t x, int64_t dtype, uintptr_t
   args.dtype = static_cast<DType>(dtype);
   args.bias_dtype = static_cast<DType>(epilogue.bias_dtype);
   args.activation = static_cast<Activation>(epilogue.activation);
-  if (args.dtype == DType::kF16 && std::strcmp(k.storage, name_of(Storage::kBF16)) == 0) {
+  const bool in_pairs = std::strcmp(k.storage, name_of(Storage::kBF16)) == 0;
+  if (in_pairs && args.dtype != DType::kF32 && args.dtype != DType::kBF16) {
     throw std::invalid_argument(std::string("x: expected fp32 or bf16 for ") + k.name + ", got " + name_of(args.dtype));
   }
   return args;

@@ -1,4 +1,4 @@
-// What both frames share: the vectors for whole rows, and from a number to a type for the dtypes of x and y.
+// What both frames share: the vectors for whole rows, rounding of x, and reading of a bias.
 #pragma once
 
 #include "cpu/unroll.h"
@@ -11,18 +11,6 @@ namespace {
 
 using Row = Level::Row;
 constexpr int R = Row::L;
-
-// Calls f with a value of the C++ type of the dtype.
-template <class F>
-SI_INLINE void with_type(DType dtype, F f) {
-  switch (dtype) {
-#define SI_CASE(number, name, type) \
-  case DType::number:               \
-    return f(type{});
-    SI_DTYPES(SI_CASE)
-#undef SI_CASE
-  }
-}
 
 // x[count] -> out[count], to nearest.
 SI_INLINE void round_row(const float* x, int64_t count, BF16* out) {

@@ -89,16 +89,11 @@ __device__ __forceinline__ void store_activated(const Output& out, const float* 
 template <class T, int kTiles>
 __device__ __forceinline__ void store_sums(const Output& out, const float* sums, int token, int column) {
   switch (out.activation) {
-    case Activation::kNone:
-      return store_activated<T, kTiles, Activation::kNone>(out, sums, token, column);
-    case Activation::kRelu:
-      return store_activated<T, kTiles, Activation::kRelu>(out, sums, token, column);
-    case Activation::kGelu:
-      return store_activated<T, kTiles, Activation::kGelu>(out, sums, token, column);
-    case Activation::kGeluTanh:
-      return store_activated<T, kTiles, Activation::kGeluTanh>(out, sums, token, column);
-    case Activation::kSilu:
-      return store_activated<T, kTiles, Activation::kSilu>(out, sums, token, column);
+#define SI_CASE(number, name) \
+  case Activation::number:    \
+    return store_activated<T, kTiles, Activation::number>(out, sums, token, column);
+    SI_ACTIVATIONS(SI_CASE)
+#undef SI_CASE
   }
 }
 

@@ -65,11 +65,24 @@ void fill_rows(int64_t begin, int64_t end, void* ctx) {
   }
 }
 
+// Calls f with an unsigned integer as wide as a value of the dtype.
+template <class F>
+void with_bits(DType dtype, F f) {
+  switch (dtype_bytes(dtype)) {
+    case 1:
+      return f(uint8_t{});
+    case 2:
+      return f(uint16_t{});
+    default:
+      return f(uint32_t{});
+  }
+}
+
 }  // namespace
 
 void dense_row_offsets(const void* dense, DType dtype, int64_t n, int64_t k, int64_t* crow) {
   DenseJob job{dense, k, crow, nullptr, nullptr, {}};
-  parallel_for(n, Spread::pool(), dtype == DType::kF32 ? count_rows<uint32_t> : count_rows<uint16_t>, &job);
+  with_bits(dtype, [&](auto bits) { parallel_for(n, Spread::pool(), count_rows<decltype(bits)>, &job); });
   crow[0] = 0;
   for (int64_t row = 0; row < n; ++row) crow[row + 1] += crow[row];
 }
@@ -77,7 +90,7 @@ void dense_row_offsets(const void* dense, DType dtype, int64_t n, int64_t k, int
 void dense_to_csr(const void* dense, DType dtype, int64_t n, int64_t k, const int64_t* crow, int32_t* col,
                   void* values) {
   DenseJob job{dense, k, const_cast<int64_t*>(crow), col, values, {}};
-  parallel_for(n, Spread::pool(), dtype == DType::kF32 ? fill_rows<uint32_t> : fill_rows<uint16_t>, &job);
+  with_bits(dtype, [&](auto bits) { parallel_for(n, Spread::pool(), fill_rows<decltype(bits)>, &job); });
   if (job.out_of_memory) throw std::bad_alloc();
 }
 

@@ -102,10 +102,10 @@ struct WidenJob {
 void widen_range(int64_t begin, int64_t end, void* ctx) {
   const auto& job = *static_cast<WidenJob*>(ctx);
   constexpr int64_t kStep = 1 << 16;
-  for (int64_t i = begin * kStep; i < std::min(job.view->nnz, end * kStep); ++i) {
-    job.out[i] = job.view->dtype == DType::kBF16 ? widen(static_cast<const BF16*>(job.view->values)[i])
-                                                 : widen(static_cast<const F16*>(job.view->values)[i]);
-  }
+  with_type(job.view->dtype, [&](auto type) {
+    const auto* values = static_cast<const decltype(type)*>(job.view->values);
+    for (int64_t i = begin * kStep; i < std::min(job.view->nnz, end * kStep); ++i) job.out[i] = widen(values[i]);
+  });
 }
 
 void check_view(PackingKind kind, const SparseView& w, Storage storage) {

@@ -6,7 +6,7 @@ import torch
 
 from sparseinfer._native import core
 
-# By the name that native code has for it (csrc/core/names.cpp). A dtype is added here and there.
+# By the name that native code has for it (SI_DTYPES in csrc/include/sparseinfer/dtypes.h).
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 DTYPE_NUMBERS = {dtype: core.dtypes.index(name) for name, dtype in DTYPES.items()}

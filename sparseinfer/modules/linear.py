@@ -39,7 +39,7 @@ class SparseLinear(LinearLike, PackedLayer):
         """Keep packings of one weight, made by `ops.pack`, and a copy of bias [n].
 
         buckets      which packing and kernel serve up to how many tokens; default: the first packing for all
-        activation   applied to y: "none", "relu", "gelu", "gelu_tanh" or "silu"
+        activation   applied to y: a name in `sparseinfer.ops.ACTIVATIONS`, such as "relu"; "none" leaves y
         dtype        of the bias and of the dense layer; default: that of the weight
 
         ValueError: no packings, packings of different matrices, a bucket without a packing, a bias of another

@@ -47,7 +47,7 @@ class PrepackedLinear(RearrangedLinear):
         """Reorder weight [n, k] and copy bias [n].
 
         tokens       the number of rows of x to lay the weight out for; any other works too
-        activation   applied to y: "none", "relu", "gelu", "gelu_tanh" or "silu"
+        activation   applied to y: a name in `sparseinfer.ops.ACTIVATIONS`, such as "relu"; "none" leaves y
 
         TypeError: a weight that is not floating point, a bias of another dtype. ValueError: a weight that is
         not [n, k] on cpu or cuda, a bias of another shape, an unknown activation, tokens that are not

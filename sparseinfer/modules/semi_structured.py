@@ -24,7 +24,7 @@ class SemiStructuredLinear(RearrangedLinear):
     def __init__(self, weight: Tensor, bias: Tensor | None = None, *, activation: str = "none") -> None:
         """Compress weight [n, k] and copy bias [n].
 
-        activation   applied to y: "none", "relu", "gelu", "gelu_tanh" or "silu"
+        activation   applied to y: a name in `sparseinfer.ops.ACTIVATIONS`, such as "relu"; "none" leaves y
 
         TypeError: a weight that is not floating point, a bias of another dtype. ValueError: a weight that is
         not [n, k] on cpu or cuda, a bias of another shape, an unknown activation.

@@ -34,7 +34,8 @@ class Activation:
     function   what it does to y in any dtype. References compute with it in float64, forward-mode derivatives
                come from it
     calls      torch's functions of one tensor that are it
-    modules    torch's modules that are it
+    modules    torch's modules that are it, each with a forward of its own, by which it is known: nn.ReLU6 has
+               that of nn.Hardtanh, and would make every Hardtanh one
     keyword    argument of both that has to have this value, where they compute other activations too
     formulas   classes of transformers.activations that write it out: the same values, but for rounding
     """

@@ -1,8 +1,11 @@
-// The two 16-bit float types, one value at a time: for tails, and for levels without instructions for them.
+// The C++ types of the dtypes, and conversion of one value at a time: for tails, and for levels without instructions
+// for it.
 #pragma once
 
 #include <stdint.h>
 #include <string.h>
+
+#include "sparseinfer/dtypes.h"
 
 namespace sparseinfer {
 namespace {
@@ -65,6 +68,27 @@ static inline void narrow(float v, F16* out) {
     half = to_bits(from_bits(rest) + 0.5f) - 0x3f000000;
   }
   out->bits = static_cast<uint16_t>(sign | half);
+}
+
+// The value that was widened to this float; `narrow` does not keep the payload of every NaN.
+static inline void narrow_back(float v, float* out) { *out = v; }
+static inline void narrow_back(float v, BF16* out) { out->bits = static_cast<uint16_t>(to_bits(v) >> 16); }
+static inline void narrow_back(float v, F16* out) {
+  const uint32_t bits = to_bits(v);
+  if (v == v) return narrow(v, out);
+  out->bits = static_cast<uint16_t>((bits >> 16 & 0x8000) | 0x7c00 | (bits >> 13 & 0x3ff));
+}
+
+// Calls f with a value of the C++ type of the dtype.
+template <class F>
+inline __attribute__((always_inline)) void with_type(DType dtype, F f) {
+  switch (dtype) {
+#define SI_CASE(number, name, type) \
+  case DType::number:               \
+    return f(type{});
+    SI_DTYPES(SI_CASE)
+#undef SI_CASE
+  }
 }
 
 }  // namespace

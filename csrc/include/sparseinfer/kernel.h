@@ -16,7 +16,7 @@ struct SpmmArgs {
   const void* bias;        // [n], bias_dtype, nullable
   const PackingHeader* w;  // validated by check_packing
   int64_t m, ldx, ldy;
-  DType dtype;       // of x and y; storages of bf16 round fp32 x to it, and take no fp16
+  DType dtype;       // of x and y; storage bf16 rounds fp32 x to it, and takes no other but bf16
   DType bias_dtype;  // fp32 or dtype
   Activation activation;
   char* workspace;  // `workspace_bytes`, shared by all threads that work on the same tokens

@@ -33,7 +33,7 @@ class Weights:
     @cached_property
     def sparsity(self) -> float:
         """Fraction of the weight's elements that are zero."""
-        return 1.0 - int(self.weight.count_nonzero()) / self.weight.numel()
+        return 1.0 - int((self.weight != 0).count_nonzero()) / self.weight.numel()
 
     @cached_property
     def empty_blocks(self) -> float:
