@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -31,13 +30,7 @@ from sparseinfer.modules import PrepackedLinear, SparseGRU, SparseLSTM, SparseRN
 EPS = torch.finfo(torch.float32).eps
 
 
-pytestmark = pytest.mark.usefixtures("script")
-
-
-@pytest.fixture(autouse=True)
-def no_grad() -> Iterator[None]:
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("script", "no_grad")
 
 
 def decisions(fast: nn.Module) -> dict[str, str]:

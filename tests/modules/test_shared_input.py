@@ -6,7 +6,7 @@ import copy
 import gc
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sparseinfer import SparseLinear, convert, convert_, densify_, explain
 from sparseinfer.modules import SharedInputLinear
 
-pytestmark = pytest.mark.usefixtures("script")
+pytestmark = pytest.mark.usefixtures("script", "no_grad")
 
 
 class Gated(nn.Module):
@@ -33,12 +33,6 @@ class Gated(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.act(self.gate(x)) * self.up(x))
-
-
-@pytest.fixture(autouse=True)
-def no_grad() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 class TestConverted:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,13 +18,7 @@ from torch import Tensor, nn
 from sparseinfer import SparseLinear, convert, convert_, densify_, explain
 from sparseinfer.modules import SharedInputLinear
 
-pytestmark = pytest.mark.usefixtures("script")
-
-
-@pytest.fixture(autouse=True)
-def no_grad() -> Iterator[None]:
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("script", "no_grad")
 
 
 class Steps(QKV):
