@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 
 import cuda_emulator
 import pytest
+import torch
 from convert_helpers import Script
 from cuda_native import Native, installed
 
@@ -38,6 +40,13 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
     monkeypatch.setattr(decisions, "Timer", lambda **options: script)
     monkeypatch.setattr(replacements, "slower_than_torch", lambda *layers, **how: script.whole_layer)
     return script
+
+
+@pytest.fixture
+def no_grad() -> Iterator[None]:
+    """The whole test runs without gradients."""
+    with torch.no_grad():
+        yield
 
 
 @pytest.fixture

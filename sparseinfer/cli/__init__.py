@@ -1,4 +1,4 @@
-"""The command line: sparseinfer {demo, prune, bench, doctor}; a module for each command."""
+"""The command line: `sparseinfer` and one of `_COMMANDS`, a module for each."""
 
 from __future__ import annotations
 

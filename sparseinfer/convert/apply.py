@@ -53,8 +53,8 @@ def convert(
 ) -> nn.Module:
     """A copy of the model for inference in which every layer that gains by it is sparse.
 
-    Layers are nn.Linear, nn.Conv1d, nn.Conv2d, nn.MultiheadAttention, nn.LSTM, nn.GRU, and the transposed
-    Linear of transformers (Conv1D).
+    Layers are nn.Linear, nn.Conv1d, nn.Conv2d, nn.MultiheadAttention, nn.LSTM, nn.GRU, nn.RNN, and the
+    transposed Linear of transformers (Conv1D).
 
     example_inputs   inputs of one typical run: a tuple of arguments, a mapping of keyword arguments, or the
                      only argument. Each layer is planned for the shapes that this run brings to it

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from sparseinfer.modules._recurrent_names import suffixes
+from sparseinfer.modules._recurrent_names import PARTS, matrix_names, suffixes
 from sparseinfer.modules._recurrent_steps import RecurrentCell, RecurrentSteps
 from sparseinfer.modules.parts import checked_part, dense_bias, dense_linear, dense_weight, features
 
@@ -97,14 +97,13 @@ class Recurrent(RecurrentSteps):
             raise TypeError(f"rnn: expected nn.{cls.dense.__name__}, got {type(rnn).__name__}")
         cells = []
         for suffix in suffixes(rnn.num_layers, rnn.bidirectional):
-            names = ["ih", "hh"] + (["hr"] if rnn.proj_size else [])
             cells.append(
                 tuple(
                     dense_linear(
                         getattr(rnn, f"weight_{name}_{suffix}"),
                         getattr(rnn, f"bias_{name}_{suffix}") if rnn.bias and name != "hr" else None,
                     )
-                    for name in names
+                    for name in matrix_names(rnn)
                 )
             )
         return cells
@@ -118,8 +117,8 @@ class Recurrent(RecurrentSteps):
         rnn = self._empty_rnn(bias=biases == {True})
         rnn.dropout = self.dropout  # given to the constructor, it would warn if there is but one layer
         for suffix, cell in zip(suffixes(self.num_layers, self.bidirectional), cells, strict=True):
-            parts = {"ih": cell.input, "hh": cell.hidden, "hr": cell.projection}
-            for name, part in parts.items():
+            for name, attribute in PARTS.items():
+                part = getattr(cell, attribute)
                 if part is not None:
                     setattr(rnn, f"weight_{name}_{suffix}", nn.Parameter(dense_weight(part)))
                     bias = dense_bias(part)

@@ -12,7 +12,8 @@ from sparseinfer.modules.parts import dense_bias, dtype_of
 from sparseinfer.modules.stand_in import StandIn
 
 _NAME = re.compile(r"(weight|bias)_(ih|hh|hr)_l(\d+)(_reverse)?")
-_PARTS = {"ih": "input", "hh": "hidden", "hr": "projection"}
+# Matrices of one step, as torch's parameters call them: the attributes of a RecurrentCell.
+PARTS = {"ih": "input", "hh": "hidden", "hr": "projection"}
 
 
 class RecurrentNames(StandIn):
@@ -36,7 +37,7 @@ class RecurrentNames(StandIn):
             return super().__getattr__(name)
         kind, part, layer, reverse = match.groups()
         cell = self.cells[int(layer) * (2 if self.bidirectional else 1) + (reverse is not None)]
-        return getattr(getattr(cell, _PARTS[part]), kind)
+        return getattr(getattr(cell, PARTS[part]), kind)
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self._flat_weights_names]
@@ -98,6 +99,11 @@ class RecurrentNames(StandIn):
     check_hidden_size = nn.RNNBase.check_hidden_size
     check_forward_args = nn.RNNBase.check_forward_args
     permute_hidden = nn.RNNBase.permute_hidden
+
+
+def matrix_names(layer: Any) -> list[str]:
+    """Of one step of a recurrent layer: input to hidden, hidden to hidden, hidden to its projection."""
+    return ["ih", "hh", *(["hr"] if layer.proj_size else [])]
 
 
 def suffixes(layers: int, bidirectional: bool) -> list[str]:

@@ -59,9 +59,8 @@ class SparseLinear(LinearLike, PackedLayer):
         activation: str = "none",
     ) -> SparseLinear:
         """Pack fmt [n, k] in each layout, a name meaning fp32; default: "rowgroup", "bsr" for BSR."""
-        if packings is None:
-            packings = ["bsr" if isinstance(fmt, BSR) else "rowgroup"]
-        return cls(pack_groups(fmt, as_layouts(packings)), bias, buckets=buckets, activation=activation)
+        layouts = [ops.Layout.on_cpu(fmt)] if packings is None else as_layouts(packings)
+        return cls(pack_groups(fmt, layouts), bias, buckets=buckets, activation=activation)
 
     @classmethod
     def from_linear(

@@ -14,6 +14,7 @@ from sparseinfer.formats import BSR, CSR
 from sparseinfer.modules._held_weight import HeldWeight, checked_bias, destination
 from sparseinfer.modules._tracing import unseen
 from sparseinfer.modules.groups import join_rows, pack_groups
+from sparseinfer.ops.backend import made_from
 from sparseinfer.ops.names import DTYPES
 
 Self = TypeVar("Self", bound="PackedLayer")
@@ -159,10 +160,7 @@ class PackedLayer(HeldWeight):
 
     def _layouts_on(self, device: torch.device, fmt: CSR | BSR) -> tuple[list[ops.Layout], str]:
         """A layout for any number of tokens where the layer has not been yet, and its plan."""
-        if device.type == "cuda":
-            layout = ops.Layout.on_cuda(fmt)
-        else:
-            layout = ops.Layout("bsr" if isinstance(fmt, BSR) else "rowgroup")
+        layout = ops.Layout.on_cuda(fmt) if device.type == "cuda" else ops.Layout.on_cpu(fmt)
         return [layout], ops.format_plan(self._default_buckets(layout))
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -187,8 +185,7 @@ class PackedLayer(HeldWeight):
 
     def _fitting_format(self, values: Tensor, crow: Tensor, col: Tensor) -> CSR | BSR:
         """The format that these tensors are, if it is a weight of this layer: same kind, shape and dtype."""
-        kind = BSR if self._info.packing == "bsr" else CSR
-        fmt = kind(values, crow, col, self.matrix_shape)
+        fmt = made_from(self._info)(values, crow, col, self.matrix_shape)
         expected = DTYPES[self._info.dtype]
         if fmt.dtype != expected:
             raise TypeError(f"values: expected dtype {expected}, got {fmt.dtype}")

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from sparseinfer.modules._recurrent import Recurrent
-from sparseinfer.modules._recurrent_names import suffixes
+from sparseinfer.modules._recurrent_names import matrix_names, suffixes
 from sparseinfer.modules._recurrent_steps import RecurrentCell
 
-__all__ = ["RecurrentCell", "SparseGRU", "SparseLSTM", "SparseRNN", "suffixes"]
+__all__ = ["RecurrentCell", "SparseGRU", "SparseLSTM", "SparseRNN", "matrix_names", "suffixes"]
 
 
 class SparseLSTM(Recurrent):

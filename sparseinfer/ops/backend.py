@@ -2,8 +2,8 @@
 
 The implementations are two packages with the same rooms, and the same functions in them:
 
-kernels   `kernels()`: every row of the device's table of kernels, in builds without them too
-packing   `pack_on`, `describe`, `unpack`
+kernels   `kernels()`: every row of the device's table of kernels, in builds without them too; `format_of`
+packing   `pack_on`, `packing_for`, `describe`, `unpack`
 layouts   `computing` and `preferred`: the kernels for given dtypes; `panel_of`, `panel_for`
 linear    `run(x, packings, bias, n, plan, activation)`
 conv      `run(x, packings, bias, n, geometry, plan, activation)`
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sparseinfer.formats import BSR, CSR
 from sparseinfer.ops import cpu, cuda
-from sparseinfer.ops.packed import PackedInfo
+from sparseinfer.ops.packed import FORMATS, PackedInfo
 from sparseinfer.ops.schema import library, with_geometry
 
 BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda}
@@ -36,6 +36,11 @@ def backend_of(t: Tensor) -> ModuleType | None:
 def describe(packed: Tensor) -> PackedInfo:
     """What a packing holds, in CPU or device memory. ValueError: not a packing."""
     return (backend_of(packed) or cpu).packing.describe(packed)
+
+
+def made_from(info: PackedInfo) -> type[CSR] | type[BSR]:
+    """The format that a packing is made from, and unpacked to."""
+    return FORMATS[BACKENDS[info.device].kernels.format_of(info.packing)]
 
 
 def unpack(packed: Tensor) -> CSR | BSR:

@@ -40,6 +40,11 @@ class Layout:
         return cls(info.packing, info.storage, panel, info.device)
 
     @classmethod
+    def on_cpu(cls, fmt: CSR | BSR) -> Layout:
+        """The layout that CPU kernels read a format in by default."""
+        return cls(BACKENDS["cpu"].packing.packing_for(fmt))
+
+    @classmethod
     def on_cuda(cls, fmt: CSR | BSR) -> Layout:
         """The layout that CUDA kernels read a format in by default. Errors: as when it is packed."""
         packing = BACKENDS["cuda"].packing.packing_for(fmt)

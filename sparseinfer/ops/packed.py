@@ -36,6 +36,13 @@ class PackedInfo:
         return 1.0 - self.nnz / (self.n * self.k) if self.n * self.k else 0.0
 
 
+def check_made_from(fmt: object, wanted: str, packing: str) -> None:
+    """TypeError unless fmt is the format, one of FORMATS, that a packing is made from."""
+    if not isinstance(fmt, FORMATS[wanted]):
+        expected, got = FORMATS[wanted].__name__, type(fmt).__name__
+        raise TypeError(f"format: expected {expected} for packing {packing}, got {got}")
+
+
 def version(packed: Tensor) -> int:
     """A number that changes when the tensor is written to; -1 for an inference tensor, which has none."""
     return -1 if packed.is_inference() else packed._version

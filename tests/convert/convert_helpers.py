@@ -8,6 +8,7 @@ import torch
 from generators import tokens, values, weight
 from torch import nn
 
+from sparseinfer import densify_
 from sparseinfer.convert.candidates.base import Candidates
 from sparseinfer.convert.timing.times import Times
 from sparseinfer.ops import Layout
@@ -41,6 +42,17 @@ def linear(n: int = N, k: int = K, sparsity: float = 0.8, seed: int = 0) -> nn.L
     return layer
 
 
+def pruned(module: nn.Module, *, integer: bool = False, scale: float = 1.0) -> nn.Module:
+    """Every matrix with 80 % zeros, scaled; in eval mode."""
+    for seed, parameter in enumerate(module.parameters()):
+        if parameter.dim() > 1:
+            drawn = weight("random", len(parameter), parameter[0].numel(), 0.8, seed=seed, integer=integer)
+            parameter.data = drawn.view(parameter.shape) * scale
+        else:
+            parameter.data = values(*parameter.shape, seed=seed, integer=integer) * scale
+    return module.eval()
+
+
 def model() -> nn.Sequential:
     """Two sparse Linears and one without zeros; integer-valued: results are compared with equality."""
     return nn.Sequential(linear(), nn.ReLU(), linear(K, N), linear(8, K, sparsity=0.0)).eval()
@@ -53,6 +65,14 @@ def kinds(module: nn.Module) -> list[type]:
 def assert_unchanged(module: nn.Module, before: nn.Module) -> None:
     assert kinds(module) == kinds(before)
     state, expected = module.state_dict(), before.state_dict()
+    assert list(state) == list(expected)
+    assert all(torch.equal(state[name], expected[name]) for name in state)
+
+
+def assert_restored(fast: nn.Module, dense: nn.Module) -> None:
+    densify_(fast)
+    assert [type(m) for m in fast.modules()] == [type(m) for m in dense.modules()]
+    state, expected = fast.state_dict(), dense.state_dict()
     assert list(state) == list(expected)
     assert all(torch.equal(state[name], expected[name]) for name in state)
 

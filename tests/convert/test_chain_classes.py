@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-import io
-import pickle
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from copies import by_file, by_pickle
 from fusion_helpers import Block, Net, assert_same, converted, imported, ints, square, watch
 from torch import Tensor, nn
 
@@ -86,18 +86,11 @@ class Calls(Block):
         return self.act(self.fc(x)) * type(self).scale + super().forward(x)
 
 
-def saved(module: Any) -> Any:
-    file = io.BytesIO()
-    torch.save(module, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
 COPIES = {
     "deepcopy": copy.deepcopy,
     "copy": copy.copy,
-    "torch.save": saved,
-    **{f"pickle {p}": (lambda m, p=p: pickle.loads(pickle.dumps(m, protocol=p))) for p in range(2, 6)},
+    "torch.save": by_file,
+    **{f"pickle {p}": partial(by_pickle, protocol=p) for p in range(2, 6)},
 }
 
 
@@ -203,8 +196,8 @@ class TestCopies:
     @pytest.mark.parametrize("protocol", [0, 1])
     def test_old_protocols(self, protocol: int) -> None:
         dense = Net().eval()
-        assert pickle.loads(pickle.dumps(dense, protocol=protocol))
-        assert_same(pickle.loads(pickle.dumps(converted(dense), protocol=protocol)), dense, ints())
+        assert by_pickle(dense, protocol)
+        assert_same(by_pickle(converted(dense), protocol), dense, ints())
 
     def test_another_process_loads_it(self, tmp_path: Path) -> None:
         """Also where the source of the class cannot be read any more."""

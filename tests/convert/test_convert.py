@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from convert_helpers import K, N, Script, assert_unchanged, kinds, linear, model, outputs_equal
+from copies import by_pickle
 from generators import tokens, values
 from torch import nn
 from torch.ao.pruning import WeightNormSparsifier
@@ -97,7 +97,7 @@ class TestConvert:
 
     def test_deepcopy_and_pickle_keep_the_record(self) -> None:
         fast = convert(model())
-        for twin in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        for twin in (copy.deepcopy(fast), by_pickle(fast)):
             assert explain(twin) == explain(fast)
             assert outputs_equal(twin, fast)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from attention_helpers import HEADS, E, assert_same, bound
-from convert_helpers import K, N, Script, kinds, linear
-from generators import tokens, values, weight
+from convert_helpers import K, N, Script, assert_restored, kinds, linear, pruned
+from generators import tokens, values
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
@@ -21,7 +20,6 @@ from sparseinfer import (
     SparseMultiheadAttention,
     convert,
     convert_,
-    densify_,
     explain,
     ops,
 )
@@ -32,36 +30,11 @@ from sparseinfer.modules import PrepackedLinear, SparseGRU, SparseLSTM, SparseRN
 EPS = torch.finfo(torch.float32).eps
 
 
-pytestmark = pytest.mark.usefixtures("script")
-
-
-@pytest.fixture(autouse=True)
-def no_grad() -> Iterator[None]:
-    with torch.no_grad():
-        yield
-
-
-def pruned(module: nn.Module, *, integer: bool = False, scale: float = 1.0) -> nn.Module:
-    """Every matrix with 80 % zeros, scaled; in eval mode."""
-    for seed, parameter in enumerate(module.parameters()):
-        if parameter.dim() > 1:
-            drawn = weight("random", len(parameter), parameter[0].numel(), 0.8, seed=seed, integer=integer)
-            parameter.data = drawn.view(parameter.shape) * scale
-        else:
-            parameter.data = values(*parameter.shape, seed=seed, integer=integer) * scale
-    return module.eval()
+pytestmark = pytest.mark.usefixtures("script", "no_grad")
 
 
 def decisions(fast: nn.Module) -> dict[str, str]:
     return {row.layer: row.decision for row in explain(fast).rows}
-
-
-def assert_restored(fast: nn.Module, dense: nn.Module) -> None:
-    densify_(fast)
-    assert [type(m) for m in fast.modules()] == [type(m) for m in dense.modules()]
-    state, expected = fast.state_dict(), dense.state_dict()
-    assert list(state) == list(expected)
-    assert all(torch.equal(state[name], expected[name]) for name in state)
 
 
 class TestConvolutions:

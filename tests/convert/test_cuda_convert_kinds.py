@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from convert_helpers import K, Script, kinds, linear
+from convert_helpers import K, Script, assert_restored, kinds, linear, pruned
 from cuda_native import Native, pretend_to_be_a_gpu
 from generators import tokens, values, weight
 from torch import Tensor, nn
@@ -18,7 +19,6 @@ from sparseinfer import (
     SparseLinear,
     SparseMultiheadAttention,
     convert,
-    densify_,
     explain,
 )
 from sparseinfer.convert.build import replacements
@@ -26,6 +26,9 @@ from sparseinfer.convert.survey.recording import Recording
 from sparseinfer.convert.timing import whole_layers
 from sparseinfer.convert.timing.ranking import Ranking
 from sparseinfer.modules import SparseGRU, SparseLSTM, SparseRNN
+
+# A layer of integers: every sum is exact.
+exact = partial(pruned, integer=True)
 
 pytestmark = pytest.mark.usefixtures("script")
 
@@ -35,26 +38,6 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Native]:
     module = pretend_to_be_a_gpu(monkeypatch)
     with torch.no_grad():
         yield module
-
-
-def pruned(module: nn.Module) -> nn.Module:
-    """Every matrix with 80 % zeros; integer-valued. In eval mode."""
-    for seed, parameter in enumerate(module.parameters()):
-        if parameter.dim() > 1:
-            n, k = len(parameter), parameter[0].numel()
-            drawn = weight("random", n, k, 0.8, seed=seed, integer=True)
-            parameter.data = drawn.view(parameter.shape)
-        else:
-            parameter.data = values(*parameter.shape, seed=seed, integer=True)
-    return module.eval()
-
-
-def assert_restored(fast: nn.Module, dense: nn.Module) -> None:
-    densify_(fast)
-    assert [type(m) for m in fast.modules()] == [type(m) for m in dense.modules()]
-    state, expected = fast.state_dict(), dense.state_dict()
-    assert list(state) == list(expected)
-    assert all(torch.equal(state[name], expected[name]) for name in state)
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -68,7 +51,7 @@ def assert_restored(fast: nn.Module, dense: nn.Module) -> None:
     ],
 )
 def test_conv2d(gpu: Native, options: dict[str, Any], last: bool) -> None:
-    dense = nn.Sequential(pruned(nn.Conv2d(8, 16, **options)), nn.ReLU()).eval()
+    dense = nn.Sequential(exact(nn.Conv2d(8, 16, **options)), nn.ReLU()).eval()
     x = values(2, 8, 9, 7, integer=True)
     x = x.to(memory_format=torch.channels_last) if last else x
     fast = convert(dense, example_inputs=x, memory="speed")
@@ -82,7 +65,7 @@ def test_conv2d(gpu: Native, options: dict[str, Any], last: bool) -> None:
 
 @pytest.mark.parametrize("batched", [True, False])
 def test_conv1d(gpu: Native, batched: bool) -> None:
-    dense = nn.Sequential(pruned(nn.Conv1d(8, 16, 5, padding=2, stride=2)))
+    dense = nn.Sequential(exact(nn.Conv1d(8, 16, 5, padding=2, stride=2)))
     x = values(*((3,) if batched else ()), 8, 50, integer=True)
     fast = convert(dense, example_inputs=x)
     assert kinds(fast) == [SparseConv1d]
@@ -166,7 +149,7 @@ def test_recurrent_layers_that_cudnn_computes_faster_stay(
     monkeypatch.setattr(replacements, "slower_than_torch", whole_layers.slower_than_torch)
     slow = Ranking({"dense": 10.0, "layer": 12.0}, is_sure=True)
     monkeypatch.setattr(whole_layers, "rank", lambda calls, **how: slow)
-    dense = nn.Sequential(pruned(nn.GRU(16, 32)))
+    dense = nn.Sequential(exact(nn.GRU(16, 32)))
     fast = convert(dense, example_inputs=tokens(15, 16).view(5, 3, 16), measure=measure)
     assert kinds(fast) == [nn.GRU]
     rows = explain(fast).rows
@@ -187,7 +170,7 @@ def test_recurrent_layers_that_are_faster_sparse(monkeypatch: pytest.MonkeyPatch
         return Ranking({"dense": 10.0, "layer": 9.0}, is_sure=True)
 
     monkeypatch.setattr(whole_layers, "rank", rank)
-    dense = nn.Sequential(pruned(nn.GRU(16, 32)))
+    dense = nn.Sequential(exact(nn.GRU(16, 32)))
     assert kinds(convert(dense, example_inputs=tokens(15, 16).view(5, 3, 16))) == [SparseGRU]
     assert len(ran) == 1
     assert kinds(convert(dense, tokens=(3,))) == [nn.GRU]  # nothing to compare with
@@ -199,7 +182,7 @@ def _flat(result: Any) -> list[Tensor]:
 
 def test_transposed_linear(gpu: Native) -> None:
     conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
-    dense = nn.Sequential(pruned(conv1d(24, 40)))
+    dense = nn.Sequential(exact(conv1d(24, 40)))
     x = tokens(9, 40, integer=True)
     fast = convert(dense, example_inputs=x)
     assert kinds(fast) == [SparseLinear]
@@ -210,7 +193,7 @@ def test_transposed_linear(gpu: Native) -> None:
 
 def test_convolutions_that_are_faster_dense_stay(script: Script) -> None:
     script.ratio = lambda layout, m: 1.5
-    dense = nn.Sequential(pruned(nn.Conv2d(8, 16, 3)))
+    dense = nn.Sequential(exact(nn.Conv2d(8, 16, 3)))
     fast = convert(dense, example_inputs=values(2, 8, 9, 7))
     assert kinds(fast) == [nn.Conv2d]
     (row,) = explain(fast).rows

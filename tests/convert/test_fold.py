@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import io
-import pickle
 from typing import Any
 
 import pytest
 import torch
 from convert_helpers import K, N, Script, kinds, linear
+from copies import by_file, by_pickle
 from fold_helpers import X, assert_close, conv_model, fold, folds
 from fusion_helpers import EPS, batch_norm, folding_bound
 from generators import tokens, values, weight
@@ -251,17 +250,10 @@ class TestDensify:
         assert torch.equal(fast[0].bias, dense[0].bias)
 
 
-def saved(module: Any) -> Any:
-    file = io.BytesIO()
-    torch.save(module, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
 COPIES: dict[str, Any] = {
     "deepcopy": copy.deepcopy,
-    "pickle": lambda module: pickle.loads(pickle.dumps(module)),
-    "torch.save": saved,
+    "pickle": by_pickle,
+    "torch.save": by_file,
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -29,13 +29,7 @@ SIZES = {
 IDS = torch.arange(24).view(2, 12) * 7 % 99
 
 
-pytestmark = pytest.mark.usefixtures("script")
-
-
-@pytest.fixture(autouse=True)
-def no_grad() -> Iterator[None]:
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("script", "no_grad")
 
 
 def bert() -> tuple[nn.Module, dict[str, Tensor]]:

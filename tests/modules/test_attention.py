@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from attention_helpers import HEADS, E, L, N, S, assert_same, dense, inputs, random_mask, sparse
+from copies import by_pickle
 from torch import nn
 
 from sparseinfer.formats import CSR
@@ -216,7 +216,7 @@ class TestCopies:
         assert all(torch.equal(state[name], wanted[name]) for name in wanted)
 
     @pytest.mark.parametrize("options", [{"add_bias_kv": True}, {"kdim": 6}], ids=str)
-    @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+    @pytest.mark.parametrize("duplicate", [copy.deepcopy, by_pickle])
     def test_deepcopy_and_pickle(
         self, options: dict[str, Any], duplicate: Callable[[nn.Module], nn.Module]
     ) -> None:

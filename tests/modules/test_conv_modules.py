@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from typing import Any
 
 import pytest
 import torch
+from copies import by_pickle
 from generators import values, weight
 from torch import nn
 from torch.nn import functional as F
@@ -120,7 +120,7 @@ class TestForward:
         fmt = BSR.from_dense(conv.weight.detach().flatten(1), (4, 4))
         layer = SparseConv2d([ops.pack(fmt, "bsr")], conv.bias, kernel_size=3, padding=1)
         assert_same_layer(layer, conv)
-        assert_same_layer(pickle.loads(pickle.dumps(layer)), conv)
+        assert_same_layer(by_pickle(layer), conv)
 
     @pytest.mark.parametrize(("name", "function"), [("relu", F.relu), ("silu", F.silu)])
     def test_activation(self, name: str, function: Any) -> None:
@@ -203,7 +203,7 @@ class TestModule:
     def test_copies(self) -> None:
         conv = dense2d(groups=2, padding="same", kernel_size=4)
         layer = two_buckets(conv)
-        for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), copy.copy(layer)):
+        for twin in (copy.deepcopy(layer), by_pickle(layer), copy.copy(layer)):
             assert_same_layer(twin, conv)
             assert twin.plan == layer.plan
         deep = copy.deepcopy(layer)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
-import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +21,7 @@ from contract_helpers import (
     outputs,
     recurrent,
 )
+from copies import by_file, by_pickle
 from torch import Tensor, nn
 
 from sparseinfer.modules import ChannelsLastMaxPool2d, PrepackedLinear, SparseConv2d, SparseLinear
@@ -67,14 +66,7 @@ def test_attributes(make: Callable[[], Pair]) -> None:
 
 
 def duplicates() -> dict[str, Callable[[nn.Module], nn.Module]]:
-    def saved(module: nn.Module) -> nn.Module:
-        file = io.BytesIO()
-        torch.save(module, file)
-        file.seek(0)
-        loaded: nn.Module = torch.load(file, weights_only=False)
-        return loaded
-
-    return {"deepcopy": copy.deepcopy, "pickle": lambda m: pickle.loads(pickle.dumps(m)), "saved": saved}
+    return {"deepcopy": copy.deepcopy, "pickle": by_pickle, "saved": by_file}
 
 
 @every

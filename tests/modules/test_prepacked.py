@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from copies import by_pickle
 from generators import noncontiguous, tokens, values, weight
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -203,7 +203,7 @@ class TestCopies:
             PrepackedLinear(linear.weight, activation="relu").to_linear()
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+    @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, by_pickle])
     def test_copy_and_pickle(
         self, dtype: torch.dtype, duplicate: Callable[[PrepackedLinear], PrepackedLinear]
     ) -> None:

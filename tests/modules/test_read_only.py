@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from contract_helpers import ALL, MATRICES, Pair
+from copies import by_pickle
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -158,7 +158,7 @@ class TestReads:
         F.linear(x, w).sum().backward()
         assert torch.equal(x.grad, dense.weight.sum(0).expand(3, 8))
 
-    @pytest.mark.parametrize("duplicate", [copy.deepcopy, copy.copy, lambda w: pickle.loads(pickle.dumps(w))])
+    @pytest.mark.parametrize("duplicate", [copy.deepcopy, copy.copy, by_pickle])
     def test_copies_are_plain(self, w: Tensor, duplicate: Callable[[Tensor], Tensor]) -> None:
         twin = duplicate(w)
         assert type(twin) is Tensor

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-import pickle
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from copies import by_pickle
 from generators import values, weight
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
@@ -238,7 +238,7 @@ def test_inference_only(kind: type[nn.RNNBase]) -> None:
 
 @pytest.mark.parametrize("kind", SPARSE)
 class TestCopies:
-    @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+    @pytest.mark.parametrize("duplicate", [copy.deepcopy, by_pickle])
     def test_deepcopy_and_pickle(
         self, kind: type[nn.RNNBase], duplicate: Callable[[nn.Module], nn.Module]
     ) -> None:

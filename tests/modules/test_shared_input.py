@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 import gc
-import io
-import pickle
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from convert_helpers import K, linear
+from copies import by_file, by_pickle
 from fusion_helpers import ints
 from shared_helpers import QKV, count_parts, pair
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sparseinfer import SparseLinear, convert, convert_, densify_, explain
 from sparseinfer.modules import SharedInputLinear
 
-pytestmark = pytest.mark.usefixtures("script")
+pytestmark = pytest.mark.usefixtures("script", "no_grad")
 
 
 class Gated(nn.Module):
@@ -33,12 +33,6 @@ class Gated(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.act(self.gate(x)) * self.up(x))
-
-
-@pytest.fixture(autouse=True)
-def no_grad() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 class TestConverted:
@@ -221,19 +215,13 @@ class TestCalls:
 
 
 class TestCopies:
-    @pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
-    def test_share_among_themselves(self, how: str) -> None:
+    @pytest.mark.parametrize(
+        "copied", [copy.deepcopy, by_pickle, by_file], ids=["deepcopy", "pickle", "torch.save"]
+    )
+    def test_share_among_themselves(self, copied: Callable[[Any], Any]) -> None:
         dense, fast = pair()
         fast.q(ints())  # leaves results that nobody took
-        if how == "deepcopy":
-            twin = copy.deepcopy(fast)
-        elif how == "pickle":
-            twin = pickle.loads(pickle.dumps(fast))
-        else:
-            file = io.BytesIO()
-            torch.save(fast, file)
-            file.seek(0)
-            twin = torch.load(file, weights_only=False)
+        twin = copied(fast)
         assert torch.equal(twin(ints()), dense(ints()))
         assert twin.k._shared is twin.q._shared
         assert twin.k._shared.linear is twin.q.linear

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-import io
-import pickle
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from convert_helpers import K, linear
+from copies import by_file, by_pickle
 from fusion_helpers import ints
 from shared_helpers import QKV, count_parts, pair
 from torch import Tensor, nn
@@ -19,13 +18,7 @@ from torch import Tensor, nn
 from sparseinfer import SparseLinear, convert, convert_, densify_, explain
 from sparseinfer.modules import SharedInputLinear
 
-pytestmark = pytest.mark.usefixtures("script")
-
-
-@pytest.fixture(autouse=True)
-def no_grad() -> Iterator[None]:
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("script", "no_grad")
 
 
 class Steps(QKV):
@@ -255,16 +248,9 @@ class TestScope:
 COPIES: dict[str, Any] = {
     "itself": lambda m: m,
     "deepcopy": copy.deepcopy,
-    "pickle": lambda m: pickle.loads(pickle.dumps(m)),
-    "torch.save": lambda m: torch.load(saved(m), weights_only=False),
+    "pickle": by_pickle,
+    "torch.save": by_file,
 }
-
-
-def saved(module: Any) -> io.BytesIO:
-    file = io.BytesIO()
-    torch.save(module, file)
-    file.seek(0)
-    return file
 
 
 class TestParentsHooks:

@@ -1,4 +1,4 @@
-"""What the pruning tests share: one layer of every kind, and inputs for it."""
+"""What the pruning tests share: one layer of every kind, and inputs for it; every solver."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ import torch
 from generators import values
 from torch import Tensor, nn
 
+from sparseinfer.prune import registry
+from sparseinfer.prune.solvers import Solver
+
 Kind = tuple[Callable[[], nn.Module], tuple[int, ...]]
+
+# Every solver that can be chosen by name.
+SOLVERS = [method for method in registry.methods().values() if issubclass(method, Solver)]
 
 # A layer, and the shape of an input.
 KINDS: dict[str, Kind] = {

@@ -8,6 +8,7 @@ import pickle
 
 import pytest
 import torch
+from copies import by_file
 from masks_helpers import OPTIMIZERS, assert_held, data, model, random_masks, train
 from torch import nn
 from torch.optim.swa_utils import (
@@ -176,10 +177,7 @@ def test_state_dicts_hold_plain_bools_and_take_them(assign: bool) -> None:
 def test_whole_models_through_a_file_can_be_averaged() -> None:
     net = model()
     masks = random_masks(net)
-    file = io.BytesIO()
-    torch.save(hold_masks_(net, masks), file)
-    file.seek(0)
-    loaded = torch.load(file, weights_only=False)
+    loaded = by_file(hold_masks_(net, masks))
     average, _ = averaged(loaded, {}, use_buffers=True)
     assert_held(average.module, masks)
 

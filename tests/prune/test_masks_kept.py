@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import gc
-import io
 import weakref
 from collections.abc import Callable
 
 import pytest
 import torch
+from copies import by_file
 from masks_helpers import OPTIMIZERS, assert_held, data, descend, model, random_masks, train
 from torch import nn
 
@@ -20,10 +20,7 @@ def test_state_dict_round_trip() -> None:
     net = model()
     masks = random_masks(net)
     train(hold_masks_(net, masks), torch.optim.SGD(net.parameters(), lr=0.1), 5)
-    file = io.BytesIO()
-    torch.save(net.state_dict(), file)
-    file.seek(0)
-    state = torch.load(file, weights_only=True)
+    state = by_file(net.state_dict(), weights_only=True)
     assert {key for key in state if key.endswith("mask")} == {f"{fqn}.weight_mask" for fqn in masks}
 
     fresh = model(seed=1)
@@ -66,14 +63,7 @@ def test_a_forward_writes_nothing_without_need() -> None:
     (net(x) + net(x)).sum().backward()
 
 
-def by_pickle(net: nn.Module) -> nn.Module:
-    file = io.BytesIO()
-    torch.save(net, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-@pytest.mark.parametrize("copied", [copy.deepcopy, by_pickle])
+@pytest.mark.parametrize("copied", [copy.deepcopy, by_file])
 def test_copies_hold_masks_of_their_own(copied: Callable[[nn.Module], nn.Module]) -> None:
     net = model()
     masks = random_masks(net)

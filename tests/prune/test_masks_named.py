@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import io
 
 import pytest
 import torch
 from convert_helpers import Script
+from copies import by_file
 from generators import values
 from masks_helpers import OPTIMIZERS, descend
 from torch import Tensor, nn
@@ -101,13 +101,6 @@ def test_zeros_stay_zeros_in_training_and_the_others_move(optimizer: str, old_st
         assert not weight_of(net, key).grad[~mask].any(), key
 
 
-def by_file(net: nn.Module) -> nn.Module:
-    file = io.BytesIO()
-    torch.save(net, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
 @pytest.mark.parametrize("copied", [copy.deepcopy, by_file])
 def test_copies_hold_their_own(copied) -> None:
     net, masks = pruned()
@@ -121,10 +114,7 @@ def test_copies_hold_their_own(copied) -> None:
 
 def test_through_a_state_dict() -> None:
     net, masks = pruned()
-    file = io.BytesIO()
-    torch.save(net.state_dict(), file)
-    file.seek(0)
-    state = torch.load(file, weights_only=True)
+    state = by_file(net.state_dict(), weights_only=True)
     assert {key for key in state if key.endswith("_mask")} == {
         f"{key}_mask" if key in NAMES else f"{key}.weight_mask" for key in masks
     }

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from prune_helpers import SOLVERS
 from torch import nn
 
 from sparseinfer.prune import (
@@ -25,6 +26,12 @@ from sparseinfer.prune import (
     prunable_layers,
     prune_,
 )
+
+# SparseGPT with blocks that are shorter than its layers, and the others.
+SOLVERS_OF_SEVERAL_BLOCKS = [
+    partial(SparseGPT, block_size=32),
+    *(solver for solver in SOLVERS if solver is not SparseGPT),
+]
 
 
 def inputs(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -210,7 +217,7 @@ def test_each_better_method_has_a_smaller_error(case, sparsity):
     assert errors[3] < 0.95 * errors[2] < errors[1]
 
 
-@pytest.mark.parametrize("solver", [SparseGPT, ADMM])
+@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("scope", ["layer", "row"])
 def test_counts_are_exact(solver, case, scope):
@@ -225,7 +232,7 @@ def test_counts_are_exact(solver, case, scope):
         assert set(zeros.sum(-1).flatten().tolist()) == {round(0.37 * zeros.shape[2])}
 
 
-@pytest.mark.parametrize("solver", [SparseGPT, ADMM])
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_nothing_to_prune_changes_no_bit(solver):
     x = inputs(300, 80)
     net = nn.Sequential(linear(48, 80), linear(40, 48))
@@ -235,7 +242,7 @@ def test_nothing_to_prune_changes_no_bit(solver):
     assert int(net[1].weight.count_nonzero()) == 40 * 48 // 2
 
 
-@pytest.mark.parametrize("solver", [partial(SparseGPT, block_size=32), ADMM])
+@pytest.mark.parametrize("solver", SOLVERS_OF_SEVERAL_BLOCKS)
 @pytest.mark.parametrize(
     ("pattern", "unit"), [(Block(4, 8), (4, 8)), (Block(1, 4), (1, 4)), (Row(), (1, 80)), (Column(), (48, 1))]
 )
@@ -251,7 +258,7 @@ def test_patterns_hold_and_beat_magnitude(solver, pattern, unit):
     assert report.mean_error < magnitude.mean_error
 
 
-@pytest.mark.parametrize("solver", [SparseGPT, ADMM])
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_columns_of_a_convolution_are_channels_with_their_kernel(solver):
     layer = grouped_conv()
     prune_(layer, solver(0.5, pattern=Column()), batches=[inputs(6, 12, 17, 15)])
@@ -260,7 +267,7 @@ def test_columns_of_a_convolution_are_channels_with_their_kernel(solver):
     assert int(zeros.all(-1).sum()) == 6
 
 
-@pytest.mark.parametrize("solver", [SparseGPT, ADMM])
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_n_of_m_holds(solver):
     layer, x = linear(), inputs(300, 80)
     prune_(layer, solver(pattern=NM(3, 5)), batches=[x])

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from generators import values
+from prune_helpers import SOLVERS
 from torch import nn
 
 from sparseinfer.prune import (
@@ -22,6 +23,7 @@ from sparseinfer.prune import (
     Reconstruct,
     Row,
     SparseGPT,
+    SparseMethod,
     Wanda,
     calibrate,
     masks_of,
@@ -112,8 +114,8 @@ def test_the_same_solver_again_changes_no_bit(solver: Method) -> None:
     assert torch.equal(net[0].weight, before)
 
 
-@pytest.mark.parametrize("make", [SparseGPT, ADMM])
-def test_pruning_on_is_still_better_than_without_a_solver(make: type[SparseGPT] | type[ADMM]) -> None:
+@pytest.mark.parametrize("make", SOLVERS)
+def test_pruning_on_is_still_better_than_without_a_solver(make: type[SparseMethod]) -> None:
     """From half to more: what stays makes up for what goes, though zeros do not help."""
     net, stats = layer()
     prune_(net, Magnitude(0.5))

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from prune_helpers import SOLVERS
 from torch import nn
 
 from sparseinfer.prune import (
@@ -20,7 +21,7 @@ from sparseinfer.prune import (
     prune_,
 )
 
-SOLVERS = (SparseGPT(0.5), ADMM(0.5), Reconstruct(Wanda(0.5)))
+METHODS = (*(solver(0.5) for solver in SOLVERS), Reconstruct(Wanda(0.5)))
 
 
 def model() -> nn.Sequential:
@@ -67,7 +68,7 @@ def test_arguments(make, message):
         make()
 
 
-@pytest.mark.parametrize("method", SOLVERS, ids=str)
+@pytest.mark.parametrize("method", METHODS, ids=str)
 def test_statistics_without_gram(method):
     net = model()
     stats = calibrate(net, [inputs()], gram=False)
@@ -75,7 +76,7 @@ def test_statistics_without_gram(method):
     assert_refused(net, method, "stats: expected calibration statistics for")
 
 
-@pytest.mark.parametrize("method", SOLVERS, ids=str)
+@pytest.mark.parametrize("method", METHODS, ids=str)
 def test_a_gram_matrix_that_overflowed(method):
     net = model()
     found = calibrate(net, [inputs()])
@@ -84,7 +85,7 @@ def test_a_gram_matrix_that_overflowed(method):
     assert_refused(net, method, "stats: expected a finite Gram matrix of '2'", stats=stats)
 
 
-@pytest.mark.parametrize("method", SOLVERS, ids=str)
+@pytest.mark.parametrize("method", METHODS, ids=str)
 def test_inputs_with_nan(method):
     x = inputs()
     x[3, 4] = float("nan")
@@ -110,7 +111,7 @@ def test_masks(masks, message):
     assert_refused(model(), Reconstruct(masks), message, batches=[inputs()])
 
 
-@pytest.mark.parametrize("method", SOLVERS, ids=str)
+@pytest.mark.parametrize("method", METHODS, ids=str)
 def test_few_tokens_are_reported_and_damped(method):
     net = model()
     with pytest.warns(
@@ -134,7 +135,7 @@ def test_a_singular_hessian_is_damped_more_and_reported():
     assert report.mean_error < 0.5
 
 
-@pytest.mark.parametrize("solver", [SparseGPT, ADMM])
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_inputs_that_are_always_zero_cost_nothing(solver):
     net, x = nn.Linear(32, 24), inputs()
     x[:, :16] = 0
@@ -144,7 +145,7 @@ def test_inputs_that_are_always_zero_cost_nothing(solver):
     assert not net.weight[:, :16].any()
 
 
-@pytest.mark.parametrize("method", SOLVERS, ids=str)
+@pytest.mark.parametrize("method", METHODS, ids=str)
 def test_inputs_that_are_all_zero(method):
     net = nn.Linear(32, 24)
     report = prune_(net, method, batches=[torch.zeros(100, 32)])

@@ -9,7 +9,6 @@ from typing import Any
 from torch import nn
 
 from sparseinfer._transposed import is_transposed_linear
-from sparseinfer.convert.survey.kinds import matrix_names
 from sparseinfer.convert.survey.weights import class_of
 from sparseinfer.modules import (
     ChannelsLastMaxPool2d,
@@ -26,7 +25,7 @@ from sparseinfer.modules import (
 from sparseinfer.modules.parts import dense_bias, dense_linear, dense_weight
 from sparseinfer.modules.stand_in import ORIGIN
 from sparseinfer.modules.rearranged import RearrangedLinear
-from sparseinfer.modules.recurrent import suffixes
+from sparseinfer.modules.recurrent import matrix_names, suffixes
 
 # By the names of `survey.kinds`; each multiplies by one matrix of the layer.
 Multipliers = Mapping[str, nn.Module]

@@ -12,7 +12,7 @@ from torch import nn
 
 from sparseinfer._transposed import is_transposed_linear
 from sparseinfer.convert.survey.weights import Weights, class_of, read
-from sparseinfer.modules.recurrent import suffixes
+from sparseinfer.modules.recurrent import matrix_names, suffixes
 
 Shape = tuple[int, ...]
 TokensOf = Callable[[Shape], int]
@@ -57,11 +57,6 @@ def types_in(model: nn.Module) -> tuple[type[nn.Module], ...]:
         nn.MaxPool2d,
         *{type(module) for module in model.modules() if is_transposed_linear(module)},
     )
-
-
-def matrix_names(module: Any) -> list[str]:
-    """Of one step of a recurrent layer: input to hidden, hidden to hidden, hidden to its projection."""
-    return ["ih", "hh", *(["hr"] if module.proj_size else [])]
 
 
 def _rows(shape: Shape) -> int:

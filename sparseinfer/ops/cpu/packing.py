@@ -16,7 +16,7 @@ from sparseinfer.formats import BSR, CSR
 from sparseinfer.formats.checks import address
 from sparseinfer.ops.cpu.kernels import format_of
 from sparseinfer.ops.names import DTYPE_NAMES
-from sparseinfer.ops.packed import FORMATS, PackedInfo, unpacked
+from sparseinfer.ops.packed import PackedInfo, check_made_from, unpacked
 
 
 def pack(
@@ -42,9 +42,7 @@ def pack(
     """
     if packing not in core.packings:
         raise ValueError(f"packing: expected one of {', '.join(core.packings)}, got {packing!r}")
-    wanted = FORMATS[format_of(packing)]
-    if not isinstance(fmt, wanted):
-        raise TypeError(f"format: expected {wanted.__name__} for packing {packing}, got {type(fmt).__name__}")
+    check_made_from(fmt, format_of(packing), packing)
     fmt.validate()  # its tensors may have been written to since it was made
     block_size = fmt.block_size if isinstance(fmt, BSR) else (1, 1)
     n, k = fmt.shape
@@ -67,6 +65,11 @@ def pack(
     )
     with torch.inference_mode(False):  # an inference tensor could not be told apart from a changed one
         return torch.from_numpy(array)
+
+
+def packing_for(fmt: CSR | BSR) -> str:
+    """The name of the packing for this format where none is asked for: one for any number of tokens."""
+    return "bsr" if isinstance(fmt, BSR) else "rowgroup"
 
 
 def pack_on(

@@ -19,7 +19,7 @@ from sparseinfer.ops.cuda.blob import Blob, Resident, offsets, remember, remembe
 from sparseinfer.ops.cuda.kernels import format_of, kernels
 from sparseinfer.ops.cuda.tiles import DELTA, TILED, pack_bitmap, pack_delta
 from sparseinfer.ops.names import DTYPES
-from sparseinfer.ops.packed import FORMATS, PackedInfo, unpacked
+from sparseinfer.ops.packed import PackedInfo, check_made_from, unpacked
 
 # Sizes of square blocks that there are kernels for.
 BLOCKS = tuple(sorted({kernel.block for kernel in kernels() if kernel.format == "bsr"}))
@@ -48,10 +48,7 @@ def packing_for(fmt: CSR | BSR, packing: str | None = None) -> str:
     packing = packing or ("bsr" if isinstance(fmt, BSR) else "csr")
     if packing not in core.gpu_packings:
         raise ValueError(f"packing: expected one of {', '.join(core.gpu_packings)}, got {packing!r}")
-    wanted = FORMATS[format_of(packing)]
-    if not isinstance(fmt, wanted):
-        got = type(fmt).__name__
-        raise TypeError(f"format: expected {wanted.__name__} for packing {packing}, got {got}")
+    check_made_from(fmt, format_of(packing), packing)
     if isinstance(fmt, BSR):
         r, c = fmt.block_size
         if r != c or r not in BLOCKS:
