@@ -1,6 +1,6 @@
-"""The main job on a real model: all-MiniLM-L6-v2, pruned, recovered, converted, checked and timed.
+"""The measurement of the demo: all-MiniLM-L6-v2 is pruned, retrained, converted, checked and timed.
 
-Everything comes from installed packages; nothing is fetched.
+Model and text come from installed packages; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _ATTENTION_BUDGET_S = 1.0
 
 @dataclass(frozen=True)
 class Settings:
-    """What the demo measures. `recovery_steps` are those of training at the sparsity RECOVERED; 0: none."""
+    """What the demo measures. `recovery_steps`: training steps at the sparsity RECOVERED; 0: none."""
 
     sparsities: Sequence[float] = field(
         default=settings.Settings.sparsities,
@@ -54,7 +54,7 @@ class Settings:
     recovery_steps: int = 1200
 
     def recovers(self, sparsity: float) -> bool:
-        """Whether the model of this sparsity is trained back."""
+        """Whether the model of this sparsity is trained to recover quality."""
         return self.recovery_steps > 0 and sparsity == RECOVERED
 
 
@@ -63,8 +63,8 @@ class Measurement:
     """One sparsity; times are minima.
 
     tokens     of the batch, padding included
-    cosine     mean over the sentences to the dense model's embeddings, after pruning alone
-    recovered  the same after training back; None without
+    cosine     similarity to the dense model's embeddings after pruning alone, mean over the sentences
+    recovered  the same after training as well; None if not trained
     nbytes     of everything that the encoder holds
     """
 
@@ -83,7 +83,7 @@ class Measurement:
 
 
 def run(settings: Settings, on_step: Callable[[str], None] = lambda text: None) -> list[Measurement]:
-    """Measures every sparsity; `on_step` is told what comes next, `steps(settings)` times in all.
+    """Measures every sparsity; `on_step` is called before each step, `steps(settings)` times in all.
 
     Raises RuntimeError when the packages of the `demo` extra are missing.
     """
@@ -134,12 +134,12 @@ def run(settings: Settings, on_step: Callable[[str], None] = lambda text: None) 
 
 
 def steps(settings: Settings) -> int:
-    """How often `run` calls `on_step`."""
+    """How many times `run` calls `on_step`."""
     return 3 + 3 * len(settings.sparsities) + sum(map(settings.recovers, settings.sparsities))
 
 
 def sentences() -> list[str]:
-    """The 32 sentences that the demo embeds. No model was trained on them here."""
+    """The 32 sentences that the demo embeds; they are not used for training."""
     text = resources.files(__package__).joinpath("sentences.txt").read_text(encoding="utf-8")
     return text.splitlines()
 

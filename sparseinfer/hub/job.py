@@ -1,4 +1,4 @@
-"""What `sparseinfer prune` is told: every argument with its default, its check and its help, said once."""
+"""The arguments of `sparseinfer prune`, each with its default, check and help text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sparseinfer.prune.methods.threshold import Scope
 
 @dataclass(frozen=True)
 class Job:
-    """A model folder to prune, how, and where to. Each field says in its `help` what it is.
+    """The model folder to prune, the method and the output folder. The `help` of each field describes it.
 
     TypeError or ValueError if an argument is not as described.
     """
@@ -97,7 +97,7 @@ class Job:
         self.pruning_method()
 
     def pruning_method(self) -> SparseMethod:
-        """The method, told how much to prune and where."""
+        """The pruning method with its sparsity, scope, pattern and budget."""
         methods, budgets = registry.methods(), registry.budgets()
         if self.method not in methods:
             raise ValueError(f"method: expected one of {', '.join(methods)}, got {self.method!r}")

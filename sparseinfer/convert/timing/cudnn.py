@@ -1,4 +1,4 @@
-"""Recurrent layers on a GPU against torch's own, of which cuDNN computes all steps in one call."""
+"""Compares recurrent layers on a GPU with torch's own, whose steps cuDNN computes in one call."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _BUDGET_S = 0.1
 
 @torch.inference_mode()
 def slower_than_cudnn(dense: nn.RNNBase, sparse: nn.Module, recording: Recording) -> str | None:
-    """Why torch's own layer is to stay; None: for the inputs of the recorded run the sparse one is faster.
+    """Why torch's own layer stays; None: the sparse layer is faster for the inputs of the recorded run.
 
-    The sum over their shapes of sparse time / dense time has to be below their number, as for one matrix.
+    The mean over the input shapes of sparse time / dense time has to be below 1, as for one matrix.
     """
     shapes = spread(sorted(recording.shapes.get(dense, ()), key=math.prod))
     if not shapes:
