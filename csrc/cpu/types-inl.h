@@ -1,4 +1,4 @@
-// What both frames share: the vectors for whole rows, and from a number to a type for the dtypes of x and y.
+// Common to rows-inl.h and tiles-inl.h: vectors for whole rows, and the C++ types for the dtype numbers of x and y.
 #pragma once
 
 #include "cpu/unroll.h"

@@ -1,4 +1,4 @@
-// The two 16-bit float types, one value at a time: for tails, and for levels without instructions for them.
+// Conversion of single 16-bit floats (bf16 and fp16): for the ends of rows, and for levels without such instructions.
 #pragma once
 
 #include <stdint.h>
