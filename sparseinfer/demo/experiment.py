@@ -43,7 +43,8 @@ class Settings:
         metadata=argument("fractions of zeros", flag="sparsity", read=float, metavar="S", several=True),
     )
     threads: int = field(
-        default=1, metadata=argument("of what is timed; pruning and training take every core", read=positive)
+        default=1,
+        metadata=argument("threads of the timed runs; pruning and training use every core", read=positive),
     )
     budget_s: float = field(
         default=4.0,
