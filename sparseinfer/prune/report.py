@@ -75,8 +75,10 @@ class PruneReport:
 
     @property
     def model_sparsity(self) -> float:
-        """Of all floating-point parameters of two or more dimensions together, each once: embeddings too, and
-        what was left out or not looked at. 0.0 if there is none; that of the layers where it was not counted.
+        """Sparsity of all floating-point parameters of two or more dimensions, each counted once.
+
+        Includes embeddings, and weights that were excluded or skipped. 0.0 if there is none; the sparsity of the
+        layers if the others were not counted.
         """
         if self.model_numel is None or self.model_nnz is None:
             return self.sparsity
