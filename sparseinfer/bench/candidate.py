@@ -23,7 +23,7 @@ class Candidate:
                 dense one in another dtype
     layout      of this package's weights; "" for all others
     dtype       of x and y
-    multiplies  number of weights that are multiplied: nnz, or all if dense
+    multiplies  number of weights that take part in the product
     nbytes      that one copy of the weights occupies
     make        creates a runner with its own copy of the weights, so that runners read different memory
     planned     whether `convert` would time it for this layer at the active instruction-set level

@@ -13,7 +13,7 @@ INT32_MAX = 2**31 - 1
 
 
 class WrongDtype(TypeError, RuntimeError):
-    """A TypeError that is also the type of error that torch's own layers raise."""
+    """A TypeError that is also a RuntimeError, which torch's own layers raise."""
 
 
 def on_cpu(name: str, t: object) -> Tensor:

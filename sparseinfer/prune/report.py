@@ -77,8 +77,8 @@ class PruneReport:
     def model_sparsity(self) -> float:
         """Sparsity of all floating-point parameters of two or more dimensions, each counted once.
 
-        Includes embeddings, and weights that were excluded or skipped. 0.0 if there is none; the sparsity of the
-        layers if the others were not counted.
+        Includes embeddings, and weights that were excluded or skipped. 0.0 if there is none; the sparsity of
+        the layers if the others were not counted.
         """
         if self.model_numel is None or self.model_nnz is None:
             return self.sparsity
