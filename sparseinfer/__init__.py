@@ -6,7 +6,7 @@ si.prune_(model, si.Magnitude(sparsity=0.9))
 fast = si.convert(model, example_inputs=(x,))
 print(si.explain(fast))
 
-Names stand here if the README uses them, in an example or in its text; everything else is in the packages:
+This module exports the names that the README uses; everything else is in the packages:
 sparseinfer.convert, .prune, .prune.solvers, .modules, .formats, .ops, .select.
 """
 

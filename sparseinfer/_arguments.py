@@ -1,4 +1,4 @@
-"""Dataclasses that a command line fills: a field says beside its default how it is asked for."""
+"""Command-line options as dataclass fields: each field's metadata holds its flag, help and type."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Argument:
-    """How a command line asks for a field. A field whose default is False is a switch.
+    """The command-line option of a field. A field whose default is False is a switch.
 
-    help        what it is, and what None stands for; the default is told beside it
-    flag        its name there; None: the field's
-    metavar     what stands for its value in the usage
-    read        text -> one value; ValueError: it is no such text
-    positional  given without its name
-    several     a sequence of values, one after the other
-    repeated    a sequence of values, each after the flag
+    help        what the option sets, and what None means; the default is appended
+    flag        its name on the command line; None: the field's name
+    metavar     name of its value in the usage line
+    read        text -> one value; raises ValueError for invalid text
+    positional  given without a flag
+    several     takes several values after one flag
+    repeated    takes several values, each after its own flag
     """
 
     help: str
@@ -31,26 +31,26 @@ class Argument:
 
 
 def argument(help: str, **how: Any) -> Mapping[str, Argument]:
-    """The metadata of a field."""
+    """Metadata for a dataclass field that is an option; parameters as in Argument."""
     return {"argument": Argument(help, **how)}
 
 
 def arguments(settings: type) -> dict[str, Argument]:
-    """Of a dataclass, by the names of their fields; fields without one are no arguments."""
+    """The Arguments of a dataclass by field name; fields without one are left out."""
     return {
         field.name: field.metadata["argument"] for field in fields(settings) if "argument" in field.metadata
     }
 
 
 def positive(text: str) -> int:
-    """For `read`: an integer of at least 1."""
+    """`read` for an integer of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"expected an integer of at least 1, got {text!r}")
     return int(text)
 
 
 def size(text: str) -> tuple[int, int]:
-    """For `read`: two sizes."""
+    """`read` for two sizes, as in "3072x768"."""
     match = re.fullmatch(r"(\d+)[x×](\d+)", text)
     if not match:
         raise ValueError(f"expected two sizes such as 3072x768, got {text!r}")

@@ -1,4 +1,4 @@
-"""CUDA kernels of sparseinfer. Addresses are `Tensor.data_ptr()`, of device memory but for `header`."""
+"""CUDA kernels of sparseinfer. Addresses are `Tensor.data_ptr()`, of device memory except for `header`."""
 
 from typing import Any
 

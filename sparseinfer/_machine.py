@@ -1,4 +1,4 @@
-"""The machine, the instruction set and the versions that a measurement was made with."""
+"""Describes the machine, instruction set and package versions that a measurement was made with."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def versions() -> dict[str, str]:
 
 
 def cpu_model() -> str:
-    """The name that the CPU gives itself, and its family and model numbers, which tell a generation apart."""
+    """The CPU's own name with its family and model numbers, which identify its generation."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

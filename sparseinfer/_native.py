@@ -1,6 +1,6 @@
-"""Loads the native module and hands it torch's own thread pool.
+"""Loads the native module `_core` and passes it torch's thread pool.
 
-Everything above this file imports `core` from here, never from `sparseinfer._core`, so that no kernel runs
+All other modules import `core` from here, never from `sparseinfer._core`, so that no kernel runs
 before the pool is in place.
 """
 

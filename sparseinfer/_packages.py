@@ -7,7 +7,7 @@ from typing import Any
 
 
 def transformers(asker: str, extra: str) -> Any:
-    """The module, told to fetch nothing and to print no reports. RuntimeError, as `missing`, without it."""
+    """Imports transformers, offline and without progress output. RuntimeError, as `missing`, without it."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     try:
         import transformers

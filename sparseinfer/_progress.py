@@ -6,7 +6,7 @@ from types import TracebackType
 
 
 class Progress:
-    """Counts the steps of a longer piece of work; a total of None is not known."""
+    """A progress bar over the steps of a task; total=None: unknown."""
 
     def __init__(self, description: str, total: int | None, *, shown: bool = True) -> None:
         # Not at the top: to load rich is a third of what `import sparseinfer` costs.
@@ -30,7 +30,7 @@ class Progress:
         self._bar.stop()
 
     def describe(self, text: str) -> None:
-        """What is being done now."""
+        """Shows what is being done now."""
         self._bar.update(self._task, description=text)
 
     def advance(self) -> None:

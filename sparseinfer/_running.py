@@ -1,4 +1,4 @@
-"""Runs a model of the user's on inputs of any form, in eval mode meanwhile, and leaves it as it was."""
+"""Runs a user's model on inputs of any form in eval mode, and restores the model's state afterwards."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OWN = frozenset(vars(nn.Module()))
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """The model on a tuple or list of arguments, a mapping of keyword arguments, or the only argument."""
+    """Calls the model with a tuple or list of arguments, a mapping of keyword arguments, or one argument."""
     if isinstance(inputs, Mapping):
         return model(**inputs)
     if isinstance(inputs, (tuple, list)):
@@ -30,11 +30,11 @@ def call(model: nn.Module, inputs: Any) -> Any:
 
 
 def run(model: nn.Module, inputs: Any) -> Any:
-    """The model's result, in eval mode and without gradients, as if it had not run.
+    """The model's result, in eval mode and without gradients; the run leaves no trace in the model.
 
-    It is given copies of the inputs, which it may change, as it does with a cache of keys and values. Its
-    modes, buffers and attributes are put back, and so are the states of torch's, numpy's and Python's random
-    numbers: two runs draw the same ones.
+    The model gets copies of the inputs, which it may change, for example a key-value cache. Its
+    modes, buffers and attributes are restored, and so are the states of torch's, numpy's and Python's random
+    number generators: two runs draw the same numbers.
     """
     with evaluating(model), preserved(model), _same_random_numbers(model), torch.no_grad():
         return call(model, _copied(inputs, model))
@@ -53,7 +53,7 @@ def _copied(inputs: Any, model: nn.Module) -> Any:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode: no batch-norm statistics change, no dropout is drawn. Restored by module."""
+    """The model in eval mode: batch-norm statistics stay, no dropout. The mode of each module is restored."""
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -65,9 +65,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Whatever changes in the model's buffers, attributes and registries meanwhile is put back afterwards.
+    """Restores the model's buffers, attributes and registries at the end of the block.
 
-    Meanwhile they are copies. An attribute that cannot be copied is left to the run, and so are parameters,
+    In the block they are copies. An attribute that cannot be copied is not protected, nor are parameters,
     which are too large, and nothing that runs in eval mode writes to them.
     """
     own = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
@@ -93,7 +93,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
 
 
 def deep_copy(value: T, memo: dict[int, Any] | None = None) -> T:
-    """copy.deepcopy, of tensors with a graph or of inference mode too: the copies have neither."""
+    """copy.deepcopy that also copies tensors with a graph and inference tensors, as plain tensors."""
     with _CopiesTensors():
         return copy.deepcopy(value, memo)
 

@@ -1,4 +1,4 @@
-"""The source of a function as a syntax tree, if it surely is what runs, and what the names in it refer to."""
+"""Finds the source of a function as a syntax tree, and the objects that the names in it refer to."""
 
 from __future__ import annotations
 import __future__
@@ -32,11 +32,11 @@ class Source:
     line: int
 
     def copy(self) -> ast.FunctionDef:
-        """The definition, to be changed."""
+        """A copy of the definition that may be modified."""
         return copy.deepcopy(self.definition)
 
     def compiled(self, definition: ast.FunctionDef, bound: dict[str, object]) -> types.FunctionType:
-        """Another body for the function, with names `bound` to objects that its module need not know."""
+        """Compiles another definition of the function, with the names in `bound` defined in it."""
         function = self.function
         code = _code(definition, function, (*function.__code__.co_freevars, *bound), self.line)
         if code is None:
@@ -57,7 +57,7 @@ class Source:
 
 @lru_cache(maxsize=4096)
 def source_of(function: object) -> Source | None:
-    """None where there is no source, or it is not what runs: decorated, generated, edited since."""
+    """None if there is no source or it is not the code that runs: decorated, generated, edited since."""
     if not isinstance(function, types.FunctionType) or hasattr(function, "__wrapped__"):
         return None
     if _SEES_LOCALS & set(function.__code__.co_names):
@@ -74,7 +74,7 @@ def source_of(function: object) -> Source | None:
 
 
 def parse(text: str) -> ast.FunctionDef:
-    """Of a function as it stands in its file, indented or not. ValueError: not one plain function."""
+    """Parses a function's text as it is in its file, indented or not. ValueError: not one plain function."""
     if text[:1].isspace():
         (block,) = ast.parse(f"if True:\n{text}").body
         body = block.body if isinstance(block, ast.If) else []
@@ -140,9 +140,9 @@ def _same(a: types.CodeType, b: types.CodeType) -> bool:
 
 
 def resolved(path: ast.expr, owner: nn.Module, function: types.FunctionType) -> Any:
-    """What `self.mlp.act` or `F.relu` in a method of `owner` is now; None where that cannot be told.
+    """The object that `self.mlp.act` or `F.relu` in a method of `owner` refers to now; None if unknown.
 
-    Attributes of modules, global names and constant indices; nothing is called, no property either.
+    Resolves attributes of modules, global names and constant indices; calls nothing, not even properties.
     """
     if isinstance(path, ast.Name):
         code = function.__code__
@@ -166,7 +166,7 @@ def resolved(path: ast.expr, owner: nn.Module, function: types.FunctionType) -> 
 
 
 def is_path(node: ast.expr) -> bool:
-    """Whether a node is a name, or attributes and constant indices of one."""
+    """Whether a node is a name, possibly with attributes and constant indices."""
     while isinstance(node, (ast.Attribute, ast.Subscript)):
         if isinstance(node, ast.Subscript) and not isinstance(node.slice, ast.Constant):
             return False

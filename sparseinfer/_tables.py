@@ -1,4 +1,4 @@
-"""Tables of rich as plain text, for `str()` of what a user is given."""
+"""Renders rich tables as plain text, for `str()` of results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def as_text(table: Table, width: int) -> str:
-    """In at most so many columns, without colours and without spaces at the ends of lines."""
+    """The table in at most that many columns, without colours and trailing spaces."""
     from rich.console import Console
 
     text = io.StringIO()

@@ -1,6 +1,6 @@
 """Round-robin timing: candidates take turns, so that a noisy machine disturbs all of them alike.
 
-Only ratios of one run mean something. The minimum is the figure to compare, the median tells the noise.
+Only ratios within one run are meaningful. Compare minima; the median shows the noise.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class Timing:
 
 
 def sample(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Numbers on the CPU to time a layer with, the same at every call; the caller's random numbers stay."""
+    """Fixed random numbers on the CPU to time a layer with; the caller's random state is unchanged."""
     generator = torch.Generator("cpu").manual_seed(0)
     return torch.randn(*shape, generator=generator, dtype=torch.float32, device="cpu").to(dtype)
 
 
 def waited_for(call: Call, device: torch.device) -> Call:
-    """The call and the wait for what it started on a GPU."""
+    """The call, followed by waiting for the work it started on a GPU."""
 
     def run() -> None:
         call()
@@ -68,10 +68,10 @@ def interleave(
 ) -> dict[str, Timing]:
     """Times the candidates for `budget_s` seconds, or longer until each of them has `min_rounds` samples.
 
-    Two will do for one that is several times slower than the fastest.
+    Two samples are enough for a candidate that is several times slower than the fastest.
 
     A candidate with one call is timed warm: an untimed call first brings its weights into the cache. One with
-    several calls is timed cold: they do the same work on different copies of the weights and take turns.
+    several calls is timed cold: the calls do the same work on different copies of the weights, in turns.
     `before` runs ahead of every cold sample, untimed (it brings the activations back into the cache).
     """
     if not candidates or not all(candidates.values()):

@@ -1,4 +1,4 @@
-"""transformers' Conv1D: a Linear that holds its weight the other way round."""
+"""Recognises transformers' Conv1D, a Linear that holds its weight transposed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from torch import nn
 def is_transposed_linear(module: nn.Module) -> bool:
     """Whether it is transformers' Conv1D: a Linear that holds its weight as [k, n], not [n, k].
 
-    By the name of its class, so that transformers need not be installed.
+    Compares the class name, so that transformers need not be installed.
     """
     return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"

@@ -1,4 +1,4 @@
-"""Which modules of a model a call is about: the `filter_fn`, `targets` and `ignore` of prune and convert."""
+"""Selects modules of a model by the `filter_fn`, `targets` and `ignore` arguments of prune and convert."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def select_modules(
 ) -> dict[str, nn.Module]:
     """Modules of `types`, subclasses included, by fully qualified name, in the order of `named_modules()`.
 
-    targets     which modules, default all
-    ignore      which of these not
-    filter_fn   whether to take a module that these select
-    stacklevel  whose line a warning shows: 3 is the caller's caller
+    targets     modules to select, default all
+    ignore      modules to leave out of these
+    filter_fn   final decision on each of the remaining modules
+    stacklevel  stack level that warnings refer to: 3 is the caller's caller
 
     `targets` and `ignore` hold fully qualified names, class names (of any base class too) or `re:` and a
     regular expression that `re.match` tries on the fully qualified name: the convention of llm-compressor.

@@ -1,4 +1,4 @@
-// The parts of sparseinfer._core, by subject.
+// The functions that define the parts of the Python module sparseinfer._core, by subject.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -1,5 +1,5 @@
-// Products and convolutions of the CPU. Everything that could make a kernel leave its memory is checked here but what
-// lies in a packing, which callers check once (check_packing).
+// Bindings of the CPU's products and convolutions. Everything that could make a kernel access memory out of bounds is
+// checked here, except the contents of a packing, which callers check once (check_packing).
 #include "bindings/bind.h"
 
 #include <cstring>

@@ -1,5 +1,5 @@
-// sparseinfer._core: integers and addresses only. Callers (sparseinfer/ops) own the memory and check dtypes, shapes and
-// devices; everything that can be read wrongly inside a buffer is checked on this side.
+// The Python module sparseinfer._core, which passes only integers and addresses. Callers (sparseinfer/ops) own the
+// memory and check dtypes, shapes and devices; the contents of buffers are checked here.
 #include "bindings/bind.h"
 
 PYBIND11_MODULE(_core, m) {

@@ -1,5 +1,6 @@
-// sparseinfer._cuda: integers and addresses only. Callers (sparseinfer/ops/cuda/linear.py) own the memory and see to it
-// that all of it and the stream belong to one device; the rest is checked on this side.
+// The Python module sparseinfer._cuda, which passes only integers and addresses. Callers
+// (sparseinfer/ops/cuda/linear.py) own the memory and ensure that it and the stream are on one device; everything else
+// is checked here.
 #include <pybind11/pybind11.h>
 
 #include <algorithm>

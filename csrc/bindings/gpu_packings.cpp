@@ -1,5 +1,5 @@
-// The packings of the CUDA kernels, for machines with and without a GPU: sizes, checks, the way back, and the tables
-// that ops/cuda/packing.py and ops/cuda/tiles.py pack by.
+// Bindings of the CUDA kernels' packings, for machines with and without a GPU: sizes, checks, unpacking, and the tables
+// that ops/cuda/packing.py and ops/cuda/tiles.py need for packing.
 #include "sparseinfer/gpu_packings.h"
 
 #include <pybind11/numpy.h>

@@ -1,4 +1,4 @@
-// A row of cuda/kernels.inc as Python sees it, of _core and of _cuda.
+// Converts a row of cuda/kernels.inc to Python, for _core and _cuda.
 #pragma once
 
 #include <pybind11/pybind11.h>

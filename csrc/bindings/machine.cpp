@@ -1,4 +1,4 @@
-// What this build and this machine have: names, levels, kernels, threads.
+// Bindings that describe this build and machine: names, instruction-set levels, kernels, threads.
 #include <pybind11/stl.h>
 
 #include <string>

@@ -1,4 +1,4 @@
-// From dense to CSR, from formats to the packings of the CPU, and back.
+// Bindings that convert dense matrices to CSR, and formats to CPU packings and back.
 #include <pybind11/numpy.h>
 
 #include "bindings/bind.h"

@@ -1,4 +1,4 @@
-// From what Python sends, names, numbers and addresses, to the types of csrc. What is wrong is a std::invalid_argument.
+// Converts names, numbers and addresses from Python to the types of csrc. Throws std::invalid_argument for bad values.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,7 @@
-// Arguments that belong together come from Python as one tuple and arrive here as a struct with named fields. A struct
-// lists its fields once, in the order of the tuple; the stubs (sparseinfer/_core.pyi, _cuda.pyi) name the same tuples.
+// Converts tuples from Python, each a group of related arguments, to structs with named fields. A struct lists its
+// fields once, in the order of the tuple; the stubs (sparseinfer/_core.pyi, _cuda.pyi) name the same tuples.
 //
-// Tuples of a wrong length, and fields of a wrong type, are a TypeError like any other argument of a wrong type.
+// A tuple of wrong length or a field of wrong type raises TypeError, like any argument of wrong type.
 #pragma once
 
 #include <pybind11/pybind11.h>

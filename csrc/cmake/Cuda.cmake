@@ -1,9 +1,9 @@
-# The module _cuda, if this build is to have it.
+# Builds the module _cuda, depending on SPARSEINFER_CUDA:
 #
 #   OFF    no
 #   ON     yes; without nvcc the build stops
-#   AUTO   where nvcc and NVIDIA's driver are: a machine without the driver could not run it, and compiling for several
-#          architectures would cost everyone else's build a minute
+#   AUTO   if nvcc and NVIDIA's driver are found: a machine without the driver could not run it, and compiling for
+#          several architectures would slow down all other builds by a minute
 #
 # nvcc is looked for in CUDACXX, on the PATH, in /usr/local/cuda and in the Python environment, where the package
 # nvidia-cuda-nvcc puts it.

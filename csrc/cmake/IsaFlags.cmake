@@ -1,5 +1,5 @@
-# The instruction-set levels: compiler flags of cpu/kernels_<level>.cpp, and nothing else in the build has any.
-# Kernels throw nothing: -fno-exceptions keeps the weak reference to the runtime's unwinder out of their objects.
+# Compiler flags of each instruction-set level, for cpu/kernels_<level>.cpp only.
+# Kernels throw no exceptions: -fno-exceptions keeps a weak reference to the unwinder out of their object files.
 # No level may use -march=native or -ffast-math: a wheel runs on other machines, and NaN must stay NaN.
 set(SPARSEINFER_ISA_FLAGS_scalar -fno-exceptions)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")

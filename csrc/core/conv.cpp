@@ -1,4 +1,4 @@
-// Convolutions: whether their sizes can be counted with, and groups as convolutions of their own.
+// Convolutions: checks their sizes for overflow, and runs each group as a convolution by itself.
 #include "sparseinfer/conv.h"
 
 #include <limits>

@@ -1,4 +1,4 @@
-// Which levels this machine runs: the table of levels.inc against what CPUID and the operating system say.
+// Detects the instruction-set levels this machine supports: compares levels.inc with CPUID and the operating system.
 #include "sparseinfer/cpu_features.h"
 
 #include <cstdlib>

@@ -1,4 +1,4 @@
-// The rows of cuda/kernels.inc without their launchers: what builds without CUDA know of the CUDA kernels.
+// The rows of cuda/kernels.inc without their launchers, for builds without CUDA.
 #include "sparseinfer/gpu_kernels.h"
 
 namespace sparseinfer {

@@ -1,4 +1,4 @@
-// Huge pages, where the operating system has them.
+// Requests huge pages, if the operating system supports them.
 #include "sparseinfer/memory.h"
 
 #if defined(__linux__)

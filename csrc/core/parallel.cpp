@@ -1,4 +1,4 @@
-// Ranges of work on torch's threads, and the memory that each thread keeps.
+// Runs ranges of work on torch's threads, and holds a scratch buffer for each thread.
 #include "sparseinfer/parallel.h"
 
 #include <cstdlib>

@@ -1,4 +1,4 @@
-// The kernels of every level that this build has, slowest level first.
+// Lists the kernels of every instruction-set level in this build, slowest level first.
 #include "sparseinfer/registry.h"
 
 #include <cstring>

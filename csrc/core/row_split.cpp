@@ -1,4 +1,4 @@
-// Where splits begin: as many as are wanted, of about equal work.
+// Divides rows into a given number of splits of about equal work.
 #include "sparseinfer/row_split.h"
 
 #include <algorithm>

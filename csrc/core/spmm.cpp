@@ -1,4 +1,4 @@
-// One product from the repacked x to y: passes over the tokens, and which thread does what.
+// Computes one product: repacks x, loops over passes of tokens, and distributes work to threads.
 #include "sparseinfer/spmm.h"
 
 #include <algorithm>

@@ -1,4 +1,5 @@
-// Activations of the epilogue, in fp32, on vectors S. Errors are a few units in the last place of x; NaN stays NaN.
+// The activations of the kernels' epilogue, in fp32, on vectors S. Errors are a few units in the last place of x; NaN
+// stays NaN.
 #pragma once
 
 #include "cpu/unroll.h"

@@ -1,9 +1,9 @@
-// bitmap: one bit per weight and the stored values, the fewest bytes for a weight that comes from memory. A vector of
+// Kernel body for `bitmap`: one bit per weight and the stored values, the fewest bytes to read from memory. A vector of
 // weights is expanded in registers once and multiplied for up to 8 tokens.
 //
 // rows: uint64 masks [n][ceil(k / 64)], bit c set where column c is stored; values: row by row. Values are read a
-// vector at a time, so up to 64 bytes behind the last one. Lanes that are not stored never meet x. Registers: T sums,
-// the expanded weights; x is an operand from L1.
+// vector at a time, so up to 64 bytes past the last one. Weights that are not stored are never multiplied by x.
+// Registers: T sums, the expanded weights; x is read from L1 as an operand.
 #pragma once
 
 #include "cpu/rowlist-inl.h"

@@ -1,5 +1,5 @@
-// bsr: stored blocks as small dense products on the x tiles. The rows of a block are cut into strips of 4 (2 or 1 where
-// 4 does not divide them), because 4 rows of sums are what the registers hold.
+// Kernel body for `bsr`: multiplies stored blocks as small dense products with the tiles of x. The rows of a block are
+// cut into strips of 4 (2 or 1 where 4 does not divide them), because 4 rows of sums are what the registers hold.
 //
 // counts: one byte, blocks per (strip, panel); offsets: one byte per (strip, block), block column within the panel;
 // values: [strip][block][columns of the block][rows of the strip]; pair storage [column pairs][rows][2].

@@ -1,12 +1,13 @@
-// Convolution in the frame of the many-token kernels: tokens are pixels of the output, and columns of W are (channel,
-// kernel row, kernel column). A tile of x is gathered straight from the images, and sums go straight to theirs, both of
-// which have pixels as their last dimension as tiles do: nothing is transposed.
+// Convolution as a many-token kernel (tiles-inl.h): tokens are pixels of the output, and columns of W are (channel,
+// kernel row, kernel column). A tile of x is gathered directly from the images, and sums are written directly to the
+// output images. In images as in tiles, pixels are the last dimension, so nothing is transposed.
 //
 // For one column the inputs of a run of neighbouring pixels lie side by side, `stride_w` apart: a run is a row of the
 // output, or all of an image where the output is as wide as the input and strides are 1, with the columns outside of
 // the image masked out, so that maps narrower than a vector are copied as quickly as wide ones. Runs are copied in
-// whole vectors in ascending order: what is written behind the end of one is overwritten by the next, and never behind
-// the column. Nothing is read outside of the batch; where a vector would, elements are copied one by one.
+// whole vectors in ascending order: what is written past the end of one is overwritten by the next, and nothing is
+// written past the column. Nothing is read outside of the batch: where a vector would be, elements are copied one by
+// one.
 #pragma once
 
 #include "cpu/activation-inl.h"

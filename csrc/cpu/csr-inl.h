@@ -1,4 +1,4 @@
-// csr: the kernel that always works. Up to 4 tokens share one read of a row's columns and values; x is gathered.
+// Kernel body for `csr`, the baseline. Up to 4 tokens share one read of a row's columns and values; x is gathered.
 // counts: int64 crow[n + 1]; offsets: uint32 columns; values: fp32.
 #pragma once
 

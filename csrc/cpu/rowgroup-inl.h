@@ -1,11 +1,12 @@
-// rowgroup: 4 rows at a time. Within a panel the units are sorted by *which* of the 4 rows store them, 15 patterns,
-// and each pattern has a loop without branches, specialised at compile time:
+// Kernel body for `rowgroup`: multiplies 4 rows at a time. Within a panel the units are sorted by *which* of the 4 rows
+// store them, 15 patterns, and each pattern has a loop without branches, specialised at compile time:
 //
 //     for each step of the pattern:  load x[unit, tokens];  for each row of the pattern:  sum[row] += w * x
 //
-// counts: steps of each pattern per (group, panel); offsets: positions, `rowgroup_step` of them a step; values: per
+// counts: steps of each pattern per (group, panel); offsets: positions, `rowgroup_step` of them per step; values: per
 // multiply and row of the pattern one payload (pair storage two). Registers: 4 rows of sums, x, four broadcast weights.
-// Few tokens leave the latency of the multiply open, so the multiplies of one step use different sets of sums there.
+// With few tokens the latency of the multiply-add would limit a single set of sums, so the multiplies of one step then
+// use different sets.
 #pragma once
 
 #include "cpu/steps-inl.h"

@@ -1,11 +1,12 @@
-// rowlist: one row at a time, its units in a panel as a plain list. Within a cell the rows are sorted by the length of
-// their lists, so that consecutive rows run the same number of iterations and loop exits are predicted; rows with
-// nothing in the panel do not appear at all. Best at high sparsity, where two of four rows rarely share a column.
+// Kernel body for `rowlist`: multiplies one row at a time, whose units in a panel are a plain list. Within a cell the
+// rows are sorted by the length of their lists, so that consecutive rows run the same number of iterations and loop
+// exits are predicted; rows with nothing in the panel do not appear at all. Best at high sparsity, where two of four
+// rows rarely share a column.
 //
 // counts: Run[] {length, rows}; rows: uint16[] row within the split; offsets: one position per unit; values: one
 // payload per unit. Pair storage has an even number of units per row. Registers: sets of sums, because one set would
-// run at the latency of the multiply, and four broadcast weights; x comes straight from L1 as an operand of the
-// multiply.
+// be limited by the latency of the multiply-add, and four broadcast weights; x comes straight from L1 as an operand of
+// the multiply.
 #pragma once
 
 #include "cpu/steps-inl.h"

@@ -1,6 +1,6 @@
-// The frame of every few-token kernel. x is copied once per call into rows that the kernel can read past their end:
-// widened to fp32, or as bf16 where the kernel multiplies that. Kernels walk the weights of a split once for up to
-// kMaxTokens tokens at a time and hand over finished vectors of y.
+// The common part of all few-token kernels. x is copied once per call into rows that the kernel can read past their
+// end: widened to fp32, or as bf16 if the kernel multiplies bf16. Kernels read the weights of a split once for up to
+// kMaxTokens tokens at a time and return finished vectors of y.
 #pragma once
 
 #include <string.h>

@@ -1,15 +1,16 @@
-// sell: sliced ELL with sliding windows, for few tokens. The 16 rows of a slice step together through windows of x
-// that sit in registers: a step takes one byte index per weight, looks x up by a register permute and multiplies. No
-// gathers, and no branch but the end of a slice.
+// Kernel body for `sell`: sliced ELL with sliding windows, for few tokens. The 16 rows of a slice advance together
+// through windows of x in registers: a step reads one byte index per weight, looks x up by a register permute and
+// multiplies. There are no gathers, and the only branch is at the end of a slice.
 //
 // Every window starts at the leftmost column that any of the 16 rows has not consumed yet, so a row that runs ahead
 // waits at most until the others catch up; with windows cut at fixed columns the rows would wait at every one of
-// them. The last position of a window holds zero, and fillings point there: they never meet x.
+// them. The last position of a window holds zero, and padding refers to it, so that it is never multiplied by x.
 //
-// counts: uint32 windows per slice; rows: uint32 first column of each window; offsets: 16 bytes a step (pair storage
-// 32, two a row), position in the window; values: as many payloads. A window serves `steps` steps. Registers (AVX-512):
-// 4 x T of x for windows of 64, 2 x T for 32 and for pairs of bf16; sums; index; values. A level has fast paths for two
-// widths of windows and three numbers of steps; it reads all others, packed for another level, from memory.
+// counts: uint32 windows per slice; rows: uint32 first column of each window; offsets: 16 bytes per step (pair
+// storage 32, two per row), position in the window; values: one payload for each. A window serves `steps` steps.
+// Registers (AVX-512): 4 x T of x for windows of 64, 2 x T for 32 and for pairs of bf16; sums; index; values. A level
+// has fast paths for two window widths and three numbers of steps; for packings made for other levels it reads windows
+// from memory.
 #pragma once
 
 #include "cpu/rows-inl.h"

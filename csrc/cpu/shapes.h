@@ -1,4 +1,4 @@
-// The shape of a tile of tokens: how many vectors of which length, and how x lies in it.
+// The shape of a tile of tokens: number and length of its vectors, and the layout of x in it.
 #pragma once
 
 #include <stdint.h>

@@ -1,4 +1,4 @@
-// The level avx2: AVX2 with FMA and F16C, vectors of 8 floats.
+// Vector types of the level avx2: AVX2 with FMA and F16C, vectors of 8 floats.
 #pragma once
 
 #include "cpu/shapes.h"

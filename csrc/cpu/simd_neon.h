@@ -1,4 +1,4 @@
-// The level neon: Advanced SIMD as every aarch64 CPU has it, vectors of 4 floats.
+// Vector types of the level neon: Advanced SIMD of the aarch64 baseline, vectors of 4 floats.
 #pragma once
 
 #include <arm_neon.h>

@@ -1,4 +1,4 @@
-// The level scalar: one float at a time. Every CPU has it, and it is the one to read first.
+// Vector types of the level scalar, one float at a time, for every CPU. Read this file first: the others follow it.
 #pragma once
 
 #include <math.h>

@@ -1,5 +1,5 @@
-// Vectors of 4 and 8 floats for AVX2 with FMA and F16C. AVX-512 levels use them too, for few tokens: two vectors of 8
-// cost them no more than one of 16, and a broadcast from memory half.
+// Vectors of 4 and 8 floats for AVX2 with FMA and F16C. AVX-512 levels also use them for few tokens: two vectors of 8
+// cost no more than one of 16 there, and a broadcast from memory costs half.
 #pragma once
 
 #include <immintrin.h>

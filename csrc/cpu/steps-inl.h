@@ -1,6 +1,6 @@
 // One multiply-accumulate step on an x tile: which x it loads, how a weight is broadcast, what it multiplies.
-// kFloat consumes one position a step; kPairs interleaves two positions of bf16 and multiplies both at once; kDwords
-// finds two neighbouring columns of bf16 interleaved already.
+// kFloat uses one position per step; kPairs interleaves two positions of bf16 and multiplies both at once; for kDwords
+// two neighbouring columns of bf16 are already interleaved in the tile.
 #pragma once
 
 #include "cpu/tiles-inl.h"

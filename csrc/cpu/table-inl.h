@@ -1,5 +1,5 @@
 // The kernels of one level as a table: included last in kernels_<level>.cpp, after the level's simd header. SI_ISA is
-// the level's name. Plain data: no constructor runs at load.
+// the level's name. It is plain data, without constructors at load time.
 #pragma once
 
 #include "cpu/bitmap-inl.h"

@@ -1,11 +1,11 @@
-// The frame of every many-token kernel. Tokens are cut into tiles; x is repacked once per call into tiles
+// The common part of all many-token kernels. Tokens are divided into tiles; x is repacked once per call into tiles
 // [panels][columns][tokens], so that one load serves a vector of tokens of one column. A Body multiplies one cell
 // (rows of a split x columns of a panel) into sums [row][tokens] that stay in L2 between panels. A Body says which
 // TileMode it multiplies in, how many rows of sums it keeps in registers (kRows), how wide its panels are and how much
-// scratch it wants.
+// scratch memory it needs.
 //
-// Loop order: tile > chunk of rows > panel (x slice in L1) > split > Body. The epilogue transposes in registers on the
-// way to y[m, n]. Tiles of a convolution are packed and finished by conv-inl.h.
+// Loop order: tile > chunk of rows > panel (x slice in L1) > split > Body. The epilogue transposes the sums in
+// registers and writes them to y[m, n]. Tiles of a convolution are packed and finished by conv-inl.h.
 #pragma once
 
 #include <string.h>

@@ -1,4 +1,4 @@
-// What both frames share: the vectors for whole rows, rounding of x, and reading of a bias.
+// Common to rows-inl.h and tiles-inl.h: vectors for whole rows, rounding of x, and reading of a bias.
 #pragma once
 
 #include "cpu/unroll.h"

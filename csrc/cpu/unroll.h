@@ -1,4 +1,4 @@
-// Loops over registers must be unrolled whole, or the register arrays go to memory.
+// Loop unrolling for arrays of registers, which the compiler would spill to memory if a loop were not unrolled.
 #pragma once
 
 #if defined(SI_LEVEL_SCALAR)

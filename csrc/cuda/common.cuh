@@ -1,4 +1,4 @@
-// What all kernels share: 16-bit floats to and from fp32, the epilogue. Include from .cu files.
+// Common to all CUDA kernels: conversion of 16-bit floats from and to fp32, and the epilogue. For .cu files only.
 #pragma once
 
 #include "cuda/ptx.cuh"

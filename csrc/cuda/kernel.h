@@ -1,4 +1,4 @@
-// What a CUDA kernel is to the host: a row of kernels.inc, and a function that launches it.
+// The host's description of a CUDA kernel: a row of kernels.inc, and a function that launches it.
 #pragma once
 
 #include <cuda_runtime_api.h>

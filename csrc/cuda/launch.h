@@ -1,5 +1,5 @@
-// One launch from the host: everything is checked before anything reaches the device, so that no input ends in an error
-// that a CUDA context does not survive.
+// Launches a kernel from the host. All arguments are checked first, so that no input can cause an error on the device
+// that would make the CUDA context unusable.
 #pragma once
 
 #include <string>

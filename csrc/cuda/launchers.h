@@ -1,4 +1,4 @@
-// The functions that kernels.inc names, one per kernel template. BF16 and F16 are __nv_bfloat16 and __half.
+// The launch functions named in kernels.inc, one per kernel template. BF16 and F16 are __nv_bfloat16 and __half.
 #pragma once
 
 #include <cuda_bf16.h>

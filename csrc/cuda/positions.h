@@ -1,4 +1,4 @@
-// Who does what in the kernels: arithmetic on threads, rows and tokens, compiled by any C++17 compiler for its tests.
+// The mapping of threads to rows and tokens in the CUDA kernels; any C++17 compiler compiles it, so that tests can.
 #pragma once
 
 #include "sparseinfer/gpu_packings.h"

@@ -1,5 +1,5 @@
-// The ring in shared memory through which a warp reads a stream: which chunk lies where. What fills it is sm80/ring.cuh
-// or sm90/ring.cuh; both have the same functions.
+// Positions of chunks in the ring buffer in shared memory through which a warp reads a stream. sm80/ring.cuh and
+// sm90/ring.cuh fill it; both have the same functions.
 #pragma once
 
 #include "sparseinfer/gpu_tiles.h"

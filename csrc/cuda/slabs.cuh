@@ -1,7 +1,7 @@
-// What both families of block-sparse kernels share: reading a bsr packing, and writing the sums of tensor cores.
+// Common to the block-sparse kernels of sm80 and sm90: reading a bsr packing, and writing the sums of tensor cores.
 //
 // Tokens are the rows of a product, x its first operand and a block of W its second: for every block size the sums then
-// lie as y does, and the rows of W are the n of an instruction, of which 16 are enough.
+// have the layout of y, and the rows of W are the n dimension of an instruction, which needs only 16.
 #pragma once
 
 #include "cuda/common.cuh"

@@ -1,10 +1,10 @@
 // y = activation(x . W^T + bias) for the tiled packings: W is the first operand of mma.m16n8k16, so that 8 tokens are
-// enough to fill it. Each warp has a piece of a row of tiles to itself, times kTokens tokens; nothing is shared between
-// warps until their sums are added, in an order that depends on nothing but the shape.
+// enough to fill it. Each warp computes its own piece of a row of tiles, times kTokens tokens; warps share nothing
+// until their sums are added, in an order that depends only on the shape.
 //
-// A Cluster is sm80's single block or the 8 blocks of sm90, which add their sums through each other's shared memory. A
-// cluster has all pieces of some rows of tiles. On sm90 warps of a block take the same pieces of several rows: what one
-// of them has loaded of x the others find in the L1 cache.
+// A Cluster is a single block on sm80, and 8 blocks on sm90, which add their sums through each other's shared memory. A
+// cluster computes all pieces of some rows of tiles. On sm90 the warps of a block compute the same pieces of several
+// rows, so that x loaded by one warp is in the L1 cache for the others.
 #pragma once
 
 #include "cuda/tiles.cuh"

@@ -1,5 +1,5 @@
-// Decoding tiles: each decoder gives a warp the fragments of one tile after the other, strip by strip, as the registers
-// of mma.m16n8k16's first operand. See sparseinfer/gpu_tiles.h for how tiles are stored.
+// Decodes tiles: a decoder gives a warp the fragments of each tile, strip by strip, as registers of the first operand
+// of mma.m16n8k16. sparseinfer/gpu_tiles.h describes how tiles are stored.
 //
 // `use(strip, fragments)` gets fragments[s][register].
 #pragma once

@@ -1,7 +1,7 @@
-// bitmap: a bit for every weight, and the values of those that are stored. One panel holds all columns. For few tokens
-// at low sparsity, and where memory counts.
+// The packing `bitmap`: a bit for every weight, and the values of those that are stored. One panel holds all columns.
+// For few tokens at low sparsity, and to save memory.
 //
-//   rows     uint64 [rows of the split][mask_words(k)]: bit c of word i, column 64 i + c is stored; 0 behind column k
+//   rows     uint64 [rows of the split][mask_words(k)]: bit c of word i, column 64 i + c is stored; 0 past column k
 //   values   payloads, row by row, ascending columns
 //   counts, offsets   unused
 #include "packings/packing.h"

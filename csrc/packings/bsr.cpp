@@ -1,5 +1,5 @@
-// bsr: stored blocks, each cut into strips of 4 rows (2 or 1 where 4 does not divide a block's rows), which a kernel
-// multiplies together. For weights whose zeros lie in blocks.
+// The packing `bsr`: stored blocks, each divided into strips of 4 rows (2 or 1 where 4 does not divide a block's rows),
+// which a kernel multiplies together. For weights whose zeros lie in blocks.
 //
 //   counts   uint8 [cells][strips of the split]: blocks of the strip in the panel
 //   offsets  uint8: block column within the panel, strip after strip, ascending

@@ -1,4 +1,4 @@
-// Walking and checking cells, one split x one panel each (see packings.h), for all packings that consist of them.
+// Iterates over and checks cells, each one split x one panel (see packings.h), for all packings that consist of cells.
 #pragma once
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// csr: the format as it is, in fp32, with splits. It has no cells. For the baseline kernel.
+// The packing `csr`: plain CSR in fp32 with splits, without cells. For the baseline kernel.
 //
 //   counts   int64 [n + 1]: row offsets
 //   offsets  uint32 [nnz]: columns

@@ -1,4 +1,4 @@
-// From a dense matrix to CSR: count, then fill, each on all threads.
+// Converts a dense matrix to CSR: counts, then fills, each on all threads.
 #include <atomic>
 #include <cstring>
 #include <new>

@@ -1,5 +1,5 @@
-// From CSR or BSR to any packing: what is checked, where splits begin, and how the streams of all splits become one
-// blob.
+// Converts CSR or BSR to any packing: checks the input, divides rows into splits, and joins the streams of all splits
+// to one blob.
 #include "sparseinfer/pack.h"
 
 #include <algorithm>

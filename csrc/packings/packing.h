@@ -1,8 +1,8 @@
-// What the common code (pack.cpp, validate.cpp, unpack.cpp) asks of a packing. Each packing is one file, <name>.cpp,
-// that defines `<name>_packing`; SI_PACKINGS in packings.h lists them.
+// The interface of a packing to the common code (pack.cpp, validate.cpp, unpack.cpp). Each packing is one file,
+// <name>.cpp, that defines `<name>_packing`; SI_PACKINGS in packings.h lists them.
 //
-// All packings but csr consist of cells (see packings.h) and are built, checked and visited by the same code, which
-// asks them for one cell at a time: that is CellPacking.
+// All packings but csr consist of cells (see packings.h) and are built, checked and read by the same code, one
+// cell at a time, through CellPacking.
 #pragma once
 
 #include <stdint.h>

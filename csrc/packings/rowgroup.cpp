@@ -1,11 +1,11 @@
-// rowgroup: 4 rows at a time, the units of a panel sorted by which of the 4 rows store them. For many tokens, where
-// rows share columns.
+// The packing `rowgroup`: 4 rows at a time, the units of a panel sorted by which of the 4 rows store them. For many
+// tokens, where rows share columns.
 //
 //   counts   PatternCounts [cells][groups of 4 rows]: steps of each of the 15 patterns
 //   offsets  uint16: position in the panel of each unit, pattern after pattern; whole steps of `rowgroup_step` units,
-//            filled up with the position behind the panel
+//            padded with the position past the panel
 //   values   payloads of each unit, one for each row of its pattern; in pair storage two units of a pattern together,
-//            row by row both of their payloads; 0 where filled up
+//            row by row both of their payloads; 0 as padding
 //   rows     unused
 #include <algorithm>
 

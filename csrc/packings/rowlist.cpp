@@ -1,11 +1,11 @@
-// rowlist: the units of each row in a panel as a plain list, rows sorted by the length of their lists, longest first.
-// For many tokens at high sparsity.
+// The packing `rowlist`: the units of each row in a panel as a plain list, rows sorted by the length of their lists,
+// longest first. For many tokens at high sparsity.
 //
-//   counts   Run []: so many rows in a row have lists of one length; rows without units do not appear
+//   counts   Run []: number of consecutive rows whose lists have this length; rows without units do not appear
 //   rows     uint16: row within the split, in the order of the runs
-//   offsets  uint16: position in the panel of each unit, list after list; in pair storage filled up to an even number
-//            with the position behind the panel
-//   values   one payload for each unit, 0 where filled up
+//   offsets  uint16: position in the panel of each unit, list after list; in pair storage padded to an even number
+//            with the position past the panel
+//   values   one payload for each unit, 0 as padding
 #include <algorithm>
 
 #include "packings/packing.h"

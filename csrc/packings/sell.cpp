@@ -1,11 +1,11 @@
-// sell: sliced ELL with sliding windows. The 16 rows of a slice step together through windows of x that the kernel
-// keeps in registers; a window starts at the leftmost column that any of the rows has not consumed yet. One panel holds
-// all columns. For few tokens.
+// The packing `sell`: sliced ELL with sliding windows. The 16 rows of a slice advance together through windows of x
+// that the kernel keeps in registers; a window starts at the leftmost column that any of the rows has not consumed yet.
+// One panel holds all columns. For few tokens.
 //
 //   counts   uint32 [slices of the split]: windows of the slice
 //   rows     uint32: first column of each window
-//   offsets  uint8 [windows][steps][16 rows][columns per step]: position within the window, window - 1 where filled up
-//   values   payloads, likewise, 0 where filled up
+//   offsets  uint8 [windows][steps][16 rows][columns per step]: position within the window, window - 1 as padding
+//   values   payloads, in the same order, 0 as padding
 //
 // The width of windows and the steps in each, header.window and header.steps, are chosen for the level whose kernels
 // will read the packing (levels.inc); the kernels of other levels read it too, more slowly.

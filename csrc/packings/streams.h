@@ -1,5 +1,5 @@
-// How packings are built: sections laid end to end in a blob; and where a packing consists of cells, each split appends
-// to streams of its own first, on any thread.
+// Helpers to build packings: sections are placed one after another in a blob. For packings of cells each split first
+// appends to its own streams, on any thread.
 #pragma once
 
 #include <cstdint>

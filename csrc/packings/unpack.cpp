@@ -1,5 +1,5 @@
-// The exact inverse of `pack`, of any packing: the packing's own file gives its payloads back in the order of the
-// format, and payloads that were widened for storage f32 are narrowed here.
+// Unpacks any packing, the exact inverse of `pack`: the packing's own file returns its payloads in the order of the
+// format; payloads that were widened for storage f32 are narrowed here.
 #include <vector>
 
 #include "packings/packing.h"

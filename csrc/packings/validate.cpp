@@ -1,6 +1,6 @@
-// Nothing that comes from outside is trusted: formats and packings are checked here before any kernel runs. What holds
-// for every packing is checked in this file, what is particular to one by its own file (packing.h); after both, a
-// kernel that reads the blob stays inside it and inside x and y.
+// Checks formats and packings from Python before any kernel runs. This file checks what all packings have in common,
+// each packing's own file the rest (packing.h). After both checks, a kernel that reads the blob cannot access memory
+// outside of it, x and y.
 #include <cstdarg>
 #include <cstdio>
 #include <limits>

@@ -1,4 +1,4 @@
-"""What a benchmark times: one way to compute a linear layer."""
+"""Defines what a benchmark times: one way to compute a linear layer."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Candidate:
                 dense one in another dtype
     layout      of this package's weights; "" for all others
     dtype       of x and y
-    multiplies  weights that take part in the products
+    multiplies  number of weights that take part in the product
     nbytes      that one copy of the weights occupies
-    make        a runner with a copy of the weights that is its own: several runners read different memory
-    planned     `convert` would time it for this layer at the level in use
+    make        creates a runner with its own copy of the weights, so that runners read different memory
+    planned     whether `convert` would time it for this layer at the active instruction-set level
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Everything that can compute one linear layer here: dense, other libraries, and every kernel that fits."""
+"""Lists everything that can compute one linear layer here: dense, other libraries and all kernels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def all_candidates(
     block: tuple[int, int] | None = None,
     isas: Sequence[str] = (),
 ) -> list[Candidate]:
-    """For a weight [n, k] and bias [n] of one dtype, and so many rows of x.
+    """All candidates for a weight [n, k] and bias [n] of one dtype, and `tokens` rows of x.
 
     block   of the zeros (r, c): adds the kernels for BSR
     isas    instruction-set levels of the kernels; none: the active one

@@ -88,13 +88,13 @@ class Comparison:
 
 
 def benchmark(dense: nn.Module, fast: nn.Module, inputs: Any, *, budget_s: float = 10.0) -> Comparison:
-    """Runs both models on the same inputs, in turns, and compares them.
+    """Run both models on the same inputs, in turns, and compare them.
 
     inputs     as `example_inputs` of `convert`: a tuple of arguments, a mapping of keywords, or the only one
     budget_s   seconds to time for; at least five runs each
 
-    Both run as they are, without gradients. ValueError: results that cannot be compared, tensors of another
-    number or shape.
+    Both run in their present mode, without gradients. ValueError: the results differ in the number or shapes
+    of their tensors.
     """
     with torch.inference_mode():
         expected, got = tensors_of(call(dense, inputs)), tensors_of(call(fast, inputs))
@@ -135,7 +135,7 @@ def benchmark(dense: nn.Module, fast: nn.Module, inputs: Any, *, budget_s: float
 
 
 def model_nbytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers, and of what prepacked layers hold; what is shared counts once."""
+    """Bytes of all parameters, buffers and prepacked weights; shared memory counts once."""
     tensors = {id(t): t.nbytes for t in (*model.parameters(), *model.buffers())}
     prepacked = sum(getattr(module, "hidden_nbytes", 0) for module in model.modules())
     return sum(tensors.values()) + prepacked

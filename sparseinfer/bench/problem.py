@@ -1,4 +1,4 @@
-"""A random linear layer to measure with, and whether a candidate computes it right."""
+"""Makes random linear layers to benchmark, and checks candidates' results against fp64."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sparseinfer.bench.candidate import Candidate
 
 
 class NumericsError(RuntimeError):
-    """A candidate's result is not the fp64 one within the rounding that its sum allows."""
+    """A candidate's result differs from fp64 by more than rounding can explain."""
 
 
 def random_layer(
@@ -29,8 +29,8 @@ def random_layer(
 def check(candidate: Candidate, x: Tensor, weight: Tensor, bias: Tensor) -> None:
     """Raises NumericsError unless |y − ref| ≤ 2·eps·(nnz_row + 1)·(max|x|·max|w| + |bias|), ref in fp64.
 
-    The bound is that of any order of summation in fp32, and holds for dense products too: adding a zero is
-    exact. Where y is shorter than fp32 its own rounding comes on top; torch's own linear rounds twice there.
+    The bound covers any order of summation in fp32, and holds for dense products too: adding a zero is
+    exact. For y in 16 bits its rounding is added; torch's own linear rounds twice there.
     """
     y = candidate.make()(x.to(candidate.dtype))
     shape = (x.shape[0], weight.shape[0])

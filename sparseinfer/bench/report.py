@@ -1,4 +1,4 @@
-"""Tables and JSON of a layer benchmark."""
+"""Formats the results of a layer benchmark as tables and JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sparseinfer.bench.settings import Settings
 
 @dataclass(frozen=True, order=True)
 class Conditions:
-    """What the figures of one table have in common."""
+    """The conditions that all numbers of one table share."""
 
     dtype: str
     threads: int
@@ -34,7 +34,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Mean:
-    """`x dense` over the shapes: mean and least of each shape's best kernel, and the mean of every kernel."""
+    """Speed-up over dense across shapes: mean and minimum of the best kernels, mean of every kernel."""
 
     conditions: Conditions
     tokens: int
@@ -46,7 +46,7 @@ class Mean:
 
 
 def means(measured: Iterable[Measurement]) -> list[Mean]:
-    """One for all conditions, tokens and sparsities, sorted by all of them."""
+    """One Mean per conditions, number of tokens and sparsity, sorted by these."""
     groups: dict[tuple[Conditions, int, float], list[Measurement]] = {}
     for one in measured:
         if one.kind == SPARSE:
@@ -72,7 +72,7 @@ def cell_table(cell: Sequence[Measurement]) -> Table:
 
 
 def summary_tables(measured: Sequence[Measurement]) -> list[Table]:
-    """`means`, a table for all conditions: mean of the best over the shapes, and in brackets the least."""
+    """`means` as tables, one per conditions: the mean of the best kernels, in brackets the minimum."""
     all_means = means(measured)
     sparsities = sorted({mean.sparsity for mean in all_means})
     tables = []
@@ -89,7 +89,7 @@ def summary_tables(measured: Sequence[Measurement]) -> list[Table]:
 
 
 def heading(machine: Mapping[str, object], settings: Settings) -> str:
-    """Two lines to stand above the tables: the figures mean nothing without them."""
+    """Two lines to print above the tables: machine, versions, and how to read the numbers."""
     versions = machine["versions"]
     torch_version = versions["torch"] if isinstance(versions, Mapping) else "unknown"
     isas = ", ".join(settings.isas) or machine["isa"]
@@ -102,7 +102,7 @@ def heading(machine: Mapping[str, object], settings: Settings) -> str:
 def to_json(
     machine: Mapping[str, object], settings: Settings, measured: Sequence[Measurement]
 ) -> dict[str, object]:
-    """Everything that was measured and what it was measured on: `columns` names the entries of each row."""
+    """All measurements, settings and the machine, ready for JSON: `columns` names the entries of each row."""
     return {
         "machine": machine,
         "settings": asdict(settings),
@@ -113,7 +113,7 @@ def to_json(
 
 
 def write_json(path: Path, document: Mapping[str, object]) -> None:
-    """One line per entry of a list, so that thousands of rows stay readable and their changes too."""
+    """Writes one line per list entry, so that files with thousands of rows and their diffs stay readable."""
     parts = []
     for key, value in document.items():
         if isinstance(value, list) and value and isinstance(value[0], (list, dict)):

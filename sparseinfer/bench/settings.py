@@ -1,4 +1,4 @@
-"""What `layer.run` is to measure."""
+"""The settings of a layer benchmark, which are also its command-line options."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ WEIGHTS = ("warm", "cold")
 
 @dataclass(frozen=True)
 class Settings:
-    """Every shape at every sparsity, dtype, number of tokens and of threads, and state of the weights.
+    """Benchmarks all combinations of shape, sparsity, dtype, tokens, threads and state of the weights.
 
-    Each field says in its `help` what it is. ValueError: a value that cannot be measured.
+    The `help` of each field describes it. ValueError: an invalid value.
     """
 
     shapes: Sequence[tuple[int, int]] = field(
@@ -29,7 +29,8 @@ class Settings:
         metadata=argument("fractions of zeros", flag="sparsity", read=float, metavar="S", several=True),
     )
     tokens: Sequence[int] = field(
-        default=(1, 16, 128), metadata=argument("rows of x", read=positive, metavar="M", several=True)
+        default=(1, 16, 128),
+        metadata=argument("numbers of tokens (rows of x)", read=positive, metavar="M", several=True),
     )
     dtypes: Sequence[str] = field(
         default=("f32",),
@@ -37,9 +38,11 @@ class Settings:
             "f32, bf16, f16; of --model f32, bf16w (weights alone), bf16", flag="dtype", several=True
         ),
     )
-    threads: Sequence[int] = field(default=(1,), metadata=argument("of torch", read=positive, several=True))
+    threads: Sequence[int] = field(
+        default=(1,), metadata=argument("numbers of torch threads", read=positive, several=True)
+    )
     weights: Sequence[str] = field(
-        default=("warm",), metadata=argument("warm, from the cache, and cold, from memory", several=True)
+        default=("warm",), metadata=argument("warm: in cache; cold: read from memory", several=True)
     )
     block: tuple[int, int] | None = field(
         default=None, metadata=argument("zeros in blocks; adds the kernels for BSR", read=size, metavar="RxC")
@@ -53,13 +56,13 @@ class Settings:
     budget_s: float = field(
         default=1.0,
         metadata=argument(
-            "seconds of timing for each table, or each line of --model",
+            "seconds of timing for each table, or each row of --model",
             flag="budget",
             read=float,
             metavar="SECONDS",
         ),
     )
-    seed: int = field(default=0, metadata=argument("of the random numbers", read=int))
+    seed: int = field(default=0, metadata=argument("seed of the random numbers", read=int))
 
     def __post_init__(self) -> None:
         for name in ("shapes", "sparsities", "tokens", "dtypes", "threads", "weights"):

@@ -1,4 +1,4 @@
-"""Whole models that take turns on one input."""
+"""Times whole models in turns on the same inputs."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def time_models(
     *,
     budget_s: float,
 ) -> dict[str, Timing]:
-    """`run(model, inputs)` of each, for `budget_s` seconds or LEAST_RUNS runs, whichever takes longer."""
+    """Times `run(model, inputs)` of each, for `budget_s` seconds or LEAST_RUNS runs, whichever is longer."""
     calls = {name: [partial(run, model, inputs)] for name, model in models.items()}
     return interleave(calls, budget_s=budget_s, min_rounds=LEAST_RUNS)
 
 
 def fastest(times: Mapping[str, Timing], among: Collection[str] = ()) -> str:
-    """The name with the least time, `among` some or all of them."""
+    """The name of the fastest model, of all or of those in `among`."""
     return min(among or times, key=lambda name: times[name].min_us)

@@ -1,4 +1,4 @@
-"""Whole models, dense against pruned and converted, in one run."""
+"""Benchmarks whole models: dense against pruned and converted, in turns."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ DTYPES: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Models of `models.MODELS` by name, each at every number of threads, sparsity, batch and dtype.
+    """Models of `models.MODELS` by name; threads, sparsities, batches and dtypes to combine.
 
-    `budget_s` is for each of these. Fields without a help are those of `settings.Settings`, and so are their
+    `budget_s` is for each combination. Fields without a help are those of `settings.Settings`, with the same
     defaults. ValueError: an unknown model or dtype.
     """
 
@@ -66,7 +66,7 @@ class Measurement:
 
     dense          memory format of the fastest dense model; speed_up is over it
     max_diff       ‖result − that of the pruned model run densely‖ / ‖that‖; the share of tokens that differ
-    tokens_per_s   of the sparse model, where it makes tokens
+    tokens_per_s   of the sparse model, if it generates tokens
     """
 
     model: str
@@ -89,7 +89,7 @@ class Measurement:
 
 
 def run(settings: ModelSettings, on_step: Callable[[str], None] = lambda text: None) -> Iterator[Measurement]:
-    """Measures everything; `on_step` is told what comes next. RuntimeError: a package is missing."""
+    """Measures all combinations; `on_step` is called before each. RuntimeError: a package is missing."""
     for name in settings.models:
         for threads in settings.threads:
             with num_threads(threads), torch.inference_mode():

@@ -14,7 +14,7 @@ _COMMANDS = (demo, prune, bench, doctor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; its exit status: 0 done, 1 a result was wrong or could not be had, 2 bad usage."""
+    """Runs one command and returns its exit status: 0 success, 1 wrong result or error, 2 bad usage."""
     options = _parser().parse_args(argv)
     try:
         status: int = options.command(options)

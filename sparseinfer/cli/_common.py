@@ -1,4 +1,4 @@
-"""What the commands share: types of values, where output goes, and the progress bar."""
+"""What the commands share: the --json option, output paths and the progress bar."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _FILE_WIDTH = 132
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """The option of every command that measures."""
+    """Adds the option --json, which every measuring command has."""
     parser.add_argument("--json", type=output, metavar="FILE", help="write results and machine")
 
 
 def output(text: str) -> Path:
-    """Refused here rather than after minutes of measuring."""
+    """A path for output, checked before the measurement starts rather than minutes later."""
     path = Path(text)
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise argparse.ArgumentTypeError(f"expected a file in an existing folder, got {text!r}")
@@ -43,7 +43,7 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def progress_bar(output: Console) -> Progress:
-    """On the terminal that shows the tables, else on stderr, so that a file gets nothing but the tables."""
+    """A progress bar on the terminal that shows the tables, else on stderr: a file gets only tables."""
     done = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     left = (TextColumn("left:"), TimeRemainingColumn())
     shown = output if output.is_terminal else console(stderr=True)

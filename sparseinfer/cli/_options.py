@@ -1,4 +1,4 @@
-"""The options of a command are the fields of a dataclass that say so (`sparseinfer._arguments`)."""
+"""Derives a command's options from the fields of a dataclass (see `sparseinfer._arguments`)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Filled = TypeVar("Filled")
 
 
 def add_options(parser: argparse.ArgumentParser, settings: type) -> None:
-    """An option for each argument of the dataclass.
+    """Adds an option for each argument of the dataclass.
 
-    One that is not given leaves nothing in the namespace, so that the dataclass's own default holds.
+    An option that is not given is left out of the namespace, so that the dataclass's default applies.
     """
     defaults = {field.name: field.default for field in fields(settings)}
     for name, argument in arguments(settings).items():
@@ -38,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser, settings: type) -> None:
 
 
 def filled(settings: type[Filled], options: argparse.Namespace) -> Filled:
-    """The dataclass with the values of the options that were given."""
+    """An instance of the dataclass from the options that were given."""
     names = [field.name for field in fields(settings)]  # type: ignore[arg-type]
     return settings(**{name: getattr(options, name) for name in names if hasattr(options, name)})
 

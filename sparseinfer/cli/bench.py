@@ -1,4 +1,4 @@
-"""sparseinfer bench"""
+"""sparseinfer bench: times one linear layer or whole models, sparse against dense."""
 
 from __future__ import annotations
 

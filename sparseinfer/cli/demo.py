@@ -1,4 +1,4 @@
-"""sparseinfer demo"""
+"""sparseinfer demo: prunes, converts, checks and times a real sentence encoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""sparseinfer doctor: what this installation can do on this machine, and why it cannot do the rest."""
+"""sparseinfer doctor: shows what this installation supports on this machine, and why not more."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def facts() -> dict[str, str]:
-    """Topic -> finding, in the order to read them in."""
+    """Topic -> finding, in the order of the table."""
     return {
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
         "cpu": f"{cpu_model()}, last-level cache {last_level_cache_bytes() >> 20} MiB",

@@ -1,4 +1,4 @@
-"""sparseinfer prune"""
+"""sparseinfer prune: prunes a local Hugging Face model folder."""
 
 from __future__ import annotations
 

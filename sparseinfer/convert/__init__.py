@@ -1,13 +1,14 @@
-"""From a pruned dense model to one that runs faster: planned per layer, measured on this machine.
+"""Converts a pruned dense model to one that runs faster, planned per layer and measured on this machine.
 
-A model goes one way through here, and no step imports a later one:
+The steps of a conversion; no step imports a later one:
 
-    survey      what is there: layers, their weights, what follows them, one run
-    candidates  what could compute each product
-    timing      how long that takes, measured, remembered or predicted
-    plan        which candidate serves how many tokens (plan.py for one product, decisions.py for all)
-    build       what takes the place of layers
-    report      what was decided, and why (report.py, rows.py)
+    survey      finds the layers, their weights and what follows them, in one run
+    candidates  lists what can compute each product
+    timing      gets the time of each candidate: measured, cached or predicted
+    plan        chooses a candidate per number of tokens (plan.py for one product, decisions.py for all)
+    build       makes the modules that replace layers
+    accept      checks that the converted model returns the same result
+    report      records what was decided, and why (report.py, rows.py)
     apply       convert, convert_, densify_ and latency_table, which call the steps in this order
 """
 

@@ -1,4 +1,4 @@
-"""Whether a converted model may be kept: it returns what the model did, but for rounding."""
+"""Checks that a converted model returns the original model's results, up to rounding."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def accepted(
     *,
     last: bool,
 ) -> bool:
-    """Runs the converted model; `expected` is what it returned before.
+    """Runs the converted model and compares with `expected`, the original model's result.
 
-    Nothing that is fused depends on this; it is a second look. A folded batch norm needs it: its weights are
-    other ones. If results differ though nothing is fused or folded, they are the model's own, and it is said.
+    Fusing is correct without this check, which is a second look. A folded batch norm needs it: its weights
+    are different. If results differ though nothing is fused or folded, the model is accepted with a warning.
     """
     if example_inputs is None or not built.replacements:
         return True

@@ -1,4 +1,4 @@
-"""`convert` and `convert_`: everything is planned and packed before the first module changes its place."""
+"""`convert` and `convert_`: plan and pack everything, then replace the layers."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Attempt:
-    """A conversion that is ready to be put in; its options may be plainer than those that were asked for.
+    """A conversion that is ready to be applied; it may fuse and fold less than the options ask for.
 
-    last   there is none plainer
+    last   no attempt with less fusing follows
     """
 
     options: ConvertOptions
@@ -51,14 +51,14 @@ def convert(
     options: ConvertOptions | None = None,
     **keywords: Unpack[ConvertKeywords],
 ) -> nn.Module:
-    """A copy of the model for inference in which every layer that gains by it is sparse.
+    """A copy of the model for inference in which every layer that is faster sparse is sparse.
 
     Layers are nn.Linear, nn.Conv1d, nn.Conv2d, nn.MultiheadAttention, nn.LSTM, nn.GRU, nn.RNN, and the
     transposed Linear of transformers (Conv1D).
 
     example_inputs   inputs of one typical run: a tuple of arguments, a mapping of keyword arguments, or the
-                     only argument. Each layer is planned for the shapes that this run brings to it
-    tokens           token counts to plan Linears for besides; default (1, 16, 128) where no run says it.
+                     only argument. Each layer is planned for the input shapes it gets in this run
+    tokens           more token counts to plan Linears for; default (1, 16, 128) if there is no run.
                      A convolution needs `example_inputs`
     weights          torch.bfloat16 or torch.float16: round the sparse weights to it; default: keep them
     activations      torch.bfloat16: sparse Linears round their inputs to it as well (and sum in float32);
@@ -66,25 +66,25 @@ def convert(
     memory           how many times its dense bytes a layer's packings may take, one for few tokens and
                      another for many; "speed": whatever is fastest; "compact": one packing, the smallest,
                      and sparse wherever that saves bytes
-    measure          time the candidates on this machine, or remember an earlier time; False: predict
+    measure          time the candidates on this machine, or use cached times; False: predict times
     budget_s         seconds to measure for, at most; what is left is predicted
-    fuse             with `example_inputs`: an activation that alone reads a layer's result moves into the
-                     layer, one that is the last to read its input works in place, and Linears that are
-                     given the same input become one matrix. If the model then returns something else for
-                     these inputs, nothing is fused
+    fuse             with `example_inputs`: an activation that alone reads a layer's result is fused into the
+                     layer, an activation that is the last reader of its input works in place, and Linears
+                     that get the same input become one matrix. If the model then returns a different
+                     result for these inputs, nothing is fused
     fold_batch_norm  with `example_inputs`: a batch norm that alone reads a layer's result is folded into
-                     its weights, which are then no longer those of the model
+                     a second copy of the layer's weight; the layer by itself keeps the original one
     filter_fn        which modules to look at: those for which filter_fn(module, fqn) is true
     targets          only these: fully qualified names, class names, or "re:" and a regular expression that is
-                     matched against the start of the name. Those too that the example does not reach
-    ignore           not these, written likewise; more in sparseinfer.select.select_modules
+                     matched against the start of the name; also layers that the example does not call
+    ignore           layers to leave out, in the same form; see sparseinfer.select.select_modules
     options          a ConvertOptions instead of the keywords from `tokens` to `fold_batch_norm`
 
-    Zeros count however they came: in the weight itself, by torch.nn.utils.prune or by a parametrization; the
-    last two are resolved and do not come along, nor do masks that prune_ left. A layer that is faster dense
-    stays dense, in the layout that is fastest. `explain` says which and why; `densify_` goes back. Weights
-    are float32, bfloat16 or float16, and inputs of the same dtype; other layers stay as they are. A model on
-    a GPU is planned for its kernels there.
+    Zeros may come from the weight itself, torch.nn.utils.prune or a parametrization; the copy has neither of
+    the last two, nor masks of prune_. A layer that is faster dense stays dense, in the fastest layout.
+    `explain` says which and why; `densify_` restores dense layers. Weights are float32, bfloat16 or float16,
+    and inputs of the same dtype; other layers stay unchanged. A model on a GPU is planned for the CUDA
+    kernels.
 
     The model itself is unchanged, and weights that became sparse are not copied. TypeError or ValueError: an
     argument of the wrong kind, example inputs that the model does not accept, a parameter without data
@@ -148,7 +148,7 @@ def convert_(
 
 
 def _attempts(model: nn.Module, survey: Survey, options: ConvertOptions) -> Iterator[_Attempt]:
-    """With these options, then plainer ones, for models that return something else fused or folded."""
+    """Conversions with these options, then without folding, then also without fusing."""
     plainer = list(dict.fromkeys([options, options.unfolded(), options.unfused()]))
     decisions: list[Decision] = []
     for attempt in plainer:

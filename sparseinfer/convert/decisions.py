@@ -1,4 +1,4 @@
-"""A plan for every product of a model."""
+"""Makes a plan for every product of a model."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from sparseinfer.convert.timing.timer import Timer
 class Decision:
     """The plan of one product.
 
-    plain   where the product has a batch norm multiplied in: how the layer is computed by itself, which is
-            what the model asks for wherever the batch norm does not follow
+    plain   if a batch norm is folded into the product: the plan of the layer by itself, for calls that the
+            batch norm does not follow
     """
 
     product: Product
@@ -30,7 +30,7 @@ class Decision:
 def decide(
     products: Sequence[Product], survey: Survey, options: ConvertOptions, earlier: Sequence[Decision] = ()
 ) -> list[Decision]:
-    """One decision for each product, in order; `earlier` ones for the same options are taken over."""
+    """One decision for each product, in order; reuses `earlier` decisions made with the same options."""
     decisions = []
     with Progress("planning", len(products)) as progress:
         timer = Timer(

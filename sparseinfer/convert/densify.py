@@ -1,4 +1,4 @@
-"""The way back: from a converted model to the dense one."""
+"""`densify_`: turns a converted model back into a dense one."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from sparseinfer.convert.report import detach
 
 
 def densify_(model: nn.Module) -> nn.Module:
-    """Put a dense layer back in the place of everything that `convert` put in; in place, returns the model.
+    """Replace every layer that `convert` inserted by a dense one, in place; returns the model.
 
-    The weights are those that were converted, bit for bit, zeros included; only what was rounded on the way
-    (`weights=torch.bfloat16`) or folded (`fold_batch_norm=True`) stays so. Activations that had moved into a
-    layer are modules again. ValueError if the model itself is a converted layer; TypeError: not a module.
+    The weights are the converted ones, bit for bit, except that negative zeros become positive; weights
+    that `convert` rounded (`weights=torch.bfloat16`) stay rounded. Fused activations, folded batch norms
+    are separate modules again. ValueError if the model itself is a converted layer; TypeError: not a module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")

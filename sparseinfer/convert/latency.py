@@ -1,4 +1,4 @@
-"""What each layer of a model would take if it were pruned: the times that a latency budget chooses by."""
+"""`latency_table`: measures how long each layer would take at every sparsity, for LatencyBudget."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ def latency_table(
     ignore: Patterns = None,
     **keywords: Unpack[TimingKeywords],
 ) -> LatencyTable:
-    """The time of each layer, as `convert` would run it, at every sparsity and pattern: for LatencyBudget.
+    """The time of each layer, as `convert` would run it, at every sparsity and pattern.
 
-    example_inputs  inputs of one typical run, as for `convert`; a layer is timed for the token counts that it
-                    brings, and its time is that of one call with each of them
+    example_inputs  inputs of one typical run, as for `convert`; a layer is timed for the token counts of this
+                    run, and its time is the sum of one call with each of them
     sparsities      fractions in [0, 1)
-    patterns        of the zeros; NM(n, m) comes at its own sparsity. A layer whose shape a pattern does not
-                    divide is not timed in it
+    patterns        of the zeros; NM(n, m) sets its own sparsity. A layer whose shape a pattern does not
+                    divide is not timed with it
     budget_s        seconds to measure for, at most; what is left is predicted
     weights, activations, memory, measure, filter_fn, targets, ignore   as for `convert`
 
-    Layers are Linear, Conv1d, Conv2d and transformers' Conv1D, as far as `convert` can make them sparse and
-    the run reaches them; the others are not in the table. Zeros lie at random. Layers of one shape are timed
-    once, and those of one input together, as `convert` makes one matrix of them. Where dense is faster, the
-    time is the dense one. Times are remembered like those of `convert`. The model is unchanged.
+    Layers are Linear, Conv1d, Conv2d and transformers' Conv1D that `convert` can make sparse and that the run
+    calls; others are not in the table. Zeros are placed at random. Layers of one shape are timed once; layers
+    with the same input are timed as one matrix, as in `convert`. Where dense is faster, the time is the dense
+    one. Times are cached like those of `convert`. The model is unchanged.
 
     TypeError or ValueError: as for `convert`.
     """

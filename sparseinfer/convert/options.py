@@ -1,4 +1,4 @@
-"""What convert is asked for: the one list of its options, with their defaults and what they may be."""
+"""ConvertOptions: the options of `convert`, their defaults and the checks of their values."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class TimingKeywords(TypedDict, total=False):
-    """Keywords that say how a layer is computed and timed, for type checkers; see ConvertOptions."""
+    """The keywords for computing and timing a layer, for type checkers; see ConvertOptions."""
 
     weights: torch.dtype | None
     activations: torch.dtype | None
@@ -42,7 +42,7 @@ class TimingKeywords(TypedDict, total=False):
 
 
 class ConvertKeywords(TimingKeywords, total=False):
-    """Every keyword that a ConvertOptions can be made from, for type checkers; see there."""
+    """All keywords of ConvertOptions, for type checkers."""
 
     tokens: Sequence[int] | None
     budget_s: float
@@ -52,10 +52,10 @@ class ConvertKeywords(TimingKeywords, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertOptions:
-    """How a model is to be converted; `convert` says what each of them means.
+    """How to convert a model; the docstring of `convert` explains each option.
 
-    Checked when made, and again by dataclasses.replace. `tokens` becomes a tuple of distinct counts,
-    ascending. TypeError or ValueError that names the option, what was expected and what came.
+    Checked on construction and by dataclasses.replace. `tokens` becomes a tuple of distinct counts,
+    ascending. TypeError or ValueError that names the option, the expected and the given value.
     """
 
     tokens: Sequence[int] | None = None
@@ -83,7 +83,7 @@ class ConvertOptions:
 
     @property
     def memory_limit(self) -> float:
-        """`memory` as a number: SPEED is no limit, COMPACT the smallest packing."""
+        """`memory` as a number: SPEED means no limit, COMPACT the smallest packing."""
         return _NAMED_MEMORY[self.memory] if isinstance(self.memory, str) else float(self.memory)
 
     def unfused(self) -> ConvertOptions:
@@ -93,16 +93,16 @@ class ConvertOptions:
         return replace(self, fold_batch_norm=False)
 
     def exact(self) -> ConvertOptions:
-        """Nothing is rounded."""
+        """The same options without rounding."""
         return replace(self, weights=None, activations=None)
 
 
 def options_of(
     function: str, options: ConvertOptions | None, keywords: Mapping[str, Any], names: type[Any]
 ) -> ConvertOptions:
-    """The options that a function called `function` was given: as they are, or by keywords of these names.
+    """The options passed to the function named `function`: as an object, or as keywords of these names.
 
-    TypeError as Python words it for a keyword that is not one of them; and for both forms at once.
+    TypeError for an unknown keyword, in Python's own words, and for both forms at once.
     """
     for name in keywords:
         if name not in _names(names):
@@ -117,7 +117,7 @@ def options_of(
 
 
 def shows_keywords(names: type[Any]) -> Callable[[F], F]:
-    """For a function that takes such keywords: help() lists them with the defaults of ConvertOptions."""
+    """Decorator for a function with such keywords: help() lists them with the defaults of ConvertOptions."""
 
     def shown(function: F) -> F:
         signature = inspect.signature(function)

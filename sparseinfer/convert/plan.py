@@ -1,4 +1,4 @@
-"""Whether one product becomes sparse, and which layout serves how many tokens."""
+"""Plans one product: whether it becomes sparse, and which layout serves which number of tokens."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _SHARE_THAT_PAYS = 0.97
 
 @dataclass(frozen=True)
 class Plan:
-    """The decision for one product. No `buckets`: it stays dense, for `reason`.
+    """The decision for one product. Without `buckets` it stays dense, because of `reason`.
 
-    times      one entry per token count that was looked at
-    chosen     the layout of each, if any was tried
-    packings   those that the buckets name, each one packing or one per group of channels
-    dense_way  the dense way to use where it stays dense: PLAIN is the layer as it is
+    times      one entry per planned token count
+    chosen     the layout for each of these, if any was tried
+    packings   those used by the buckets, each one packing or one per group of channels
+    dense_way  the dense implementation to use if it stays dense; PLAIN: the unchanged layer
     """
 
     reason: str
@@ -45,16 +45,16 @@ class Plan:
 
     @property
     def dense_kind(self) -> str:
-        """As `explain` calls it."""
+        """The name that `explain` shows for the dense implementation."""
         return {PLAIN: "dense", PREPACKED: "prepacked"}.get(self.dense_way, self.dense_way)
 
 
 def plan(candidates: Candidates, tokens: Sequence[int], timer: Timer, memory: float) -> Plan:
-    """Decide for one product that sees these numbers of tokens, each of them equally important.
+    """Decide for one product with these numbers of tokens, all weighted equally.
 
-    Every bucket takes the layout that is fastest there, as long as all together take at most `memory` times
-    the dense weight's bytes. The layer becomes sparse if the sum over the token counts of sparse time / best
-    dense time is below their number. COMPACT: one layout, that of fewest bytes, if it saves any.
+    Each bucket gets its fastest layout, as long as all packings together take at most `memory` times the
+    dense weight's bytes. The layer becomes sparse if the mean over the token counts of sparse time / best
+    dense time is below 1. COMPACT: only the layout of fewest bytes, if it saves any.
     """
     counts = sorted(set(tokens))
     if memory == COMPACT:
@@ -91,7 +91,7 @@ def plan(candidates: Candidates, tokens: Sequence[int], timer: Timer, memory: fl
 
 
 def compact_plan(candidates: Candidates, reason: str = "", times: tuple[Times, ...] = ()) -> Plan:
-    """The product in its compact layout alone, for any number of tokens."""
+    """A plan with only the compact layout, for any number of tokens."""
     layout = candidates.compact_layout()
     packed = candidates.packed(layout)
     return Plan(reason, times, (layout,) * len(times), (packed,), candidates.buckets(layout))

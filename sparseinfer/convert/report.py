@@ -1,4 +1,4 @@
-"""What convert decided for each layer, and why."""
+"""The report of a conversion: what convert decided for each layer, and why."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ _WITHOUT_TERMINAL = (160, 24)
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One matrix that convert looked at.
+    """The decision for one matrix.
 
-    layer        name of the module, with ":" and the matrix's where it has several
+    layer        name of the module; if it has several matrices, followed by ":" and the matrix's name
     shape        (n, k); () for a layer without weights
-    sparsity     fraction of zeros; None where the weight was not looked at
+    sparsity     fraction of zeros; None if the weight was not examined
     pattern      how the zeros lie: "none", "unstructured", "blocks" (many empty 4x4) or "rows"
     decision     "sparse"; "prepacked": a dense weight, reordered once for oneDNN; "2:4": torch's compressed
                  weight for sparse tensor cores; "channels_last": a pooling; or "dense"
     kernels      (max_tokens or None for no limit, kernel) per bucket; () if dense
-    tokens       token counts that were looked at, ascending; dense_us and sparse_us are parallel to it
-    dense_us     microseconds of the best dense
-    sparse_us    microseconds of the layout chosen, also where it lost; () if none was tried
-    source       where the times come from: "measured", "remembered" or "predicted", of the least sure
-    dense_nbytes of weight and bias as they were
-    nbytes       of all that the layer holds now
+    tokens       planned token counts, ascending; dense_us and sparse_us have one entry for each
+    dense_us     microseconds of the best dense implementation
+    sparse_us    microseconds of the best layout, even if dense was faster; () if none was tried
+    source       origin of the times: "measured", "remembered" (cached) or "predicted"; if they differ, the
+                 least reliable one
+    dense_nbytes bytes of the original weight and bias
+    nbytes       bytes of everything the layer holds now
 
-    A layer that is one matrix with others has its share of their times and bytes, by rows.
+    A layer that shares one matrix with others gets a share of the times and bytes, by rows.
     """
 
     layer: str
@@ -55,13 +56,13 @@ class LayerReport:
     nbytes: int = 0
 
     def left_dense(self, reason: str) -> LayerReport:
-        """The same where the module stays as it is after all."""
+        """The same report for a module that stays unchanged after all."""
         return replace(self, decision="dense", reason=reason, kernels=(), nbytes=self.dense_nbytes)
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """The layers in the order of the model. `str()` is a table."""
+    """The reports of all layers, in the order of the model. `str()` is a table."""
 
     rows: tuple[LayerReport, ...]
 
@@ -108,10 +109,10 @@ def _finite(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def explain(model: nn.Module) -> Explanation:
-    """What `convert` decided for each layer of the model that it returned, with the times it measured.
+    """What `convert` decided for each layer of a converted model, with the times and the reason.
 
-    A model that was put together from converted parts has no such record: its SparseLinear layers are listed
-    as they are, without times. TypeError: not a module.
+    A model assembled from converted parts has no record: only its SparseLinear layers are listed, without
+    times. TypeError: not a module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
@@ -120,12 +121,12 @@ def explain(model: nn.Module) -> Explanation:
 
 
 def attach(model: nn.Module, rows: tuple[LayerReport, ...]) -> None:
-    """Leave the record where `explain` looks for it; it is copied and pickled with the model."""
+    """Store the record for `explain` on the model; it is copied and pickled with the model."""
     setattr(model, _ATTRIBUTE, rows)
 
 
 def detach(model: nn.Module) -> None:
-    """Forget the record."""
+    """Remove the record."""
     if hasattr(model, _ATTRIBUTE):
         delattr(model, _ATTRIBUTE)
 

@@ -1,4 +1,4 @@
-"""The rows of the report: what was decided for each matrix, and why."""
+"""Makes the report's rows: what was decided for each matrix, and why."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sparseinfer.modules.chain import held_bytes
 
 
 def rows_of(survey: Survey, decisions: Sequence[Decision], built: Build) -> tuple[LayerReport, ...]:
-    """In the order of the model, poolings last."""
+    """The rows in the order of the model, poolings last."""
     by_fqn: defaultdict[str, list[LayerReport]] = defaultdict(list)
     for decision in decisions:
         for site in decision.product.sites:

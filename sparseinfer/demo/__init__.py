@@ -1,1 +1,1 @@
-"""`sparseinfer demo`: a real sentence encoder, pruned, trained back, converted, checked and timed."""
+"""`sparseinfer demo`: prunes, retrains, converts, checks and times a real sentence encoder."""

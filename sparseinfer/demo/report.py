@@ -1,4 +1,4 @@
-"""The demo's table and JSON."""
+"""Formats the demo's results as a table and JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Portable sparse formats: what files, `state_dict` and `to_dense()` speak. Checked whenever one is made."""
+"""Portable sparse formats, CSR and BSR, as stored in `state_dict`; validated whenever one is made."""
 
 from __future__ import annotations
 

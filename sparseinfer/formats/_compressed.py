@@ -1,4 +1,4 @@
-"""What CSR and BSR share: values and column indices listed row by row, and the offset of each row."""
+"""The base of CSR and BSR: values and column indices listed row by row, and the offset of each row."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Self = TypeVar("Self", bound="Compressed")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Compressed:
-    """Base of the compressed-row formats; holds plain, contiguous CPU tensors that require no grad.
+    """Base of the compressed-row formats; holds plain, contiguous CPU tensors without gradients.
 
     A unit is one weight (CSR) or one block (BSR). Tensors that already are contiguous are kept, not copied.
     """
@@ -44,9 +44,9 @@ class Compressed:
     def validate(self) -> None:
         """Raise ValueError unless the three tensors describe one matrix of this shape.
 
-        Offsets start at 0, never fall and end at the number of units; columns ascend strictly within a row
-        and lie inside the shape. Construction calls it; call it again where the tensors may have been written
-        to since.
+        Offsets start at 0, never decrease and end at the number of units; columns ascend strictly within a
+        row and lie inside the shape. Construction calls it; call it again if the tensors may have been
+        modified since.
         """
         rows, columns = self._grid()
         if columns > checks.INT32_MAX:
@@ -99,7 +99,7 @@ class Compressed:
 
     @property
     def density(self) -> float:
-        """nnz / (n * k); 1.0 for a matrix without elements, of which none is missing."""
+        """nnz / (n * k); 1.0 for a matrix without elements."""
         n, k = self.shape
         return self.nnz / (n * k) if n * k else 1.0
 

@@ -1,4 +1,4 @@
-"""BSR: compressed rows of dense blocks."""
+"""BSR: the block-sparse format, compressed rows of dense blocks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class BSR(Compressed):
 
     @classmethod
     def from_dense(cls, w: Tensor, block_size: tuple[int, int]) -> BSR:
-        """Keep the blocks of w [n, k], any strides, in which an element is not zero (NaN is not zero)."""
+        """Keep the blocks of w [n, k], any strides, in which any element is not zero (NaN is not zero)."""
         w = checks.plain("weight", w, VALUE_DTYPES, 2)
         r, c = checks.pair("block_size", block_size, minimum=1)
         rows, columns = checks.blocks_divide((w.shape[0], w.shape[1]), (r, c))

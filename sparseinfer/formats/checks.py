@@ -13,11 +13,11 @@ INT32_MAX = 2**31 - 1
 
 
 class WrongDtype(TypeError, RuntimeError):
-    """A TypeError, and what torch's own layers raise too."""
+    """A TypeError that is also a RuntimeError, which torch's own layers raise."""
 
 
 def on_cpu(name: str, t: object) -> Tensor:
-    """t itself. TypeError unless it is a tensor, ValueError unless its data lies in CPU memory."""
+    """Returns t. TypeError unless it is a tensor, ValueError unless its data is in CPU memory."""
     if not isinstance(t, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(t).__name__}")
     if t.device.type != "cpu":
@@ -27,7 +27,7 @@ def on_cpu(name: str, t: object) -> Tensor:
 
 
 def address(name: str, t: Tensor) -> int:
-    """Where t's elements lie, for native code: ValueError unless that is one piece of CPU memory."""
+    """Address of t's elements, for native code. ValueError unless they are contiguous CPU memory."""
     if not t.is_cpu or t.layout != torch.strided or not t.is_contiguous():
         got = f"{t.layout} on {t.device}" + (
             f" with stride {t.stride()}" if t.layout == torch.strided else ""
@@ -37,7 +37,7 @@ def address(name: str, t: Tensor) -> int:
 
 
 def plain(name: str, t: object, dtypes: Sequence[torch.dtype], ndim: int) -> Tensor:
-    """t detached and contiguous, copied only if it has to be.
+    """t detached and contiguous, copied only if necessary.
 
     TypeError: not a tensor, not strided, or a dtype outside `dtypes`. ValueError: not on cpu, another rank.
     """
@@ -71,7 +71,7 @@ def length(name: str, t: Tensor, expected: int, meaning: str) -> None:
 
 
 def blocks_divide(shape: tuple[int, int], block_size: tuple[int, int]) -> tuple[int, int]:
-    """The grid (n / r, k / c) of blocks. ValueError unless both divide."""
+    """The grid (n / r, k / c) of blocks. ValueError unless r divides n and c divides k."""
     (n, k), (r, c) = shape, block_size
     if n % r or k % c:
         raise ValueError(f"block_size: expected (r, c) that divides the shape {(n, k)}, got {(r, c)}")

@@ -1,4 +1,4 @@
-"""CSR: the non-zero weights row by row, the format that every other one can be made from."""
+"""CSR: the format that lists the non-zero weights row by row."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class CSR(Compressed):
 
     @classmethod
     def from_dense(cls, w: Tensor) -> CSR:
-        """Keep the non-zero elements of w [n, k], any strides. NaN and Inf are kept, -0.0 is a zero."""
+        """Keep the non-zero elements of w [n, k], any strides. NaN and Inf are kept; -0.0 counts as zero."""
         w = checks.plain("weight", w, VALUE_DTYPES, 2)
         n, k = w.shape
         dtype = DTYPE_NAMES[w.dtype]
@@ -52,7 +52,7 @@ class CSR(Compressed):
         """Copy a scipy.sparse csr_matrix or csr_array [n, k] of float32 or float16.
 
         Stored zeros stay stored. TypeError: not scipy CSR, or another dtype (float64 is not narrowed
-        silently). ValueError: bad indices (`matrix.sum_duplicates()` cures unsorted and repeated columns).
+        silently). ValueError: bad indices (`matrix.sum_duplicates()` fixes unsorted and repeated columns).
         """
         if getattr(matrix, "format", None) != "csr":
             hint = "convert it with .tocsr()"

@@ -1,4 +1,4 @@
-"""The dtypes of weights and activations: the one table that formats, packings, operators and tests read."""
+"""The table of supported dtypes of weights and activations, for formats, packings, operators and tests."""
 
 from __future__ import annotations
 

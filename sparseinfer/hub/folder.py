@@ -1,4 +1,4 @@
-"""A Hugging Face model folder: config.json, weights and tokenizer, read and written."""
+"""Reads and writes Hugging Face model folders: config.json, weights and tokenizer."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sparseinfer import _packages
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a folder holds.
+    """The model and tokenizer of a folder.
 
-    model      in eval mode and float32, whatever the weights are stored in
+    model      in eval mode and float32, whatever dtype the weights are stored in
     tokenizer  of transformers
-    dtype      that the weights are stored in
+    dtype      of the stored weights
     is_causal  the model predicts the next token
-    is_seq2seq it predicts one text from another, by an encoder and a decoder. A model that is neither makes
+    is_seq2seq the model is an encoder-decoder that predicts text. A model that is neither returns
                hidden states
     """
 
@@ -32,17 +32,17 @@ class Checkpoint:
 
     @property
     def has_decoder(self) -> bool:
-        """Beside an encoder, with or without a head."""
+        """Whether the model is an encoder-decoder, with or without a head."""
         model: Any = self.model
         return bool(getattr(model.config, "is_encoder_decoder", False))
 
     @property
     def predicts(self) -> bool:
-        """Whether it has a loss: that of the words of a text."""
+        """Whether it predicts tokens, so that a text has a loss."""
         return self.is_causal or self.is_seq2seq
 
     def start_of_labels(self, labels: Tensor) -> int | None:
-        """The token that the decoder is to begin with; None where the model makes its inputs from labels."""
+        """The decoder's start token; None if the model derives the decoder's inputs from labels itself."""
         model: Any = self.model
         try:
             model.prepare_decoder_input_ids_from_labels(labels=labels)
@@ -53,14 +53,14 @@ class Checkpoint:
 
     @property
     def max_length(self) -> int:
-        """Most tokens that the model takes at once."""
+        """The maximum number of tokens of one input."""
         config: Any = self.model.config
         limits = (getattr(config, "max_position_embeddings", None), self.tokenizer.model_max_length)
         return min(limit for limit in limits if limit and limit > 0)
 
     @property
     def head(self) -> str | None:
-        """Name of the layer that makes scores of words out of hidden states."""
+        """Name of the layer that computes logits from hidden states."""
         model: Any = self.model
         head = model.get_output_embeddings()
         return next((fqn for fqn, module in model.named_modules() if module is head), None)
@@ -105,7 +105,7 @@ def check_out(folder: Path) -> None:
 
 
 def save(checkpoint: Checkpoint, folder: Path) -> None:
-    """Writes config, safetensors in the first folder's dtype, and tokenizer: to be loaded like that one."""
+    """Writes config, safetensors in the original dtype, and tokenizer; loads like the original folder."""
     model: Any = checkpoint.model
     model.to(checkpoint.dtype).save_pretrained(folder)
     checkpoint.tokenizer.save_pretrained(folder)

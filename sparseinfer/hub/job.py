@@ -1,4 +1,4 @@
-"""What `sparseinfer prune` is told: every argument with its default, its check and its help, said once."""
+"""The arguments of `sparseinfer prune`, each with its default, check and help text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sparseinfer.prune.methods.threshold import Scope
 
 @dataclass(frozen=True)
 class Job:
-    """A model folder to prune, how, and where to. Each field says in its `help` what it is.
+    """The model folder to prune, the method and the output folder. The `help` of each field describes it.
 
     TypeError or ValueError if an argument is not as described.
     """
@@ -31,19 +31,19 @@ class Job:
     sparsity: float | None = field(
         default=None,
         metadata=argument(
-            "of all layers together, a fraction in [0, 1); not with N:M, which says it",
+            "sparsity of all layers together, in [0, 1); not with N:M, which sets it",
             read=float,
             metavar="S",
         ),
     )
     budget: str = field(
         default=registry.UNIFORM,
-        metadata=argument(f"how it is spread over the layers: {', '.join(registry.budgets())}"),
+        metadata=argument(f"how the sparsity is spread over the layers: {', '.join(registry.budgets())}"),
     )
     pattern: Pattern | None = field(
         default=None,
         metadata=argument(
-            f"of the zeros: {', '.join(registry.patterns())}, with numbers for the capital letters",
+            f"pattern of the zeros: {', '.join(registry.patterns())}, with numbers for the capital letters",
             read=registry.pattern,
             metavar="P",
         ),
@@ -55,7 +55,7 @@ class Job:
     calibration: Path | None = field(
         default=None,
         metadata=argument(
-            "text, for methods and budgets that look at a model's inputs, and for the layers' errors",
+            "text for methods and budgets that need a model's inputs, and for the layers' errors",
             read=Path,
             metavar="FILE",
         ),
@@ -63,7 +63,7 @@ class Job:
     evaluation: Path | None = field(
         default=None,
         metadata=argument(
-            "other text to judge by; default: the last fifth of the calibration text",
+            "text to measure the quality on; default: the last fifth of the calibration text",
             flag="eval",
             read=Path,
             metavar="FILE",
@@ -71,16 +71,18 @@ class Job:
     )
     # Both are chosen, not measured.
     samples: int = field(
-        default=16, metadata=argument("most sequences of each text, drawn by the seed", read=positive)
+        default=16,
+        metadata=argument("maximum number of sequences of each text, drawn at random", read=positive),
     )
     length: int = field(
         default=512,
         metadata=argument(
-            "most tokens of a sequence; a model that predicts words takes exactly so many", read=positive
+            "maximum tokens of a sequence; for a model that predicts tokens the exact number", read=positive
         ),
     )
     sequential: bool = field(
-        default=False, metadata=argument("calibrate each block by what the pruned ones before it make")
+        default=False,
+        metadata=argument("calibrate each block with the outputs of the pruned blocks before it"),
     )
     ignore: Sequence[str] | None = field(
         default=None,
@@ -88,7 +90,7 @@ class Job:
             "layers that stay dense; default: the output embeddings", several=True, metavar="NAME"
         ),
     )
-    seed: int = field(default=0, metadata=argument("of all that is drawn at random", read=int))
+    seed: int = field(default=0, metadata=argument("seed of the random numbers", read=int))
 
     def __post_init__(self) -> None:
         for name, asked in arguments(Job).items():
@@ -97,7 +99,7 @@ class Job:
         self.pruning_method()
 
     def pruning_method(self) -> SparseMethod:
-        """The method, told how much to prune and where."""
+        """The pruning method with its sparsity, scope, pattern and budget."""
         methods, budgets = registry.methods(), registry.budgets()
         if self.method not in methods:
             raise ValueError(f"method: expected one of {', '.join(methods)}, got {self.method!r}")

@@ -1,4 +1,4 @@
-"""How good a model is on a text: perplexity where it predicts words, else likeness to its dense self."""
+"""Measures quality on a text: perplexity if the model predicts tokens, else similarity to the dense model."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from sparseinfer.hub.text import Sample
 
 @dataclass(frozen=True)
 class Quality:
-    """A figure by its name; `measure()` is that of the model as it is then."""
+    """A quality measure and its name; `measure()` evaluates the model in its present state."""
 
     name: str
     measure: Callable[[], float]
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, samples: Sequence[Sample]) -> Quality:
-        """Of a model that predicts words its perplexity, else the mean cosine to its embeddings as of now."""
+        """Perplexity of a model that predicts tokens, else mean cosine to the embeddings it computes now."""
         model: Any = checkpoint.model
         if checkpoint.predicts:
             return cls("perplexity", lambda: perplexity(model, samples))
@@ -57,7 +57,7 @@ def perplexity(model: Any, samples: Sequence[Sample]) -> float:
 
 @torch.inference_mode()
 def embeddings(model: Any, samples: Sequence[Sample]) -> Tensor:
-    """[samples, hidden]: the last hidden states without a head, of a decoder if there is one; token means."""
+    """[samples, hidden]: token means of the last hidden states (of the decoder, if any), without a head."""
     means = []
     for sample in samples:
         output = model.base_model(**sample, output_hidden_states=True)

@@ -1,4 +1,4 @@
-"""What a job has done, and the table that shows it."""
+"""The result of a pruning job, and its table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sparseinfer.prune import PrunedLayer, PruneReport
 
 @dataclass(frozen=True)
 class Result:
-    """`before` and `after` are of the quality of that name; None and "" without text to judge by."""
+    """`before` and `after` are values of the measure `quality`; None and "" without text to evaluate on."""
 
     report: PruneReport
     quality: str
@@ -21,7 +21,7 @@ class Result:
 
 
 def table(result: Result) -> Table:
-    """Layers that differ in their numbers only share a line: their mean sparsity and error."""
+    """Layers whose names differ only in numbers share a row with their mean sparsity and error."""
     shown = Table()
     shown.add_column("layers", overflow="fold")
     for name in ("count", "sparsity", "error"):

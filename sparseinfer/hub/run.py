@@ -1,4 +1,4 @@
-"""From one model folder to another whose layers are pruned, with the quality before and after."""
+"""Prunes a model folder into a new one, and measures the quality before and after."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sparseinfer.prune import Budget, CalibrationStats, PruneReport, calibrate, 
 
 
 def run(job: Job, on_step: Callable[[str], None] = lambda step: None) -> Result:
-    """Loads, judges, calibrates, prunes, judges again and writes; `on_step` is told what comes next.
+    """Loads, evaluates, calibrates, prunes, evaluates again and saves; `on_step` gets the name of each step.
 
     Nothing is written before all of it is done. TypeError or ValueError: a folder or text is not as
     described, or the job does not suit the model. RuntimeError: transformers is missing.

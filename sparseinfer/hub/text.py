@@ -1,4 +1,4 @@
-"""Text as what a model takes: samples of one sequence each, without padding."""
+"""Tokenizes a text into samples for a model: one sequence each, without padding."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read(name: str, path: Path) -> str:
 
 
 def samples_of(name: str, checkpoint: Checkpoint, text: str, length: int) -> list[Sample]:
-    """All of the text: for a model that predicts words windows of `length` tokens, else its lines.
+    """The whole text as samples: windows of `length` tokens if the model predicts tokens, else lines.
 
     A causal model predicts each token of a window from those before it. An encoder reads the first half of
     a window, and its decoder predicts the other one, the labels. A decoder without a head is given the line
@@ -72,7 +72,7 @@ def _decoded(sample: Sample) -> Sample:
 
 
 def held_out(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """The samples but for the last fifth, and that fifth. ValueError if there is only one."""
+    """The samples without the last fifth, and that fifth. ValueError if there is only one sample."""
     if len(samples) < 2:
         hint = "give more text, a smaller length, or another text to evaluate on"
         raise ValueError(f"calibration: expected at least 2 samples, one to evaluate on, got 1 ({hint})")
@@ -81,6 +81,6 @@ def held_out(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
 
 
 def drawn(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:
-    """So many of them, or all if there are fewer, at random, in the order of the text."""
+    """A random choice of `count` samples, or all if there are fewer, in the order of the text."""
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
     return [samples[i] for i in sorted(order[:count].tolist())]

@@ -1,4 +1,4 @@
-"""The modules that convert puts in the place of torch's dense ones, and what they are made of."""
+"""The modules that replace torch's dense layers in a converted model, and their parts."""
 
 from __future__ import annotations
 

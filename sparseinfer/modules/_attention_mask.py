@@ -1,4 +1,4 @@
-"""The masks of nn.MultiheadAttention as one that is added to scores."""
+"""Combines the masks of nn.MultiheadAttention into one that is added to the scores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def combined_mask(
     """A mask of this dtype to add to scores [n, heads, l, s]; None without any mask.
 
     attn_mask   [l, s] or [n * heads, l, s]; bool, True = ignored, or floats that are added
-    padding     [n, s], likewise: the key_padding_mask
+    padding     [n, s], bool or floats likewise: the key_padding_mask
     sizes       n, heads, l, s
 
     ValueError: another shape. TypeError: another dtype.

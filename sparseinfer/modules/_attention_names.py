@@ -1,4 +1,4 @@
-"""The attributes of nn.MultiheadAttention, such as in_proj_weight, for the layer that takes its place."""
+"""Gives the layer that replaces nn.MultiheadAttention its attributes, such as in_proj_weight."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class AttentionNames(StandIn):
 
     @property
     def in_proj_weight(self) -> Tensor | None:
-        """The dense weight [3e, e] of all projections, if kdim and vdim are e; made anew, read only."""
+        """The dense weight [3e, e] of all projections, if kdim and vdim are e; a new read-only tensor."""
         if not self._has_packed_weight:
             return None
         parts = self._in_parts()
@@ -50,7 +50,7 @@ class AttentionNames(StandIn):
 
     @property
     def in_proj_bias(self) -> Tensor | None:
-        """The bias [3e]: that of the only projection itself, of three a copy that is read only."""
+        """The bias [3e]: the parameter itself of one projection, a read-only copy of three."""
         parts = self._in_parts()
         if len(parts) == 1:
             bias: Any = parts[0].bias
@@ -63,7 +63,7 @@ class AttentionNames(StandIn):
 
     @property
     def q_proj_weight(self) -> Tensor | None:
-        """The weight of the projection of queries; None if `in_proj_weight` holds it."""
+        """The weight of the query projection; None if it is part of `in_proj_weight`."""
         return self._projection(0)
 
     @property

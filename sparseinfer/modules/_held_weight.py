@@ -1,4 +1,4 @@
-"""What layers share that hold their weight in a form of their own: packings, or a layout of torch's."""
+"""The base of layers that hold their weight in another form than nn.Linear: packings, or a torch layout."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from sparseinfer.modules.stand_in import ORIGIN, StandIn, StateLoad
 
 
 class HeldWeight(StandIn):
-    """A layer that makes its dense weight, as a matrix [n, k], from the form in which it holds it.
+    """A layer whose dense weight, a matrix [n, k], is computed from the form that it holds.
 
-    Subclasses say how the form is made dense, saved and loaded: the methods that raise NotImplementedError.
+    Subclasses define how this form is made dense, saved and loaded: the methods with NotImplementedError.
     """
 
     bias: Tensor | None
@@ -33,7 +33,7 @@ class HeldWeight(StandIn):
         self._times_held = 0
 
     def dense_matrix(self) -> Tensor:
-        """The dense weight [n, k], made anew, in the layer's dtype and where the layer is."""
+        """A new dense weight [n, k], in the layer's dtype and on its device."""
         raise NotImplementedError
 
     def constant_matrix(self) -> Tensor:
@@ -46,7 +46,7 @@ class HeldWeight(StandIn):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight, made anew at every access: for inspection, not for speed. It is read only.
+        """The dense weight, read-only and computed at every access: for inspection, not for speed.
 
         In a graph of torch.compile or torch.export it is a constant.
         """
@@ -95,7 +95,7 @@ class HeldWeight(StandIn):
 
 
 class LinearLike(HeldWeight):
-    """What stands in for nn.Linear, or for transformers' Conv1D, which holds its weight as [k, n]."""
+    """A replacement for nn.Linear or transformers' Conv1D, which holds its weight as [k, n]."""
 
     in_features: int
     out_features: int
@@ -116,12 +116,12 @@ class LinearLike(HeldWeight):
 
     @property
     def nf(self) -> int:
-        """out_features, as Conv1D calls them."""
+        """out_features under Conv1D's name."""
         return self._of_origin("nf", self.out_features)
 
     @property
     def nx(self) -> int:
-        """in_features, likewise."""
+        """in_features under Conv1D's name."""
         return self._of_origin("nx", self.in_features)
 
 
@@ -137,7 +137,7 @@ def checked_bias(bias: Tensor | None, n: int, dtype: torch.dtype, device: torch.
 
 
 def destination(module: nn.Module, dtype: torch.dtype, fn: Callable[[Tensor], Tensor]) -> torch.device:
-    """Where fn, as nn.Module._apply gets it, moves tensors. TypeError: to another dtype or kind of device."""
+    """Device to which fn (of nn.Module._apply) moves tensors. TypeError: fn changes dtype or device kind."""
     probe = fn(torch.zeros(1, dtype=dtype, device="cpu"))
     if probe.dtype != dtype or probe.device.type not in ("cpu", "cuda"):
         raise TypeError(

@@ -1,4 +1,4 @@
-"""A tensor that can be read but not written to: the dense copy of a weight that a layer holds otherwise."""
+"""A read-only tensor: the dense copy of a weight that a layer holds in another form."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OPERATORS = frozenset(f"__i{name}__" for name in (*_ARITHMETIC, *_BITWISE))
 
 
 class ReadOnlyTensor(Tensor):
-    """A tensor that torch's functions read like any other and refuse to write to, and views of it likewise.
+    """A tensor that torch's functions can read but not write; the same holds for its views.
 
     A write would be lost, because the layer holds its weight in another form. Results of functions, copies
     and pickled tensors are plain ones.
@@ -29,7 +29,7 @@ class ReadOnlyTensor(Tensor):
 
     @staticmethod
     def of(t: Tensor) -> Tensor:
-        """t, read only, in the same memory. Under torch.compile, torch.export and jit.trace: t itself."""
+        """t as read-only, sharing its memory. Under torch.compile, torch.export and jit.trace: t itself."""
         if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return t
         return t.as_subclass(ReadOnlyTensor)
@@ -63,7 +63,7 @@ class ReadOnlyTensor(Tensor):
             return _read_only(result, read_only)
 
     def set_(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """The one method that writes and that torch does not ask __torch_function__ about."""
+        """Refuses to write: the one writing method that bypasses __torch_function__."""
         refuse_write("weight")
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""What SparseLSTM, SparseGRU and SparseRNN share: how they are made, made dense again, and called."""
+"""The base of SparseLSTM, SparseGRU and SparseRNN: construction, conversion back to dense, and the call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Recurrent(RecurrentSteps):
-    """A recurrent layer of torch's whose matrices are modules; subclasses say what one step computes."""
+    """A recurrent layer whose matrices are modules; subclasses define what one step computes."""
 
     gates: ClassVar[int]
     # Whether autocast rounds the layer's inputs; what torch's nn.GRU computes keeps their dtype.
@@ -69,7 +69,7 @@ class Recurrent(RecurrentSteps):
 
     @classmethod
     def from_rnn(cls, rnn: nn.RNNBase, parts: Sequence[Sequence[nn.Module]] | None = None) -> Self:
-        """The same layer as `rnn` with other matrices, (input, hidden) or (input, hidden, projection) a cell.
+        """The layer `rnn` with other matrices: (input, hidden) or (input, hidden, projection) per cell.
 
         parts   in the order of the constructor; default: `linears(rnn)`, which share the weights of `rnn`
         """
@@ -91,7 +91,7 @@ class Recurrent(RecurrentSteps):
     def linears(cls, rnn: nn.RNNBase) -> list[tuple[nn.Linear, ...]]:
         """The matrices of a dense layer, a tuple for each cell, as nn.Linears that share its memory.
 
-        TypeError: not the kind of layer whose place this one takes.
+        TypeError: not the kind of layer that this one replaces.
         """
         if not isinstance(rnn, cls.dense):
             raise TypeError(f"rnn: expected nn.{cls.dense.__name__}, got {type(rnn).__name__}")
@@ -149,7 +149,7 @@ class Recurrent(RecurrentSteps):
         Returns outputs [t, n, directions * output_size] in the form of the input, and states like hx.
 
         ValueError: shapes or a dtype that do not fit, no steps. TypeError: an LSTM's hx that is not a pair.
-        RuntimeError: gradients are enabled and an input asks for one.
+        RuntimeError: gradients are enabled and an input requires one.
         """
         device = (input.data if isinstance(input, PackedSequence) else input).device.type
         if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(device):

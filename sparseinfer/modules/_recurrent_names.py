@@ -1,4 +1,4 @@
-"""The attributes of torch's recurrent layers, such as weight_ih_l0, for the layers that take their place."""
+"""Gives the replacements of torch's recurrent layers their attributes, such as weight_ih_l0."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PARTS = {"ih": "input", "hh": "hidden", "hr": "projection"}
 
 
 class RecurrentNames(StandIn):
-    """Attributes and methods of nn.RNNBase but forward, made from the parts of `cells`."""
+    """Attributes and methods of nn.RNNBase except forward, computed from the parts of `cells`."""
 
     dense: ClassVar[type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]]
     cells: nn.ModuleList
@@ -50,7 +50,7 @@ class RecurrentNames(StandIn):
 
     @property
     def bias(self) -> bool:
-        """Whether the matrices have one."""
+        """Whether the matrices have a bias."""
         cells: Any = self.cells
         return all(dense_bias(part) is not None for cell in cells for part in (cell.input, cell.hidden))
 
@@ -75,7 +75,7 @@ class RecurrentNames(StandIn):
         return [weight for weights in self.all_weights for weight in weights]
 
     def flatten_parameters(self) -> None:
-        """Nothing: it is about how cuDNN wants dense weights to lie."""
+        """Does nothing: there are no dense weights to arrange for cuDNN."""
 
     def _weights_have_changed(self) -> bool:
         return False
@@ -85,7 +85,7 @@ class RecurrentNames(StandIn):
         return dtype_of(cell.input)
 
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
-        """As nn.RNNBase's."""
+        """Checks an input like nn.RNNBase.check_input."""
         if input.dtype != self._dtype() and not torch._C._is_any_autocast_enabled():
             raise ValueError(f"input: expected dtype {self._dtype()}, got {input.dtype}")
         expected = 2 if batch_sizes is not None else 3
@@ -107,6 +107,6 @@ def matrix_names(layer: Any) -> list[str]:
 
 
 def suffixes(layers: int, bidirectional: bool) -> list[str]:
-    """Of torch's parameter names, in the order of the cells."""
+    """The suffixes of torch's parameter names, in the order of the cells."""
     endings = ("", "_reverse") if bidirectional else ("",)
     return [f"l{layer}{ending}" for layer in range(layers) for ending in endings]

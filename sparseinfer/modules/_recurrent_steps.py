@@ -1,4 +1,4 @@
-"""The loop over time of recurrent layers: all layers and directions, whatever one step computes."""
+"""Runs the time steps of recurrent layers, for all layers and directions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class RecurrentCell(nn.Module):
 
     input       [gates * hidden_size, features of the input]
     hidden      [gates * hidden_size, features of the output]
-    projection  [proj_size, hidden_size] or None: what makes an output of an LSTM's state
+    projection  [proj_size, hidden_size] or None: maps an LSTM's state to its output
     """
 
     def __init__(self, input: nn.Module, hidden: nn.Module, projection: nn.Module | None = None) -> None:
@@ -35,10 +35,10 @@ Scan: TypeAlias = Callable[[int, RecurrentCell, Tensor, bool], Tensor]
 
 
 class RecurrentSteps(RecurrentNames):
-    """Runs `cells` over sequences; one step is up to the subclass: `_steps` in place, `_step` out of place.
+    """Runs `cells` over sequences; a subclass defines one step: `_steps` in place, `_step` out of place.
 
-    Sequences are held as a PackedSequence holds them, one step after another and each step with the rows of
-    the sequences that are long enough; in a plain batch all of them are.
+    Sequences are laid out as in a PackedSequence: step after step, each with a row for every sequence that
+    is long enough; in a plain batch all are.
     """
 
     output_size: int

@@ -1,4 +1,4 @@
-"""Torch's compilers, tracers and transforms: whether they watch a call, and what to hide from them."""
+"""Detects torch's compilers, tracers and transforms during a call, and hides computations from them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 
 def is_observed() -> bool:
-    """Whether torch follows what is computed and would miss writes into memory.
+    """Whether torch records or transforms the computation, so that in-place writes would be missed.
 
     That is under torch.compile, torch.export, jit.trace, the transforms of torch.func, and forward mode:
-    fewer than `ops.watched` asks about, which is for calls that pass torch's dispatcher by.
+    fewer cases than `ops.watched`, which decides whether a call may skip torch's dispatcher.
     """
     return (
         torch.compiler.is_compiling()
@@ -28,7 +28,7 @@ def is_observed() -> bool:
 
 @contextmanager
 def unseen() -> Iterator[None]:
-    """A block that jit.trace and the transforms of torch.func do not see: its results are constants."""
+    """A block hidden from jit.trace and the transforms of torch.func: its results are constants."""
     state: Any = torch._C
     tracing, set_state = state._get_tracing_state(), state._set_tracing_state
     set_state(None)

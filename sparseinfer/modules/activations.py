@@ -1,4 +1,4 @@
-"""Which activation of the kernels a module or function computes, told by what it is: nothing is tried out."""
+"""Tells which kernel activation a module or function computes, by its type, without running it."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _DEFAULTS = {"approximate": "none"}
 
 
 def is_called_as_torch_does(module: Any) -> bool:
-    """Whether a call of the module is its hooks and the forward of its class."""
+    """Whether a call of the module runs only its hooks and the forward of its class."""
     kind: Any = type(module)
     return kind.__call__ is _CALL and kind._call_impl is _CALL_IMPL and "forward" not in vars(module)
 
 
 def activation_name(function: object) -> str:
-    """Which of `ops.ACTIVATIONS` it is; "none" for every other module or function.
+    """The name in `ops.ACTIVATIONS`; "none" for every other module or function.
 
     Modules are known by their `forward`: that of torch's own class, or one that only returns one of torch's
-    functions of its argument, in source that can be read. Hooks are not looked at.
+    functions of its argument, in source that can be read. Hooks are ignored.
     """
     if not isinstance(function, nn.Module):
         return _of_function(function, {})

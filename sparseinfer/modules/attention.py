@@ -20,13 +20,13 @@ class SparseMultiheadAttention(AttentionNames):
     in_proj     one module [3e, e] for q, k and v, or an nn.ModuleList of three [e, e], [e, kdim], [e, vdim]
     out_proj    one module [e, e]
 
-    Calls and results are those of nn.MultiheadAttention, whose place it can take in torch's Transformer
-    layers: their fast path, which reads weights and calls no module, sees that it does not apply. (At padded
-    positions a TransformerEncoder on the fast path returns zeros, here it returns what the layers computed.)
+    Arguments and results are those of nn.MultiheadAttention, which it can replace in torch's Transformer
+    layers: their fast path, which reads weights and calls no module, is then disabled. (At padded positions
+    a TransformerEncoder on the fast path returns zeros; here it returns what the layers computed.)
 
-    One module [3e, e] is called once for each distinct tensor among query, key and value, and the parts of
-    its result that nobody asked for are dropped: once in self-attention, twice the work of three modules
-    where key is value but query is another.
+    One module [3e, e] is called once for each distinct tensor among query, key and value, and the unused
+    parts of its result are dropped: one call in self-attention; twice the work of three modules where key is
+    value but not query.
     """
 
     bias_k: Tensor | None

@@ -1,4 +1,4 @@
-"""A layer called together with the batch norm or activation that its result goes straight into."""
+"""Calls a layer together with the batch norm or activation applied directly to its result."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ def chain(steps: tuple[Any, ...], *args: Any, **kwargs: Any) -> Any:
 
     steps   callables, mostly modules: a layer, then a batch norm or an activation or both
 
-    At every call each step is asked what it is and whether it has hooks, so this can replace the nested calls
-    anywhere.
+    Every call checks the type and hooks of each step, so this can replace the nested calls anywhere.
     """
     layer = steps[0]
     # Its only argument, by name or not; hooks are given it as it came.
@@ -47,7 +46,7 @@ def chain(steps: tuple[Any, ...], *args: Any, **kwargs: Any) -> Any:
 
 
 def chain_in_order(layer: Any, args: Any, kwargs: Any, followers: tuple[Any, ...]) -> Any:
-    """`chain` with its arguments in the order in which one statement after another looks them up."""
+    """`chain` with its arguments in the order in which consecutive statements evaluate them."""
     return chain((layer, *followers), *args, **kwargs)
 
 
@@ -72,13 +71,13 @@ def _is_plain(step: object) -> bool:
 
 
 class FoldedLayer(nn.Module):
-    """A layer beside a copy into which the batch norm that follows it is multiplied, for `chain`.
+    """A layer and a copy of it with the following batch norm folded in, for `chain`.
 
-    plain        the layer by itself: a call of this module is a call of it
-    folded       batch_norm(plain(x)) as one layer, for x as `holds` demands
+    plain        the layer by itself; calling this module calls it
+    folded       batch_norm(plain(x)) as one layer, valid if `holds(..., x)`
 
-    The batch norm stays where it is in the model, for whatever else calls it; this module only refers to it.
-    Other attributes are those of `plain`.
+    The batch norm stays in the model for other callers; this module only refers to it. Other attributes are
+    those of `plain`.
     """
 
     plain: nn.Module
@@ -104,7 +103,7 @@ class FoldedLayer(nn.Module):
         return self.plain(*args, **kwargs)
 
     def holds(self, step: Any, x: Tensor) -> bool:
-        """Whether `folded` is what `step` makes of the layer's result for x."""
+        """Whether `folded` may replace the layer followed by `step`, for this x."""
         norm = self.__dict__["batch_norm"]
         # A transform of torch wraps the tensors made under it, and what is kept here outlives it.
         if step is not norm or norm.training or is_observed():
@@ -170,7 +169,7 @@ class FoldedLayer(nn.Module):
 
 
 def held_bytes(module: nn.Module) -> int:
-    """Bytes of what a module holds, sparse or dense."""
+    """Bytes of the weights of a module, sparse or dense."""
     nbytes = getattr(module, "nbytes", None)
     return nbytes if isinstance(nbytes, int) else sum(parameter.nbytes for parameter in module.parameters())
 
@@ -187,7 +186,7 @@ def affine(
 
 
 def affine_of(norm: Any) -> tuple[Tensor, Tensor]:
-    """`affine` of a batch norm as it is."""
+    """`affine` of a batch norm in its present state."""
     return affine(**{name: getattr(norm, name) for name in _AFFINE}, eps=norm.eps)
 
 

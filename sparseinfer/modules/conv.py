@@ -94,10 +94,10 @@ class _SparseConv(PackedLayer, Generic[Dense]):
         *,
         activation: str = "none",
     ) -> Self:
-        """The same layer as `conv`, whose weight's zeros are dropped, packed in each layout.
+        """The layer `conv` with its weight packed, without zeros, in each layout.
 
-        A name means that packing in fp32; default: "rowgroup". TypeError: not the kind of layer whose place
-        this one takes.
+        A name means that packing in fp32; default: "rowgroup". TypeError: not the kind of layer that this
+        one replaces.
         """
         if not isinstance(conv, cls._dense):
             raise TypeError(f"conv: expected nn.{cls._dense.__name__}, got {type(conv).__name__}")
@@ -117,7 +117,7 @@ class _SparseConv(PackedLayer, Generic[Dense]):
         return self.activated(input, self.activation)
 
     def activated(self, x: Tensor, activation: str) -> Tensor:
-        """The layer with this activation instead of its own; see `modules.chain`."""
+        """Calls the layer with this activation instead of its own; see `modules.chain`."""
         batched = x.dim() == self._dims + 2
         if not batched:
             if x.dim() != self._dims + 1:
@@ -240,13 +240,13 @@ class SparseConv1d(_SparseConv[nn.Conv1d]):
 
 
 def conv_options(conv: Any) -> dict[str, Any]:
-    """What convolutions, dense and sparse, are made with besides their weights and channels."""
+    """The constructor arguments of a convolution besides its channels, dense or sparse."""
     names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
     return {name: getattr(conv, name) for name in names}
 
 
 def weight_in_channels_last(conv: Any) -> bool:
-    """Whether a dense convolution returns channels_last whatever it is given."""
+    """Whether a dense convolution returns channels_last for inputs in any memory format."""
     return conv.weight.dim() == 4 and in_channels_last(conv.weight)
 
 

@@ -1,4 +1,4 @@
-"""A weight [n, k] cut into groups of rows, as convolutions with groups need it, and packed group by group."""
+"""Splits a weight [n, k] into the groups of rows of a grouped convolution, and packs each group."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from sparseinfer.formats import BSR, CSR
 
 
 def as_layouts(packings: Sequence[str | ops.Layout]) -> list[ops.Layout]:
-    """Layouts as they are, a name meaning that packing in fp32."""
+    """The layouts; a name means that packing in fp32."""
     return [name if isinstance(name, ops.Layout) else ops.Layout(name) for name in packings]
 
 
 def pack_groups(
     fmt: CSR | BSR, layouts: Sequence[ops.Layout], groups: int = 1, device: torch.device | None = None
 ) -> list[Tensor]:
-    """The packings of fmt [n, k] in each layout: of each group of n / groups rows, one after another."""
+    """Packs fmt [n, k] in each layout, each group of n / groups rows by itself."""
     parts = split_rows(fmt, groups)
     return [layout.pack(part, device=device) for layout in layouts for part in parts]
 
 
 def split_rows(fmt: CSR | BSR, groups: int) -> list[CSR | BSR]:
-    """The first n / groups rows of fmt [n, k], the next ones, and so on. ValueError: they cut a block."""
+    """Splits fmt [n, k] into groups of n / groups rows. ValueError: a split would cut a block."""
     if groups == 1:
         return [fmt]
     rows, (n, k) = fmt.crow_indices.numel() - 1, fmt.shape

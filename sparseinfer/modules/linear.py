@@ -19,12 +19,12 @@ class SparseLinear(LinearLike, PackedLayer):
     """y = x · Wᵀ + bias with a sparse W [n, k]; x [..., k] -> y [..., n]; n = out_features, k = in_features.
 
     The weight lives only in its packings, uint8 buffers `packing_0`, ... that `state_dict()` leaves out:
-    there the layer is `values`, `crow_indices`, `col_indices` and `bias`, exact to the bit. `plan` says which
+    it holds `values`, `crow_indices`, `col_indices` and `bias` instead, bit for bit. `plan` says which
     packing and kernel serve how many tokens. float32, bfloat16 or float16, never trainable. One instance may
     serve several threads at once.
 
-    `.to("cuda")` and `.to("cpu")` pack anew for the kernels there; blocks (BSR) go to a GPU in bfloat16 or
-    float16 only. What `state_dict()` holds of the weight is in CPU memory.
+    `.to("cuda")` and `.to("cpu")` pack the weight again for the kernels there; blocks (BSR) can move to a GPU
+    in bfloat16 or float16 only. The weight tensors in `state_dict()` are in CPU memory.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class SparseLinear(LinearLike, PackedLayer):
         buckets: Sequence[ops.Bucket] | None = None,
         activation: str = "none",
     ) -> SparseLinear:
-        """Pack fmt [n, k] in each layout, a name meaning fp32; default: "rowgroup", "bsr" for BSR."""
+        """Pack fmt [n, k] in each layout; a name means fp32; default: "rowgroup", for BSR "bsr"."""
         layouts = [ops.Layout.on_cpu(fmt)] if packings is None else as_layouts(packings)
         return cls(pack_groups(fmt, layouts), bias, buckets=buckets, activation=activation)
 
@@ -69,7 +69,7 @@ class SparseLinear(LinearLike, PackedLayer):
         packings: Sequence[str | ops.Layout] | None = None,
         buckets: Sequence[ops.Bucket] | None = None,
     ) -> SparseLinear:
-        """The same layer as `linear`, whose weight's zeros are dropped; arguments as in `from_format`."""
+        """The layer `linear` with its weight packed, without zeros; arguments as in `from_format`."""
         fmt = CSR.from_dense(linear.weight)
         layer = cls.from_format(fmt, linear.bias, packings=packings, buckets=buckets)
         return layer.train(linear.training)
@@ -78,14 +78,14 @@ class SparseLinear(LinearLike, PackedLayer):
         return self.activated(input, self.activation)
 
     def activated(self, x: Tensor, activation: str) -> Tensor:
-        """The layer with this activation instead of its own; see `modules.chain`."""
+        """Calls the layer with this activation instead of its own; see `modules.chain`."""
         # Straight from the dicts: nn.Module.__getattr__ costs 0.7 us a buffer, a tenth of a small call.
         buffers = self._buffers
         packings = [buffers[name] for name in self._packing_names]
         return ops.linear(x, packings, self._parameters["bias"], self.out_features, self.plan, activation)
 
     def parts(self, x: Tensor, sizes: Sequence[int], wanted: Sequence[bool]) -> list[Tensor | None]:
-        """The layer's result cut into tensors [..., size] of their own; None for those not wanted."""
+        """The layer's result as separate tensors [..., size]; None for those not wanted."""
         refuse_gradients(x=x, bias=self.bias)
         packings = [self._buffers[name] for name in self._packing_names]
         return ops.linear_parts(x, packings, self.bias, sizes, wanted, self.plan)  # type: ignore[arg-type]

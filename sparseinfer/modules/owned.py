@@ -1,6 +1,6 @@
-"""Activations done in place: the result goes over the input, where nothing else refers to that memory.
+"""Computes activations in place where nothing else refers to the input's memory.
 
-A fresh result of 50 MB costs more in page faults than the activation itself: twice on Zen 4.
+The page faults of a newly allocated result of 50 MB cost twice as much as the activation itself, on Zen 4.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _storage_uses = getattr(torch._C, "_storage_Use_Count", None)
 
 
 def may_take(module: object) -> bool:
-    """Whether it is an activation that `take` can do in place, called as torch calls modules."""
+    """Whether it is an activation that `take` can compute in place, called as torch calls modules."""
     has_in_place = isinstance(module, nn.Module) and type(module).forward in _IN_PLACE
     return has_in_place and is_called_as_torch_does(module)
 
@@ -39,9 +39,8 @@ def may_take(module: object) -> bool:
 def take(activation: Any, held: list[Any]) -> Any:
     """activation(x) of the only item of `held`, which is removed; in place if nothing else refers to x.
 
-    The caller gives x in a list so as to keep no reference of its own. That nobody else has one is counted at
-    each call: references to the Python object, to the tensor behind it, and to its memory, which has to be
-    torch's own.
+    The caller passes x in a list so that it keeps no reference itself. Each call counts the references to
+    the Python object, to the C++ tensor, and to its memory, which has to be allocated by torch.
     """
     x = held.pop()
     if watched(x) or not may_take(activation):
@@ -53,7 +52,7 @@ def take(activation: Any, held: list[Any]) -> Any:
 
 
 def is_owned(x: Tensor) -> bool:
-    """Whether the memory of x belongs to x alone, every number in a cell of its own."""
+    """Whether only x uses its memory, and its elements do not overlap."""
     uses: int = x._use_count()  # type: ignore[attr-defined]
     if _storage_uses is None or x.layout != torch.strided or uses > 1 or x.grad_fn is not None:
         return False

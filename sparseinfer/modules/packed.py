@@ -25,13 +25,13 @@ _PARTS = ("values", "crow_indices", "col_indices")
 class PackedLayer(HeldWeight):
     """A layer whose weight, as a matrix [n, k], lives only in packings.
 
-    The packings are uint8 buffers `packing_0`, ... that `state_dict()` leaves out: there the layer is
-    `values`, `crow_indices`, `col_indices` and `bias`, exact to the bit. Each layout has one packing or,
-    where the weight is cut into groups of rows, one packing for each group, one after another. The weight may
-    be of a shorter dtype than `dtype`, which is that of the bias and of the dense layer.
+    The packings are uint8 buffers `packing_0`, ... that `state_dict()` leaves out: it holds
+    `values`, `crow_indices`, `col_indices` and `bias` instead, bit for bit. Each layout has one packing or,
+    if the weight is split into groups of rows, one packing per group, in order. The weight's dtype may be
+    shorter than `dtype`, which is that of the bias and of the dense layer.
 
-    Packings belong to one kind of device. A layer that moves to another one packs anew there, for any number
-    of tokens, and finds its old layouts again when it comes back.
+    Packings are for one kind of device. A layer that moves to another kind packs its weight again there, for
+    any number of tokens, and gets its original layouts when it moves back.
     """
 
     plan: str
@@ -84,7 +84,7 @@ class PackedLayer(HeldWeight):
         return self._format_of(packings).to_dense().to(packings[0].device, self.dtype)
 
     def to_format(self) -> CSR | BSR:
-        """The weight [n, k] in its portable format, made anew from the first layout's packings."""
+        """The weight [n, k] in its portable format, unpacked from the first layout's packings."""
         return self._format_of(self._packings())
 
     def _format_of(self, packings: Sequence[Tensor]) -> CSR | BSR:

@@ -1,4 +1,4 @@
-"""What attention and recurrent layers ask of their parts: modules like nn.Linear, sparse or dense."""
+"""Helpers for the parts of attention and recurrent layers: modules like nn.Linear, sparse or dense."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def checked_part(name: str, part: object, n: int, k: int) -> nn.Module:
-    """part, if it is a module like nn.Linear(k, n): TypeError or ValueError otherwise."""
+    """Returns part if it is a module like nn.Linear(k, n); TypeError or ValueError otherwise."""
     if not isinstance(part, nn.Module) or not hasattr(part, "weight"):
         raise TypeError(f"{name}: expected a module like nn.Linear, got {type(part).__name__}")
     shape = features(name, part)
@@ -22,7 +22,7 @@ def checked_part(name: str, part: object, n: int, k: int) -> nn.Module:
 
 
 def features(name: str, part: object) -> tuple[int, int]:
-    """out_features and in_features of a module that has them; TypeError otherwise."""
+    """out_features and in_features of a module; TypeError if it has none."""
     n, k = getattr(part, "out_features", None), getattr(part, "in_features", None)
     if not isinstance(n, int) or not isinstance(k, int):
         raise TypeError(f"{name}: expected a module like nn.Linear, got {type(part).__name__}")
@@ -30,7 +30,7 @@ def features(name: str, part: object) -> tuple[int, int]:
 
 
 def dense_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """nn.Linear with this weight [n, k] and bias [n], not copies of them."""
+    """nn.Linear with this weight [n, k] and bias [n], without copying them."""
     # Built tiny and without data: nothing to initialise, no random numbers drawn, no warning if k = 0.
     linear = nn.Linear(1, 1, bias=bias is not None, device="meta")
     linear.out_features, linear.in_features = weight.shape

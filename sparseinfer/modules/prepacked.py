@@ -27,13 +27,13 @@ _tracing, _transforms = torch._C._is_tracing, torch._C._functorch.peek_interpret
 class PrepackedLinear(RearrangedLinear):
     """y = activation(x · Wᵀ + bias) with a dense W [n, k]; x [..., k] -> y [..., n], of the dtype of W.
 
-    The weight is reordered once, when the layer is made, and held only like that. `weight` and `state_dict()`
-    give it back exact to the bit, under the keys of nn.Linear, so that checkpoints go both ways. Where torch
-    cannot reorder a weight, as on a GPU, or not back again exactly, it is held as it was (`prepacked` says
-    which).
+    The weight is reordered once, when the layer is made, and held only in this order. `weight` and
+    `state_dict()` return it bit for bit, under the keys of nn.Linear, so that checkpoints are compatible both
+    ways. A weight that torch cannot reorder, as on a GPU, or cannot restore exactly, is held unchanged (see
+    `prepacked`).
 
-    Never trainable. Under torch.compile, torch.export and torch.jit.trace the layer is F.linear by a constant
-    that is a copy of the weight, because a reordered weight cannot be in a graph.
+    Never trainable. Under torch.compile, torch.export and torch.jit.trace the layer is F.linear with a
+    constant copy of the weight, because a reordered weight cannot be in a graph.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class PrepackedLinear(RearrangedLinear):
         return reordered
 
     def activated(self, x: Tensor, activation: str) -> Tensor:
-        """The layer with this activation instead of its own; see `modules.chain`."""
+        """Calls the layer with this activation instead of its own; see `modules.chain`."""
         if torch.compiler.is_compiling() or not self._is_rearranged:
             return super().activated(x, activation)
         bias = self._parameters["bias"]

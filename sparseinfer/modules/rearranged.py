@@ -1,4 +1,4 @@
-"""The base of layers that hold a dense weight in the layout that one of torch's faster products reads."""
+"""The base of layers that hold a dense weight in a special layout for one of torch's faster products."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 class RearrangedLinear(LinearLike):
     """y = activation(x · Wᵀ + bias) with a dense W [n, k]; x [..., k] -> y [..., n], of the dtype of W.
 
-    The weight is rearranged once, when the layer is made, and held only like that; `weight` and
-    `state_dict()` give it back exact to the bit, under the keys of nn.Linear. Where torch cannot rearrange a
-    weight, or not back again exactly, it is held as it was. Never trainable.
+    The weight is rearranged once, when the layer is made, and held only in this layout; `weight` and
+    `state_dict()` return it bit for bit, under the keys of nn.Linear. A weight that torch cannot rearrange,
+    or cannot restore exactly, is held unchanged. Never trainable.
 
-    Subclasses say what the layout is: `_rearranged`.
+    Subclasses define the layout in `_rearranged`.
     """
 
     _weight_keys = ("weight",)
@@ -52,7 +52,7 @@ class RearrangedLinear(LinearLike):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, **options: Any) -> Self:
-        """The same layer as `linear`, and then an activation; options as in the constructor."""
+        """The layer `linear` followed by an activation; options as in the constructor."""
         return cls(linear.weight, linear.bias, **options).train(linear.training)
 
     def _rearranged(self, weight: Tensor) -> Tensor | None:
@@ -74,7 +74,7 @@ class RearrangedLinear(LinearLike):
         return self.activated(input, self.activation)
 
     def activated(self, x: Tensor, activation: str) -> Tensor:
-        """The layer with this activation instead of its own; see `modules.chain`."""
+        """Calls the layer with this activation instead of its own; see `modules.chain`."""
         bias = self._parameters["bias"]
         refuse_gradients(x=x, bias=bias)
         compiling = torch.compiler.is_compiling()
@@ -82,7 +82,7 @@ class RearrangedLinear(LinearLike):
         return ops.ACTIVATIONS[activation](F.linear(x, weight, bias))
 
     def dense_matrix(self) -> Tensor:
-        """The dense weight [n, k], made anew."""
+        """A new dense weight [n, k]."""
         (held,) = self._held
         with unseen():
             return held.to_dense() if self._is_rearranged else held.clone()

@@ -16,9 +16,9 @@ __all__ = ["RecurrentCell", "SparseGRU", "SparseLSTM", "SparseRNN", "matrix_name
 
 
 class SparseLSTM(Recurrent):
-    """nn.LSTM with matrices that are modules: the same calls, the same results, for inference only.
+    """nn.LSTM whose matrices are modules: same arguments and results, for inference only.
 
-    All steps' products with the input matrix are one call of it; the hidden matrix is called once a step.
+    The input matrix multiplies all steps in one call; the hidden matrix is called once per step.
     """
 
     dense = nn.LSTM
@@ -75,7 +75,7 @@ class SparseLSTM(Recurrent):
 
 
 class SparseGRU(Recurrent):
-    """nn.GRU with matrices that are modules, as `SparseLSTM` is nn.LSTM."""
+    """nn.GRU whose matrices are modules; otherwise like `SparseLSTM`."""
 
     dense = nn.GRU
     gates = 3
@@ -106,7 +106,7 @@ class SparseGRU(Recurrent):
 
 
 class SparseRNN(Recurrent):
-    """nn.RNN, tanh or relu, with matrices that are modules, as `SparseLSTM` is nn.LSTM."""
+    """nn.RNN, tanh or relu, whose matrices are modules; otherwise like `SparseLSTM`."""
 
     dense = nn.RNN
     gates = 1

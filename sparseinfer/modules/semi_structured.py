@@ -1,4 +1,4 @@
-"""SemiStructuredLinear: nn.Linear with a 2:4 weight as a GPU's sparse tensor cores read it."""
+"""SemiStructuredLinear: nn.Linear with a 2:4 weight, compressed for a GPU's sparse tensor cores."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from sparseinfer.ops.dense import semi_structured_available
 class SemiStructuredLinear(RearrangedLinear):
     """y = activation(x · Wᵀ + bias) with W [n, k], 2:4; x [..., k] -> y [..., n], of the dtype of W.
 
-    2:4: of each four neighbours in a row of W at most two are not zero. On a GPU torch compresses such a
-    weight, once, when the layer is made, and multiplies by cuSPARSELt or CUTLASS. `weight` and `state_dict()`
-    give it back exact to the bit, under the keys of nn.Linear. Elsewhere, and where the zeros do not lie like
-    that, the weight is held as it was (`compressed` says which), and the layer is F.linear.
+    2:4 means that of each four neighbours in a row of W at most two are not zero. On a GPU torch compresses
+    such a weight once, when the layer is made, and multiplies by cuSPARSELt or CUTLASS. `weight` and
+    `state_dict()` return it bit for bit, under the keys of nn.Linear. On other devices, and for other
+    patterns, the weight is held unchanged (see `compressed`), and the layer is F.linear.
 
-    Never trainable. Under torch.compile and torch.export the layer is F.linear by a constant that is a dense
-    copy of the weight.
+    Never trainable. Under torch.compile and torch.export the layer is F.linear with a constant dense copy
+    of the weight.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, *, activation: str = "none") -> None:

@@ -1,4 +1,4 @@
-"""Linears that are given the same input (q, k and v; gate and up), computed as one matrix in one call."""
+"""Computes Linears that get the same input (q, k and v; gate and up) as one matrix in one call."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from sparseinfer.modules.stand_in import StandIn, StateLoad
 class SharedInputLinear(StandIn):
     """y = x · Wᵀ + bias, where W is rows [start, stop) of a matrix that several such modules share.
 
-    While a module that contains them all runs forward (see `share_in`), the first of them to see an input
-    computes the rows of all, each into a tensor of its own, and the others take theirs, if they are given the
-    same tensor and nothing was written to it. Everywhere else each computes its own rows, and nothing is kept
-    from one forward to the next.
+    During a forward of a module that contains them all (see `share_in`), the first one called computes the
+    rows of all, each into its own tensor. The others return their tensor if they get the same, unmodified
+    input. In all other cases each computes only its own rows. Nothing is kept from one forward to the next.
 
     One model may serve several threads at once. Inference only.
     """
@@ -43,9 +42,9 @@ class SharedInputLinear(StandIn):
     def share(
         cls, linear: SparseLinear, sizes: Sequence[int], biased: Sequence[bool] | None = None
     ) -> list[SharedInputLinear]:
-        """One module for each size: its rows of `linear`, in order. ValueError: sizes that do not add up.
+        """One module per size, for consecutive rows of `linear`. ValueError: the sizes do not add up.
 
-        biased   which of them have a bias, default all if `linear` has one; the rows of the others add zero
+        biased   which modules have a bias, default all if `linear` has one; the others add zero
         """
         if sum(sizes) != linear.out_features or not all(size > 0 for size in sizes):
             expected = f"positive sizes that add up to {linear.out_features}"
@@ -63,7 +62,7 @@ class SharedInputLinear(StandIn):
         return self._shared.rows(self.index, input)
 
     def all_in(self, parent: nn.Module) -> list[nn.Module]:
-        """The modules in `parent` that share with this one, itself among them."""
+        """The modules in `parent` that share the matrix with this one, including itself."""
         return [m for m in parent.modules() if isinstance(m, SharedInputLinear) and m._shared is self._shared]
 
     def _load(self, load: StateLoad) -> None:
@@ -72,7 +71,7 @@ class SharedInputLinear(StandIn):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight [n, k], made anew at every access: for inspection, not for speed."""
+        """The dense weight [n, k], computed at every access: for inspection, not for speed."""
         return self._shared.linear.weight[self.start : self.stop]
 
     @property
@@ -85,7 +84,7 @@ class SharedInputLinear(StandIn):
 
     @property
     def nbytes(self) -> int:
-        """Its share, by rows, of the bytes of the whole."""
+        """The module's share, by rows, of the bytes of the shared matrix."""
         bounds, whole = self._shared.bounds, self._shared.linear.nbytes
         return whole * self.stop // bounds[-1] - whole * self.start // bounds[-1]
 
@@ -101,10 +100,10 @@ class SharedInputLinear(StandIn):
 
 
 def share_in(parent: nn.Module, part: SharedInputLinear, *, checked: bool = True) -> None:
-    """Let the modules that share with `part` take each other's results while `parent` runs its forward.
+    """Let the modules that share a matrix with `part` share results during a forward of `parent`.
 
-    checked   whether the values of x are compared, because not all that is written to it is counted; False:
-              the parent's forward writes nothing in between
+    checked   compare the values of x, because torch's version counter misses some writes; False: the parent's
+              forward is known to write nothing in between
     """
     part._shared.checked = checked
     parent.register_forward_pre_hook(_Opens(part._shared))
@@ -112,7 +111,7 @@ def share_in(parent: nn.Module, part: SharedInputLinear, *, checked: bool = True
 
 
 def unshare_in(parent: nn.Module) -> None:
-    """Undo `share_in`, for all that were named there."""
+    """Undo `share_in` for all its modules."""
     for hooks in (parent._forward_pre_hooks, parent._forward_hooks):
         for key in [key for key, hook in hooks.items() if isinstance(hook, (_Opens, _Closes))]:
             del hooks[key]
@@ -183,8 +182,11 @@ class _Last(threading.local):
         self.copy: Tensor | None = None
 
     def note(self, x: Tensor, checked: bool) -> None:
-        """How x is now: torch counts what is written to it, but for `.data`, inference mode, and memory that
-        belongs to somebody else, such as a numpy array. If `checked`, its values are kept."""
+        """Record the state of x; if `checked`, also its values.
+
+        torch's version counter misses writes by `.data`, in inference mode, and to memory that another object
+        owns, such as a numpy array.
+        """
         self.version = None if x.is_inference() else x._version
         self.copy = x.clone() if checked else None
 

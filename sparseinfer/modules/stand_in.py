@@ -1,4 +1,4 @@
-"""The base of every module that takes the place of one of torch's: it can be asked what that one could."""
+"""The base of every replacement of a torch module: keeps the original's attributes and methods."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ ORIGIN = "_sparseinfer_origin"
 
 @dataclass(frozen=True)
 class StateLoad:
-    """What one call of torch's `_load_from_state_dict` is given, under its names there.
+    """The arguments of one call of torch's `_load_from_state_dict`.
 
-    The lists are torch's own: what is found is appended to them.
+    The lists are torch's own; errors and missing or unexpected keys are appended to them.
     """
 
     state_dict: dict[str, Any]
@@ -35,9 +35,9 @@ class StateLoad:
 
 
 class StandIn(nn.Module):
-    """A module whose weights are made when they are read.
+    """A module whose dense weights are computed when they are read.
 
-    Its parameters, of which there is at least one in it or its parts, never require a gradient by themselves.
+    It has at least one parameter, its own or in its parts; parameters are made without gradients.
     """
 
     # Attributes that are made at every access: what is set there would be lost.
@@ -57,7 +57,7 @@ class StandIn(nn.Module):
         super().register_parameter(name, param)
 
     def reset_parameters(self) -> NoReturn:
-        """Of no use here: RuntimeError."""
+        """Not supported: raises RuntimeError."""
         refuse_write("reset_parameters")
 
     def _register_bias(self, bias: Tensor | None, dtype: torch.dtype, device: torch.device) -> None:

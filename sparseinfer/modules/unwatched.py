@@ -1,4 +1,4 @@
-"""Whether a call of a module does more than its forward: hooks, or a forward that somebody put into it."""
+"""Checks whether a module's call does more than its class's forward: hooks, or a replaced forward."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch.nn.modules import module as torch_module
 
 
 def is_unwatched(module: nn.Module) -> bool:
-    """Whether a call is nothing but the module's own forward: no hooks, no forward of somebody else."""
+    """Whether a call runs only the forward of the module's class: no hooks, no replaced forward."""
     return not (
         module._forward_hooks
         or module._forward_pre_hooks

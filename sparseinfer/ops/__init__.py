@@ -2,8 +2,8 @@
 
 Importing this package registers the operators' schemas, their fakes and their CPU and CUDA implementations.
 
-A module that begins with "_" is private to the package it is in, a name to its module, as everywhere in
-sparseinfer (`sparseinfer._native` may be imported in all of sparseinfer). Packages above use the other ones.
+As everywhere in sparseinfer, a module whose name begins with "_" is private to its package, and such a name
+private to its module; `sparseinfer._native` may be imported everywhere in sparseinfer.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Checks of the operators' arguments that are the same on every device."""
+"""Checks the operators' arguments; the same on every device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sparseinfer.ops.names import (
 
 
 def as_rows(x: Tensor, shape: torch.Size) -> Tensor:
-    """x of `shape` [..., k] as [m, k], copied only where its strides ask for it. ValueError: a scalar."""
+    """x of `shape` [..., k] as [m, k], copied only if its strides require it. ValueError: a scalar."""
     if not shape:
         raise ValueError("x: expected at least 1 dimension, got a scalar")
     k = shape[-1]
@@ -23,7 +23,7 @@ def as_rows(x: Tensor, shape: torch.Size) -> Tensor:
 
 
 def number_of_dtype(dtype: torch.dtype) -> int:
-    """Native code's number of x's dtype. TypeError: it has none."""
+    """The number of x's dtype in native code. TypeError: unsupported dtype."""
     number = DTYPE_NUMBERS.get(dtype)
     if number is None:
         raise WrongDtype(f"x: expected dtype {one_of_dtypes()}, got {dtype}")
@@ -31,7 +31,7 @@ def number_of_dtype(dtype: torch.dtype) -> int:
 
 
 def number_of_activation(activation: str) -> int:
-    """Native code's number of an activation. ValueError: it has none."""
+    """The number of an activation in native code. ValueError: unknown activation."""
     number = ACTIVATION_NUMBERS.get(activation)
     if number is None:
         raise ValueError(f"activation: expected one of {one_of_activations()}, got {activation!r}")
@@ -45,7 +45,7 @@ def check_bias_shape(bias: Tensor, n: int) -> None:
 
 
 def readable_bias(bias: Tensor, x_dtype: torch.dtype) -> Tensor:
-    """bias [n] as kernels read it: contiguous, in float32 or in x's dtype. TypeError: of another kind."""
+    """bias [n] as kernels read it: contiguous, in float32 or in x's dtype. TypeError: another dtype."""
     dtype = bias.dtype
     if dtype not in DTYPE_NUMBERS:
         raise TypeError(f"bias: expected dtype {one_of_dtypes()}, got {dtype}")

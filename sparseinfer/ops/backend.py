@@ -1,8 +1,8 @@
-"""Which implementation computes on the device where a tensor is: the one place that asks.
+"""Selects the implementation for a tensor's device; no other module looks at the device.
 
-The implementations are two packages with the same rooms, and the same functions in them:
+The implementations are two packages, ops.cpu and ops.cuda, with the same modules and functions:
 
-kernels   `kernels()`: every row of the device's table of kernels, in builds without them too; `format_of`
+kernels   `kernels()`: every row of the device's table, even if the build lacks the kernels; `format_of`
 packing   `pack_on`, `packing_for`, `describe`, `unpack`
 layouts   `computing` and `preferred`: the kernels for given dtypes; `panel_of`, `panel_for`
 linear    `run(x, packings, bias, n, plan, activation)`
@@ -27,7 +27,7 @@ BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda}
 
 
 def backend_of(t: Tensor) -> ModuleType | None:
-    """The implementation for the device of t; None: there is none, which torch's dispatcher says best."""
+    """The implementation for the device of t; None: there is none (torch's dispatcher reports that)."""
     if t.is_cpu:  # first, and nothing else: a call of a small layer waits for it
         return cpu
     return cuda if t.is_cuda else None
@@ -49,14 +49,14 @@ def unpack(packed: Tensor) -> CSR | BSR:
 
 
 def register() -> None:
-    """Both implementations of both operators, for torch's dispatcher."""
+    """Registers both implementations of both operators with torch's dispatcher."""
     for key, backend in (("CPU", cpu), ("CUDA", cuda)):
         library.impl("linear", of_plain_tensors(backend.linear.run), key)
         library.impl("conv", of_plain_tensors(with_geometry(backend.conv.run)), key)
 
 
 def of_plain_tensors(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """run, for the dispatcher, which also brings subclasses: what those make anew may lie anywhere."""
+    """Wraps run for the dispatcher, which may pass tensor subclasses, whose results may be on any device."""
 
     def kernel(x: Tensor, *rest: Any) -> Tensor:
         if type(x) is not Tensor:

@@ -1,6 +1,6 @@
-"""Which kernels and layouts compute a layer, and which of them are worth measuring.
+"""Lists the kernels and layouts that can compute a layer, and those worth measuring.
 
-All of it follows from the rows of kernels (`ops.kernel`); no limits of tokens or sparsity stand here.
+Everything follows from the rows of kernels (`ops.kernel`); this file has no limits of tokens or sparsity.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def kernels_for(
 ) -> tuple[Kernel, ...]:
     """Every kernel of a device, "cpu" or "cuda", for weights of `dtype` and activations of `x_dtype`.
 
-    Those that no plan names are among them. `isa`: the CPU's level, by default the active one.
+    Includes kernels that no plan uses. `isa`: the CPU's instruction-set level, by default the active one.
     """
     return BACKENDS[device].layouts.computing(dtype, x_dtype, isa)
 
@@ -33,10 +33,10 @@ def candidate_layouts(
     *,
     conv: bool = False,
 ) -> tuple[Layout, ...]:
-    """The layouts worth timing for scattered zeros: one of them is fastest. At least one.
+    """The layouts worth timing for unstructured zeros; at least one.
 
-    Below the least sparsity that any kernel is meant for they are those of that sparsity. `conv`: for a
-    convolution, of whose output `tokens` pixels are computed.
+    Below the lowest sparsity that any kernel is meant for, the layouts for that sparsity. `conv`: for a
+    convolution with `tokens` output pixels.
     """
     rows = _planned(device, dtype, x_dtype, conv)
     tokens = max(tokens, min(row.min_tokens for row in rows))
@@ -50,12 +50,12 @@ def all_layouts(device: str, dtype: torch.dtype, x_dtype: torch.dtype) -> tuple[
 
 
 def min_sparsity(device: str, dtype: torch.dtype) -> float:
-    """Below this sparsity of a weight no kernel is meant for it, so none is tried."""
+    """The lowest sparsity that any kernel is meant for; below it none is tried."""
     return min(row.min_sparsity for row in _planned(device, dtype, dtype))
 
 
 def compact_layout(dtype: torch.dtype, x_dtype: torch.dtype) -> Layout:
-    """The CPU's layout of fewest bytes that has kernels for any number of tokens."""
+    """The CPU layout of fewest bytes that has kernels for any number of tokens."""
     by_packing: dict[Layout, list[Kernel]] = {}
     for row in BACKENDS["cpu"].layouts.preferred(dtype, x_dtype):
         by_packing.setdefault(Layout.read_by(row), []).append(row)
@@ -94,13 +94,13 @@ def _layouts(device: str, rows: list[Kernel], tokens: int) -> tuple[Layout, ...]
 
 
 def layouts(dtype: torch.dtype, x_dtype: torch.dtype, tokens: int) -> tuple[Layout, ...]:
-    """The CPU's `candidate_layouts`, whatever the sparsity."""
+    """The CPU's `candidate_layouts` for all sparsities."""
     rows = _planned("cpu", dtype, x_dtype)
     return _layouts("cpu", [row for row in rows if row.serves(tokens)], tokens)
 
 
 def may_win(layout: Layout, sparsity: float) -> bool:
-    """Whether a layout is worth measuring at this sparsity, by what its kernels are meant for."""
+    """Whether a kernel of the layout is meant for this sparsity, so that measuring is worthwhile."""
     rows = [row for row in BACKENDS[layout.device].layouts.rows() if row.is_planned]
     sparsity = max(sparsity, min(row.min_sparsity for row in rows))
     stored = (layout.packing, layout.storage)

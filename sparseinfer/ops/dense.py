@@ -1,4 +1,4 @@
-"""The dense competitors: each way this torch multiplies by a dense weight; sparse is held to the best."""
+"""The dense implementations that torch offers for a linear layer; sparse ones are compared with the best."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def prepack_available(weight: Tensor) -> bool:
 
 
 def semi_structured_available(weight: Tensor) -> bool:
-    """Whether at most two of each four neighbours in weight [n, k] are not zero, on a GPU that gains by it.
+    """Whether weight [n, k] has 2:4 sparsity and is on a GPU whose tensor cores support it.
 
-    torch then holds the weight compressed, for cuSPARSELt or CUTLASS.
+    torch can then compress the weight for cuSPARSELt or CUTLASS.
     """
     return (
         weight.is_cuda
@@ -41,7 +41,7 @@ def semi_structured_available(weight: Tensor) -> bool:
 
 
 def is_semi_structured(weight: Tensor) -> bool:
-    """Whether the zeros of weight [n, k], its dtype and its sizes are what 2:4 products take."""
+    """Whether zeros, dtype and shape of weight [n, k] are what 2:4 products support."""
     n, k = weight.shape
     if weight.dtype not in (torch.bfloat16, torch.float16) or n % 64 or k % 64 or not weight.numel():
         return False
@@ -49,10 +49,10 @@ def is_semi_structured(weight: Tensor) -> bool:
 
 
 def prepack(weight: Tensor, bias: Tensor | None = None, *, tokens: int | None = None) -> DenseLinear:
-    """x [..., k] -> x · weightᵀ + bias, with the weight [n, k] reordered once, here, as oneDNN wants it.
+    """A function x [..., k] -> x · weightᵀ + bias; reorders the weight [n, k] once into oneDNN's layout.
 
-    `tokens` is the number of rows to lay the weight out for; other numbers of rows work too. It is what
-    torch's own compiler does with a frozen linear. RuntimeError if `prepack_available(weight)` is false.
+    `tokens` is the number of rows to optimize the layout for; other numbers work too. torch's own compiler
+    does the same with a frozen linear. RuntimeError if `prepack_available(weight)` is false.
     """
     if not prepack_available(weight):
         raise RuntimeError(
@@ -72,9 +72,9 @@ def dense_names(weight: Tensor) -> tuple[str, ...]:
 def dense_candidates(
     weight: Tensor, bias: Tensor | None = None, *, tokens: int | None = None
 ) -> dict[str, DenseLinear]:
-    """Everything to compare a sparse linear with, by name; the best dense is the fastest of them.
+    """All dense implementations by name; the best dense is the fastest of them.
 
-    weight [n, k], bias [n] or None; `tokens` as in `prepack`. Each maps x [..., k] to [..., n].
+    weight [n, k], bias [n] or None; `tokens` as in `prepack`. Each is a function x [..., k] -> [..., n].
     """
     ways: dict[str, DenseLinear] = {PLAIN: lambda x: F.linear(x, weight, bias)}
     if prepack_available(weight):

@@ -1,6 +1,6 @@
-"""The operator called from plain Python, past torch's dispatcher wherever nothing in it would take part.
+"""Calls the operators from eager Python without torch's dispatcher, where nothing in it would act.
 
-The way from Python through the dispatcher and back into Python costs 3.5 us, half the time of a small layer.
+Going from Python through the dispatcher and back costs 3.5 us, half the time of a small layer.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _COMPLETE = len(_ALL) == len(_WATCHERS)
 
 
 def watched(x: Tensor) -> bool:
-    """Whether something of torch wants to see what is done with x, so that no short way may be taken."""
+    """Whether a part of torch has to see operations on x, so that the dispatcher must not be skipped."""
     return (
         not _COMPLETE
         or _is_compiling()
@@ -53,9 +53,9 @@ def watched(x: Tensor) -> bool:
 
 
 def eager_linear(overload: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """What gives what `overload`, the linear operator, gives, sooner.
+    """A faster function with the results of `overload`, the linear operator.
 
-    Arguments are named one by one: to pass on `*args` takes twice as long.
+    Arguments are listed one by one because passing `*args` takes twice as long.
     """
     if not _COMPLETE:
         return overload
@@ -85,7 +85,7 @@ def eager_linear(overload: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def eager_conv(overload: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The same for the convolution, whose geometry, plan and activation are given by name."""
+    """The same for the convolution; geometry, plan and activation are keyword-only."""
 
     def operator(
         x: Tensor,

@@ -1,4 +1,4 @@
-"""How a convolution goes over its images: the numbers, the check of them, and the size that follows."""
+"""The geometry of a convolution: kernel size, stride, padding, dilation, groups, and the output size."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Geometry(NamedTuple):
-    """Sizes of height and width, as torch's convolutions have them; padding with zeros at both ends."""
+    """Sizes for height and width, as in torch's convolutions; zero padding on both sides."""
 
     kernel_size: Sequence[int]
     stride: Sequence[int]
@@ -18,12 +18,12 @@ class Geometry(NamedTuple):
     groups: int
 
     def out_size(self, h: int, w: int) -> tuple[int, int]:
-        """Height and width of the output, of ints or of symbols."""
+        """Height and width of the output, for ints or symbolic sizes."""
         out_h, out_w = map(_out_size, (h, w), *self[:4])
         return out_h, out_w
 
     def checked_size(self, x: Tensor, n: int) -> tuple[int, int]:
-        """Height and width of y [b, n, h', w'] for x [b, c, h, w]. ValueError: names what does not fit."""
+        """Height and width of y [b, n, h', w'] for x [b, c, h, w]. ValueError names what does not fit."""
         for name in ("kernel_size", "stride", "padding", "dilation"):
             pair, least = getattr(self, name), 0 if name == "padding" else 1
             if len(pair) != 2 or min(pair) < least:

@@ -1,4 +1,4 @@
-"""What the row of a kernel says on every device. Planner, benchmark and layouts read no other list."""
+"""The description of a kernel on any device, from which planner, benchmark and layouts derive everything."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 
 
 class Kernel:
-    """A row of csrc/cpu/kernels.inc or csrc/cuda/kernels.inc, without what only one device has.
+    """A row of csrc/cpu/kernels.inc or csrc/cuda/kernels.inc, without the fields of only one device.
 
     name            op, packing, storage and tile, then "__" and the level or architecture
-    op              "spmm", or "decompress": the weight is written out densely
-    packing         what it reads; `storage`: how that holds the weights; `format`: what it is made from
+    op              "spmm", or "decompress": writes the weight as a dense matrix
+    packing         that it reads; `storage`: how it holds the weights; `format`: which it is made from
     conv            whether it computes convolutions
-    tile_tokens     tokens that are computed together; 0: no fixed number
-    min_tokens to max_tokens      the calls that it is meant for; max_tokens 0: no limit
-    bucket_tokens                 up to here another choice may be best, so plans may change here; 0: nowhere
-    min_sparsity to max_sparsity  the weights that it is meant for
-    wide_panel                    a second panel worth trying up to bucket_tokens; 0: none
+    tile_tokens     number of tokens computed together; 0: not fixed
+    min_tokens to max_tokens      numbers of tokens that it is meant for; max_tokens 0: no limit
+    bucket_tokens                 plans may switch to another layout above this number of tokens; 0: nowhere
+    min_sparsity to max_sparsity  sparsities of the weight that it is meant for
+    wide_panel                    second panel width worth trying up to bucket_tokens; 0: none
     """
 
     name: str
@@ -48,11 +48,11 @@ class Kernel:
 
     @property
     def is_planned(self) -> bool:
-        """Whether plans name it for speed. Others are baselines, or there for memory="compact"."""
+        """Whether plans use it for speed. Others are baselines, or only for memory="compact"."""
         return self.min_sparsity <= self.max_sparsity
 
     def serves(self, tokens: int) -> bool:
-        """Whether it is meant for so many tokens."""
+        """Whether it is meant for this number of tokens."""
         return self.min_tokens <= tokens and (not self.max_tokens or tokens <= self.max_tokens)
 
     def suits(self, sparsity: float) -> bool:

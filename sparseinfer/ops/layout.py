@@ -1,6 +1,6 @@
-"""Ways to lay a weight out in memory, and the kernels that read them.
+"""Layouts of a weight in memory, and the kernels that read them.
 
-Which kernel is for how many tokens follows from the rows of kernels; no such device is needed to ask for it.
+The rows of kernels tell which kernel serves which number of tokens; this needs no device.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from sparseinfer.ops.plan import Bucket
 
 @dataclass(frozen=True)
 class Layout:
-    """A packing, its storage and, if it is not the packing's own choice, its panel; see `ops.pack`.
+    """A packing, its storage, and its panel if not the packing's default; see `ops.pack`.
 
-    On `device` "cuda" packings are other ones: "csr", "bitmap", "delta4", "delta8", or "bsr", whose block is
-    the panel, and the storage is the weight's dtype.
+    On `device` "cuda" the packings are "csr", "bitmap", "delta4", "delta8" and "bsr", whose panel is the
+    block size; the storage is the weight's dtype.
     """
 
     packing: str
@@ -35,7 +35,7 @@ class Layout:
 
     @classmethod
     def of(cls, info: PackedInfo) -> Layout:
-        """The layout of a packing that exists."""
+        """The layout of an existing packing."""
         panel = BACKENDS[info.device].layouts.panel_of(info)
         return cls(info.packing, info.storage, panel, info.device)
 
@@ -46,40 +46,40 @@ class Layout:
 
     @classmethod
     def on_cuda(cls, fmt: CSR | BSR) -> Layout:
-        """The layout that CUDA kernels read a format in by default. Errors: as when it is packed."""
+        """The default layout of a format for CUDA kernels. Errors as in packing."""
         packing = BACKENDS["cuda"].packing.packing_for(fmt)
         panel = fmt.block_size[0] if isinstance(fmt, BSR) else 0
         return cls(packing, DTYPE_NAMES[fmt.dtype], panel, "cuda")
 
     @classmethod
     def read_by(cls, kernel: Kernel, device: str = "cpu") -> Layout:
-        """The layout that a kernel of `kernels_for` reads, in the packing's own panel."""
+        """The layout that a kernel of `kernels_for` reads, with the packing's default panel."""
         panel = BACKENDS[device].layouts.panel_for(kernel)
         return cls(kernel.packing, kernel.storage, panel, device)
 
     def pack(self, fmt: CSR | BSR, isa: str = "", device: torch.device | None = None) -> Tensor:
-        """The packing, on `device`; by default on the CPU or on the current GPU."""
+        """Packs a format on `device`, by default the CPU or the current GPU."""
         packing = BACKENDS[self.device].packing
         return packing.pack_on(device, fmt, self.packing, storage=self.storage, panel=self.panel, isa=isa)
 
     def row(self, tokens: int = 1) -> Kernel:
-        """The kernel that reads this layout for so many tokens. ValueError: there is none."""
+        """The kernel for this layout and number of tokens. ValueError: there is none."""
         return _meant_for(self._readers(), tokens)
 
     def kernel(self, tokens: int = 1) -> str:
-        """Base name of the kernel that reads this layout for so many tokens."""
+        """Base name of the kernel for this layout and number of tokens."""
         return self.row(tokens).base_name
 
     def conv_kernel(self, tokens: int = 1) -> str:
-        """Likewise for a convolution, of whose output so many pixels are computed."""
+        """Base name of the kernel for a convolution with this number of output pixels."""
         return _meant_for(self._conv_readers(), tokens).base_name
 
     def buckets(self, packing: int) -> tuple[Bucket, ...]:
-        """A plan for any number of tokens out of this layout alone, as packing number `packing`."""
+        """A plan for any number of tokens with this layout alone, as packing number `packing`."""
         return self._plan(packing, self.kernel)
 
     def conv_buckets(self, packing: int) -> tuple[Bucket, ...]:
-        """Likewise for a convolution and any number of pixels."""
+        """The same for a convolution and any number of pixels."""
         return self._plan(packing, self.conv_kernel)
 
     def _plan(self, packing: int, kernel: Callable[[int], str]) -> tuple[Bucket, ...]:
@@ -109,7 +109,7 @@ class Layout:
 
 
 def token_limits(device: str) -> tuple[int | None, ...]:
-    """Upper ends of the token buckets between which no choice changes, ascending; None = no limit."""
+    """Upper limits of the token buckets, ascending; within a bucket no choice changes. None = no limit."""
     rows = BACKENDS[device].kernels.kernels()
     limits = {row.max_tokens for row in rows} | {row.bucket_tokens for row in rows}
     return (*sorted(limits - {0}), None)

@@ -1,6 +1,6 @@
-"""What native code, torch and users call one thing: dtypes, storages of weights, activations.
+"""Maps dtypes, weight storages and activations between native code, torch and user-visible names.
 
-Dtypes are in `formats.dtypes`, one layer below, and are read from here too.
+Dtypes are defined in `formats.dtypes` and re-exported here.
 """
 
 from __future__ import annotations
@@ -29,15 +29,14 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """An activation that kernels apply to their results, and what computes it in other people's models.
+    """An activation that kernels can apply, and the functions and modules that compute it in models.
 
-    function   what it does to y in any dtype. References compute with it in float64, forward-mode derivatives
-               come from it
-    calls      torch's functions of one tensor that are it
-    modules    torch's modules that are it, each with a forward of its own, by which it is known: nn.ReLU6 has
-               that of nn.Hardtanh, and would make every Hardtanh one
-    keyword    argument of both that has to have this value, where they compute other activations too
-    formulas   classes of transformers.activations that write it out: the same values, but for rounding
+    function   computes it on y in any dtype; used by references, in float64, and for forward-mode derivatives
+    calls      torch functions of one tensor that compute it
+    modules    torch modules that compute it, each recognised by a forward of its own: nn.ReLU6 inherits that of
+               nn.Hardtanh, and would make every Hardtanh one
+    keyword    argument and value that select it, where calls and modules compute other activations too
+    formulas   classes of transformers.activations that compute it by a formula, equal up to rounding
     """
 
     function: Callable[[Tensor], Tensor]
@@ -71,9 +70,9 @@ ACTIVATION_NUMBERS = {name: core.activations.index(name) for name in ACTIVATIONS
 class Storage:
     """How a packing of the CPU's kernels holds its weights (csrc/include/sparseinfer/dtypes.h).
 
-    holds    weight dtypes that it holds exactly
-    x_dtype  what x is rounded to; None: x in any dtype is widened to fp32
-    nbytes   of a weight
+    holds    weight dtypes that it represents exactly
+    x_dtype  dtype that x is rounded to; None: x of any dtype is widened to fp32
+    nbytes   bytes per weight
     """
 
     holds: tuple[torch.dtype, ...]
@@ -94,5 +93,5 @@ STORAGES = {
 
 
 def one_of_activations() -> str:
-    """Their names for an error message."""
+    """The names of all activations, for an error message."""
     return ", ".join(ACTIVATIONS)

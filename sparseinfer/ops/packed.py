@@ -1,4 +1,4 @@
-"""What packings of both devices have in common: their figures, their state, and the way back to a format."""
+"""Common to the packings of both devices: their figures, their version, and unpacking to a format."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FORMATS: dict[str, type[CSR] | type[BSR]] = {"csr": CSR, "bsr": BSR}
 
 @dataclass(frozen=True)
 class PackedInfo:
-    """What a packing holds. `nbytes` counts everything, indices and header too."""
+    """The figures of a packing. `nbytes` includes indices and header."""
 
     packing: str
     dtype: str
@@ -49,7 +49,7 @@ def version(packed: Tensor) -> int:
 
 
 def unpacked(info: PackedInfo, fmt: str, fill: Callable[[int, int, int], None]) -> CSR | BSR:
-    """The format, one of FORMATS, of these figures, in CPU memory.
+    """The format (one of FORMATS) with these figures, in CPU memory.
 
     `fill` writes row offsets int64, column indices int32 and values to the three addresses it is given.
     """

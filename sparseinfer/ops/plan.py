@@ -1,4 +1,4 @@
-"""Plans: which kernel a layer runs at which token count, decided before the first call."""
+"""Plans: which kernel a layer runs for which number of tokens, decided before the first call."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Plan = tuple[Bucket, ...]
 
 
 def format_plan(buckets: Sequence[Bucket]) -> str:
-    """The plan as the text an operator takes, "15:0:spmm_csr_f32_r1,*:1:spmm_rowgroup_f32_r4"."""
+    """The plan as text for the operators, "15:0:spmm_csr_f32_r1,*:1:spmm_rowgroup_f32_r4"."""
     _check(buckets)
     return ",".join(
         f"{'*' if b.max_tokens is None else b.max_tokens}:{b.packing}:{b.kernel}" for b in buckets
@@ -34,7 +34,7 @@ def format_plan(buckets: Sequence[Bucket]) -> str:
 
 @lru_cache(maxsize=4096)
 def parse_plan(plan: str) -> Plan:
-    """The inverse of `format_plan`. ValueError: not such a text."""
+    """The inverse of `format_plan`. ValueError: invalid text."""
     buckets = []
     for part in plan.split(","):
         fields = part.split(":")
@@ -47,7 +47,7 @@ def parse_plan(plan: str) -> Plan:
 
 
 def bucket_for(plan: str, tokens: int) -> Bucket:
-    """The bucket of a plan that serves so many tokens. ValueError: not a plan."""
+    """The bucket of a plan for this number of tokens. ValueError: not a plan."""
     return next(b for b in parse_plan(plan) if b.max_tokens is None or tokens <= b.max_tokens)
 
 

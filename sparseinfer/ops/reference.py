@@ -1,4 +1,4 @@
-"""The fp64 truth that every kernel is compared with."""
+"""The reference results in float64 that every kernel is compared with."""
 
 from __future__ import annotations
 

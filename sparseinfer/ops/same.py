@@ -1,4 +1,4 @@
-"""Whether four vectors hold what they held: a microsecond or two, where torch.equal takes twelve."""
+"""Checks whether up to four vectors are unchanged, in 1 to 2 us, where torch.equal takes 12 us."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Vectors: TypeAlias = "tuple[Tensor | None, Tensor | None, Tensor | None, Tensor 
 
 
 class Kept:
-    """The values of up to four vectors of one length."""
+    """A copy of the values of up to four vectors of equal length."""
 
     def __init__(self, values: Vectors) -> None:
         self._values = values
@@ -25,7 +25,7 @@ class Kept:
         self._addresses: tuple[int, ...] = ()
 
     def holds(self, a: Tensor | None, b: Tensor | None, c: Tensor | None, d: Tensor | None) -> bool:
-        """Whether these have the values that were kept."""
+        """Whether these vectors have the kept values."""
         last = self._vectors
         if self._addresses and a is last[0] and b is last[1] and c is last[2] and d is last[3]:
             at = (

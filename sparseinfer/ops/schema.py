@@ -1,6 +1,6 @@
-"""The operators as torch sees them: schemas and fakes, and how implementations get their arguments.
+"""Defines the operators for torch: schemas, fake implementations, and argument conversion.
 
-No kernel is named here.
+This module is independent of kernels.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def conv_fake(
 
 
 def in_channels_last(x: Tensor) -> bool:
-    """Whether torch's own convolutions say so of images [b, c, h, w]: by strides, also of a slice of such."""
+    """Whether torch's convolutions treat images [b, c, h, w] as channels_last: by strides, also of slices."""
     stride = x.stride()
     if stride[3] < stride[1]:  # as usual, which this is asked at every call about
         return False
@@ -68,7 +68,7 @@ def in_channels_last(x: Tensor) -> bool:
 
 
 def as_channels_last(y: Tensor) -> Tensor:
-    """A copy in channels_last, whose strides say so even where y has but one pixel or one channel."""
+    """A copy in channels_last, with its strides even if y has only one pixel or one channel."""
     return torch.empty_like(y, memory_format=torch.channels_last).copy_(y)
 
 

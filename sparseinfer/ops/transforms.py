@@ -1,6 +1,6 @@
-"""What torch's transforms make of the operators: derivatives, vmap, autocast.
+"""Rules of the operators for torch's transforms: derivatives, vmap, autocast.
 
-The rules call the operators again, one level of torch.func further down, so that transforms may be nested.
+The rules call the operators again one level lower in torch.func, so that transforms can be nested.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _AUTOCAST = {"cpu": torch._C.DispatchKey.AutocastCPU, "cuda": torch._C.DispatchK
 
 
 def refuse_gradients(**inputs: Tensor | None) -> None:
-    """RuntimeError that names the first input whose gradient would be asked for."""
+    """Raises RuntimeError that names the first input that requires a gradient."""
     if torch.is_grad_enabled():
         for name, tensor in inputs.items():
             if tensor is not None and _wants_gradient(tensor):
@@ -43,14 +43,14 @@ def _wants_gradient(t: Tensor) -> bool:
 
 
 def in_forward_mode(*tensors: Tensor | None) -> bool:
-    """Whether one of them has a derivative of torch.func.jvp or torch.autograd.forward_ad with it."""
+    """Whether one of the tensors carries a tangent of torch.func.jvp or torch.autograd.forward_ad."""
     if forward_ad._current_level < 0:
         return False
     return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
 def register() -> None:
-    """Rules for both operators, sparseinfer::name(x, packings, bias, ..., activation)."""
+    """Registers the rules of both operators, sparseinfer::name(x, packings, bias, ..., activation)."""
     _register("linear", lambda bias: bias, lambda op, x, *rest: op(x, *rest))
     _register("conv", lambda bias: bias[:, None, None], _more_images)
 

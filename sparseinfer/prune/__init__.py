@@ -1,17 +1,17 @@
-"""Pruning: where to put zeros. Pure torch; nothing here needs the native module.
+"""Pruning: sets weights to zero, before, during or after training. Pure torch, without the native module.
 
-An import points down only:
+Modules import only what is below them in this list:
 
-    training      pruning while a model is trained, and recovery
-    apply         `prune_`; what it writes to a model is in changes
+    training      pruning during training, and recovery
+    apply         `prune_`; changes.py writes its results to a model
     solvers       methods that give kept weights new values
-    methods       criteria, and what every method is
+    methods       criteria, and the base of all methods
     budgets       sparsities that differ from layer to layer
-    calibration   what layers are given
-    masks         zeros that stay zeros; finalize takes the masks off again
-    layers        which weights of a model, each seen as matrices
+    calibration   statistics of the inputs of layers
+    masks         keep pruned weights at zero; finalize removes them
+    layers        selects the weights of a model, each viewed as matrices
 
-Beside them patterns, importance, checks, and registry: what can be chosen by name.
+Also patterns, importance, checks, and registry: what can be selected by name.
 """
 
 from __future__ import annotations

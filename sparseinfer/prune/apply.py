@@ -1,4 +1,4 @@
-"""`prune_`: zeros in place, or nothing at all."""
+"""`prune_`: prunes a model in place; after an error the model is unchanged."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ def prune_(
     ignore: Patterns = None,
     progress: bool = True,
 ) -> PruneReport:
-    """Write zeros into the weights of the model's layers, in place; report what is left.
+    """Write zeros into the weights of the model's layers, in place; returns a report.
 
     Layers are nn.Linear, nn.Conv1d, nn.Conv2d and transformers' Conv1D, the projections of
     nn.MultiheadAttention, the weights of nn.LSTM, nn.GRU and nn.RNN, and experts of transformers: see
-    sparseinfer.prune.layers.Layer. The report names in `unlooked` what else looks like a
-    weight, and layers whose inputs the method needs but no calibration sees.
+    sparseinfer.prune.layers.Layer. `unlooked` of the report names all other weights, and
+    layers whose inputs the method needs but calibration cannot record.
 
     method                      what to prune, such as Magnitude(0.5)
     stats                       of `calibrate`, for methods that read inputs or gradients
     batches, forward            instead of stats: calibrate with them first, see `calibrate`
-    sequential                  prune block by block, each block calibrated by what the pruned ones before it
-                                make of the batches. True finds the model's nn.ModuleList of blocks, a string
+    sequential                  prune block by block, each block calibrated with the outputs of the pruned
+                                blocks before it. True finds the model's nn.ModuleList of blocks, a string
                                 names it. See sparseinfer.prune.calibration.sequential
     keep_masks                  whether the zeros stay zeros while the model is trained, until `finalize_`
     filter_fn, targets, ignore  which layers, default all: see sparseinfer.select.select_modules
@@ -57,7 +57,7 @@ def prune_(
     Weights are of any floating dtype, device and strides. A weight that several modules share is pruned and
     counted once, by the inputs of the first of them; if one was not selected, a warning says so.
 
-    The model is unchanged after any error. TypeError or ValueError: an argument of the wrong kind, a selected
+    After an error the model is unchanged. TypeError or ValueError: an argument of the wrong kind, a selected
     weight that cannot be pruned in place (see sparseinfer.prune.layers.prunable_layers), a pattern that does
     not divide a weight, statistics of another model, or bad batches (see `calibrate`).
     """

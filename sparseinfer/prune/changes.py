@@ -1,4 +1,4 @@
-"""What pruning writes to a model: computed first, written at once, undone after an error."""
+"""Applies pruning to a model: computes all changes first, writes them together, undoes them on error."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from sparseinfer.prune.report import PrunedLayer, PruneReport, UnlookedWeight
 
 
 class Changes:
-    """Everything that pruning writes to a model: weights, and the masks that it holds already.
+    """All changes that pruning makes to a model: weights, and masks that it already holds.
 
-    undoable  whether to keep copies of what is overwritten, for `undo`
+    undoable  whether to keep copies of overwritten values, for `undo`
     """
 
     def __init__(self, model: nn.Module, *, undoable: bool) -> None:
@@ -31,7 +31,7 @@ class Changes:
         self._errors: dict[str, float] = {}
 
     def compute(self, layers: Mapping[str, Layer], method: Method, stats: CalibrationStats | None) -> None:
-        """What the method makes of these layers. ValueError: bad statistics, or new weights not finite."""
+        """Run the method on these layers. ValueError: bad statistics, or new weights that are not finite."""
         check_stats(stats, layers, method.needs, method)
         for fqn, pruned in method.prune(layers, stats).items():
             layer, weight = layers[fqn], pruned.applied(layers[fqn])
@@ -44,7 +44,7 @@ class Changes:
             self._computed.append((layer, pruned))
 
     def write(self) -> None:
-        """Write what was computed since the last write: into the weights, and into masks that are held."""
+        """Write what was computed since the last write, into the weights and into existing masks."""
         for layer, pruned in self._computed:
             self._masks[layer.fqn] = pruned.mask
             if held := self._held.get(id(layer.weight)):
@@ -53,7 +53,7 @@ class Changes:
         self._computed.clear()
 
     def undo(self) -> None:
-        """Put back what the model held before the first write; only if `undoable`."""
+        """Restore the model's values from before the first write; only if `undoable`."""
         for tensor, content in self._before:
             tensor.copy_(content)
 
@@ -64,11 +64,11 @@ class Changes:
         unlooked: Mapping[str, nn.Parameter],
         keep_masks: bool,
     ) -> PruneReport:
-        """Hold the new masks, or drop those that were held, and report.
+        """Attach the new masks, or remove existing ones, and return the report.
 
         layers    those that were pruned
-        unseen    those that were not, because no calibration sees their inputs
-        unlooked  weights of no kind that is pruned
+        unseen    those that were not, because calibration cannot record their inputs
+        unlooked  weights of unsupported kinds
         """
         if keep_masks:
             hold_masks_(self._model, self._masks)

@@ -1,4 +1,4 @@
-"""Checks of arguments that many functions take."""
+"""Argument checks shared by many functions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 def check_module(model: object) -> None:
-    """TypeError unless it is a module."""
+    """Raises TypeError unless it is a module."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
 
@@ -23,7 +23,7 @@ def check_int(name: str, value: object, least: int) -> None:
 
 
 def check_positive(name: str, value: float, *, finite: bool = False) -> None:
-    """ValueError unless it is above 0, and below infinity if `finite`."""
+    """ValueError unless it is above 0 and, if `finite`, below infinity."""
     if not value > 0 or (finite and value == math.inf):
         raise ValueError(f"{name}: expected a positive number, got {value!r}")
 

@@ -1,4 +1,4 @@
-"""`finalize_`: from held masks to plain weights with zeros."""
+"""`finalize_`: removes the masks of a pruned model and keeps the zeros."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from sparseinfer.prune.masks.held import all_held_masks
 
 
 def finalize_(model: nn.Module) -> nn.Module:
-    """Bake the masks in: plain weights with zeros, without buffers and hooks; in place, returns the model.
+    """Remove masks, buffers and hooks; weights keep their zeros. In place, returns the model.
 
-    Training on may fill the zeros. A model without masks is left as it is.
+    Further training may change the zeros. A model without masks stays unchanged.
     """
     check_module(model)
     for held in all_held_masks(model):

@@ -12,12 +12,12 @@ from torch import Tensor
 
 
 def magnitude(weight: Tensor) -> Tensor:
-    """|w|, exact. L1 and L2 order single weights alike; they differ where a pattern joins weights."""
+    """|w|, exact. L1 and L2 order single weights alike; they differ for patterns of several weights."""
     return weight.detach().abs().to(torch.promote_types(weight.dtype, torch.float32))
 
 
 def gradient(grad: Tensor) -> Tensor:
-    """|∂L/∂w|: weights that the loss does not depend on go first."""
+    """|∂L/∂w|: weights that the loss depends on least are pruned first."""
     return magnitude(grad)
 
 
@@ -52,7 +52,7 @@ def ria(weight: Tensor, sq: Tensor, exponent: float) -> Tensor:
 def diagonal_hessian(weight: Tensor, sq: Tensor) -> Tensor:
     """w_ij² · H_jj with H = Σ x·xᵀ: optimal brain damage (LeCun et al. 1989) for the layer's own output.
 
-    It is the squared error that zeroing this weight alone makes in the layer's output, over all tokens.
+    This is the squared error in the layer's output if only this weight is zeroed, over all tokens.
     """
     scores = magnitude(weight)
     return scores.square() * sq.to(scores.dtype)[:, None]

@@ -1,4 +1,4 @@
-"""Classes that can be chosen by a name: on the command line, in `hub` and in `bench`."""
+"""Named: a base for classes that can be selected by name on the command line, in `hub` and in `bench`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _named: list[type[Named]] = []
 
 
 class Named:
-    """A base class whose subclasses are looked up by name. To say a `name` is enough: there is no other list.
+    """A base class whose subclasses are looked up by name. Setting `name` registers a subclass.
 
-    name  what the class is called on the command line; "": it cannot be chosen there
+    name  of the class on the command line; "": it cannot be selected there
     """
 
     name: ClassVar[str] = ""
@@ -24,5 +24,5 @@ class Named:
 
     @classmethod
     def by_name(cls: type[T]) -> dict[str, type[T]]:
-        """The subclasses, at any depth, that say a name of their own, in the order of their definition."""
+        """The subclasses at any depth that define a name, in the order of their definition."""
         return {named.name: named for named in _named if issubclass(named, cls)}

@@ -1,4 +1,4 @@
-"""Patterns: which weights of the matrix [n, k] are pruned together, or apart."""
+"""Patterns: which weights of the matrix [n, k] are pruned together."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from sparseinfer.prune.named import Named
 class Pattern(Named, ABC):
     """Divides the matrix [groups, n, k] of a layer into units of r × c weights, kept or pruned as a whole.
 
-    name  the form of its text, in which each capital letter stands for a whole number that it is made from:
-          "RxC" of Block, so that "16x4" is Block(16, 4)
+    name  the form of its text, in which each capital letter stands for an integer argument: "RxC" for
+          Block, so that "16x4" is Block(16, 4)
     """
 
     @abstractmethod
     def unit(self, layer: Layer) -> tuple[int, int]:
-        """r and c, which divide n and k. ValueError that names the layer where they do not."""
+        """r and c, which divide n and k. ValueError names the layer if they do not."""
 
 
 @dataclass(frozen=True)

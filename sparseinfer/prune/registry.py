@@ -1,4 +1,4 @@
-"""What the command line, `hub` and `bench` offer by name; the classes say their names themselves."""
+"""The methods, budgets and patterns that can be selected by name."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ UNIFORM = "uniform"
 
 
 def methods() -> dict[str, type[SparseMethod]]:
-    """Called with a sparsity, or None where the pattern says it, and the options `scope` and `pattern`."""
+    """Methods by name; call with a sparsity (None if the pattern determines it), `scope` and `pattern`."""
     return SparseMethod.by_name()
 
 
 def budgets() -> dict[str, Callable[[float], float | Budget]]:
-    """Called with the sparsity of all layers together."""
+    """Budgets by name; call with the overall sparsity."""
     return {UNIFORM: float, **Budget.by_name()}
 
 
 def patterns() -> dict[str, type[Pattern]]:
-    """By the form of their text, where a capital letter stands for a whole number: "N:M", "RxC", "row"."""
+    """Patterns by the form of their text; a capital letter stands for an integer: "N:M", "RxC", "row"."""
     return Pattern.by_name()
 
 
 def pattern(text: str) -> Pattern:
-    """Of a text such as "2:4", "16x16" or "row". ValueError: there is none, or not with these numbers."""
+    """The Pattern for a text such as "2:4", "16x16" or "row". ValueError: unknown form or invalid numbers."""
     for form, kind in patterns().items():
         if match := re.fullmatch(re.sub("[A-Z]", r"(\\d+)", form), text):
             return kind(*map(int, match.groups()))

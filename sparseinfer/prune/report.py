@@ -1,4 +1,4 @@
-"""What a pruning call left behind, and what it did not look at."""
+"""The report of a pruning call: pruned layers, and weights that were skipped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NAMED = 4
 
 @dataclass(frozen=True)
 class PrunedLayer:
-    """One pruned weight: its layer's name ("" for the model itself), shape, and how many are not zero.
+    """One pruned weight: its layer's name ("" for the model itself), shape, and number of non-zeros.
 
     error  ‖X·(W - Ŵ)ᵀ‖² / ‖X·Wᵀ‖² over the calibration tokens; None if there was no Gram matrix
     """
@@ -33,7 +33,7 @@ class PrunedLayer:
 
 @dataclass(frozen=True)
 class UnlookedWeight:
-    """A weight that was not looked at, though nobody asked for that: its parameter's name, and why."""
+    """A weight that was skipped though it was not excluded: its parameter's name, and why."""
 
     name: str
     shape: tuple[int, ...]
@@ -48,11 +48,11 @@ class UnlookedWeight:
 class PruneReport:
     """The layers in the order of the model; a weight shared by several modules is listed once.
 
-    unlooked     weights of two or more dimensions that are of no kind that is pruned, such as embeddings and
-                 position codes, or whose inputs the calibration does not see, in the order of the model. Left
-                 out are those that `targets`, `ignore` or `filter_fn` left out, and any that `ignore` names
-    model_numel  elements of all weights of the model of two or more dimensions, and
-    model_nnz    how many are not zero; None where that was not counted
+    unlooked     weights of two or more dimensions of unsupported kinds, such as embeddings and position
+                 codes, or whose inputs calibration cannot record, in the order of the model; without those
+                 excluded by `targets`, `ignore` or `filter_fn`
+    model_numel  number of elements of all weights of the model of two or more dimensions
+    model_nnz    number of non-zeros among these; None if not counted
     """
 
     layers: tuple[PrunedLayer, ...]
@@ -70,13 +70,15 @@ class PruneReport:
 
     @property
     def sparsity(self) -> float:
-        """Of all layers together; 0.0 if there is none."""
+        """Sparsity of all layers together; 0.0 if there is none."""
         return 1.0 - self.nnz / self.numel if self.numel else 0.0
 
     @property
     def model_sparsity(self) -> float:
-        """Of all floating-point parameters of two or more dimensions together, each once: embeddings too, and
-        what was left out or not looked at. 0.0 if there is none; that of the layers where it was not counted.
+        """Sparsity of all floating-point parameters of two or more dimensions, each counted once.
+
+        Includes embeddings, and weights that were excluded or skipped. 0.0 if there is none; the sparsity of
+        the layers if the others were not counted.
         """
         if self.model_numel is None or self.model_nnz is None:
             return self.sparsity
@@ -84,13 +86,13 @@ class PruneReport:
 
     @property
     def mean_error(self) -> float | None:
-        """Mean over the layers with one; None if there is none."""
+        """Mean error over the layers that have one; None if there is none."""
         errors = [layer.error for layer in self.layers if layer.error is not None]
         return sum(errors) / len(errors) if errors else None
 
     @property
     def unlooked_text(self) -> str:
-        """Names and sizes of what was not looked at, the largest first, in two lines; "" if there is none."""
+        """Names and sizes of the skipped weights, the largest first, in two lines; "" if there is none."""
         if not self.unlooked:
             return ""
         largest = sorted(self.unlooked, key=lambda weight: -weight.numel)[:_NAMED]

@@ -1,4 +1,4 @@
-// csr to a dense matrix [n, k] in device memory, for products that the tensor cores then do faster densely.
+// Decompresses csr to a dense matrix [n, k] in device memory, for products that are faster densely on tensor cores.
 //
 // A warp writes one panel of one row: it clears kPanelColumns values in shared memory, scatters the list into them and
 // copies them out 16 bytes at a time. Rows of y begin at multiples of 16 bytes, and what lies between k and the next

@@ -1,10 +1,10 @@
-// csr, 1 to 4 tokens: bytes of W decide, so every weight is read once and x waits in shared memory.
+// Product of csr for 1 to 4 tokens. Reading W limits its speed, so every weight is read once; x is in shared memory.
 //
 // A warp computes one row: its quarters of 8 threads take every fourth panel, each thread every eighth vector of a
 // list. x lies in shared memory as fp32, [panel][kPanelColumns + 1][kTokens], the last column of a panel being zeros.
-// Where not all panels fit, they come in several loads, and a warp keeps the sums of kRows rows meanwhile.
+// If not all panels fit, they are loaded in several steps, between which a warp keeps the sums of kRows rows.
 //
-// Sums run in an order that depends on nothing but the row.
+// The order of summation depends only on the row.
 #include "cuda/simt/csr_lists.cuh"
 
 namespace sparseinfer {

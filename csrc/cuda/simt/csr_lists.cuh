@@ -1,4 +1,4 @@
-// Reading a csr packing on the device. See sparseinfer/gpu_packings.h for what lies where.
+// Reads a csr packing on the device; sparseinfer/gpu_packings.h describes its layout.
 #pragma once
 
 #include "cuda/common.cuh"

@@ -1,14 +1,15 @@
-// csr, many tokens: a block of threads computes kRows rows of W times 32 tokens (fp32) or 64 (16 bits).
+// Product of csr for many tokens: a block of threads computes kRows rows of W times 32 tokens (fp32) or 64 (16 bits).
 //
-// A panel of x lies in shared memory, turned: 128 bytes for each column, one per token. A warp works on 4 rows at a
+// A panel of x lies transposed in shared memory: 128 bytes for each column, one per token. A warp works on 4 rows at a
 // time, 8 threads each; every thread holds 4 or 8 tokens. For one unit it reads 16 bytes of x (the 8 threads together
 // one column, so there are no bank conflicts), and value and position of the column are the same for the 8.
 //
-// The bound of fp32 is shared memory: its 128 bytes per clock and multiprocessor are 32 multiply-adds of the 128 that
-// the arithmetic could do. In 16 bits they would be 64, but widening makes 23 instructions of a unit's 8 multiply-adds
-// (SASS of 9.0), and issuing those binds at 45. Filling the tile costs 1 / (kRows * density) of either.
+// In fp32 shared memory limits the speed: its 128 bytes per clock and multiprocessor are 32 multiply-adds of the 128
+// that the arithmetic could do. In 16 bits they would be 64, but with widening the 8 multiply-adds of a unit take 23
+// instructions (SASS of 9.0), and issuing those limits them to 45. Filling the tile costs 1 / (kRows * density) of
+// either.
 //
-// Registers hold the sums of kRows / 64 rows and their tokens over all panels. Sums run in the order of the columns.
+// Registers hold the sums of kRows / 64 rows and their tokens over all panels, added in the order of the columns.
 #include "cuda/positions.h"
 #include "cuda/simt/csr_lists.cuh"
 

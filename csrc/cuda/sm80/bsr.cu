@@ -1,8 +1,8 @@
-// bsr on tensor cores by mma.sync: a block of threads computes one block row of W times 128 tokens.
+// Product of bsr on tensor cores by mma.sync: a block of threads computes one block row of W times 128 tokens.
 //
-// Stages of 64 columns come by cp.async, kStages - 1 of them ahead of the one that is multiplied. Slabs are stored as
-// shared memory wants them, so W is copied byte by byte; x is swizzled on the way. Blocks of threads start with the
-// longest block row. Sums run in the order of the columns.
+// Stages of 64 columns are loaded by cp.async, kStages - 1 of them ahead of the one being multiplied. Slabs are stored
+// in the layout of shared memory, so W is copied unchanged; x is swizzled while it is copied. Blocks of threads start
+// with the longest block row. Sums are added in the order of the columns.
 #include "cuda/slabs.cuh"
 #include "cuda/sm80/fragments.h"
 

@@ -1,5 +1,6 @@
-// Which bytes of shared memory a thread names to ldmatrix for the operands of mma.m16n8k16 (PTX ISA, "Matrix Fragments
-// for mma.m16n8k16"). Both operands lie as swizzled matrices of row_bytes a row; see swizzle in gpu_packings.h.
+// The shared-memory addresses that each thread passes to ldmatrix for the operands of mma.m16n8k16 (PTX ISA, "Matrix
+// Fragments for mma.m16n8k16"). Both operands lie as swizzled matrices of row_bytes a row; see swizzle in
+// gpu_packings.h.
 #pragma once
 
 #include "sparseinfer/gpu_packings.h"

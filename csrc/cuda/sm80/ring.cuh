@@ -1,4 +1,4 @@
-// A warp's ring, filled by cp.async: every chunk is one group of copies.
+// A warp's ring buffer, filled by cp.async; every chunk is one group of copies.
 #pragma once
 
 #include "cuda/ptx.cuh"

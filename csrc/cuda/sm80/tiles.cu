@@ -1,4 +1,4 @@
-// The tiled packings on tensor cores by mma.sync and cp.async, and written out densely. See tiled_spmm.cuh.
+// Products and decompression of the tiled packings for sm80, by mma.sync and cp.async. See tiled_spmm.cuh.
 #include "cuda/sm80/ring.cuh"
 #include "cuda/tiled_spmm.cuh"
 

@@ -1,11 +1,13 @@
-// bsr on Hopper: TMA and wgmma, persistent. A block of threads has one warpgroup that copies and two that multiply.
+// Product of bsr on Hopper, with TMA and wgmma, as a persistent kernel. A block of threads has one warpgroup that
+// copies and two that multiply.
 //
-// An item is one block row of W times kTokens tokens, half of them for each multiplying warpgroup; items come sorted by
-// work and are dealt in turns, so that every multiprocessor gets about the same. Stages of 64 columns go round a ring
-// that fills shared memory: x by a tensor map, which swizzles and gives zeros outside x, W by a bulk copy, because
-// slabs are stored swizzled. While an item is written out, the stages of the next one are already coming.
+// An item is one block row of W times kTokens tokens, half of them for each multiplying warpgroup; items are sorted by
+// work and distributed round-robin, so that every multiprocessor gets about the same. Stages of 64 columns are loaded
+// into a ring buffer that fills shared memory: x by a tensor map, which swizzles and supplies zeros outside x, W by a
+// bulk copy, because slabs are stored swizzled. While an item is written, the stages of the next one are already being
+// loaded.
 //
-// Registers: kTokens / 128 times kBlock / 2 sums per thread, at most 128. Sums run in the order of the columns.
+// Registers: kTokens / 128 times kBlock / 2 sums per thread, at most 128. Sums are added in the order of the columns.
 #include <type_traits>
 
 #include "cuda/slabs.cuh"

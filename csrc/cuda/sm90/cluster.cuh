@@ -1,4 +1,4 @@
-// Blocks of threads that see each other's shared memory.
+// Thread block clusters, whose blocks can access each other's shared memory.
 #pragma once
 
 #include "cuda/common.cuh"

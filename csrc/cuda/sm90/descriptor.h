@@ -1,4 +1,4 @@
-// The words by which wgmma finds an operand in shared memory (PTX ISA, "Matrix Descriptor Format" of wgmma).
+// The descriptors that tell wgmma where an operand is in shared memory (PTX ISA, "Matrix Descriptor Format" of wgmma).
 #pragma once
 
 #include "sparseinfer/gpu_packings.h"

@@ -1,4 +1,4 @@
-// A warp's ring, filled by bulk copies, one per chunk, each with a barrier.
+// A warp's ring buffer, filled by bulk copies, one per chunk, each with a barrier.
 #pragma once
 
 #include "cuda/ring.h"

@@ -1,7 +1,8 @@
-// The tiled packings on Hopper: bulk copies, and the blocks of a cluster for the pieces of a row. See tiled_spmm.cuh.
+// Products of the tiled packings on Hopper: with bulk copies, the pieces of a row spread over the blocks of a cluster.
+// See tiled_spmm.cuh.
 //
-// The products stay with mma.sync: at these numbers of tokens it is never what binds, and wgmma would want x in shared
-// memory and four warps in step.
+// Products use mma.sync: at these numbers of tokens it never limits the speed, and wgmma would need x in shared memory
+// and four warps in lockstep.
 #include "cuda/sm90/cluster.cuh"
 #include "cuda/sm90/ring.cuh"
 #include "cuda/tiled_spmm.cuh"

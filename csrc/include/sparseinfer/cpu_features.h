@@ -1,5 +1,5 @@
-// Instruction-set levels of this build and of this machine. A level is a named set of CPU feature bits; levels.inc has
-// them all.
+// Instruction-set levels of this build and of this machine. A level is a named set of CPU feature bits; levels.inc
+// lists all levels.
 #pragma once
 
 #include <stdint.h>

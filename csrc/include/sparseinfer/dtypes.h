@@ -1,5 +1,5 @@
-// Dtypes, storages of weights and activations, as numbers that packings, kernels and bindings share. Each list below is
-// the one place that names its members: numbers, names and counts follow from it.
+// Numbers of dtypes, weight storages and activations, shared by packings, kernels and bindings. Numbers, names and
+// counts are all derived from the lists below.
 #pragma once
 
 #include <stdint.h>

@@ -1,5 +1,5 @@
-// What a row of cuda/kernels.inc says of a CUDA kernel: all but the function that launches it, so that a build without
-// CUDA knows the rows too.
+// The description of a CUDA kernel from its row in cuda/kernels.inc, without the launch function, so that builds
+// without CUDA have it too.
 #pragma once
 
 #include <stdint.h>

@@ -6,23 +6,23 @@
 //
 // csr   W in lists of units, cut into panels of kPanelColumns columns. A unit is a value and the position of its
 //       column in a tile of x (see x_column_offset). Rows are sorted by length, longest first, within windows of
-//       kWindowRows rows: neighbours in a warp then have equally much to do, and the rows of y still lie together.
-//       Lists are filled up to whole vectors of 16 bytes of values with zeros at the column kPanelColumns of the tile,
-//       which holds zeros: NaN and Inf of x never meet the filling.
+//       kWindowRows rows: neighbours in a warp then have equal work, and their rows of y are still close together.
+//       Lists are padded to whole vectors of 16 bytes of values with zeros at the column kPanelColumns of the tile,
+//       which holds zeros: padding is never multiplied by NaN or Inf of x.
 //         order    uint8  [n]                   row within its window at each position
 //         starts   uint32 [panels * n + 1]      first vector of (panel, position)
 //         columns  uint16 [vectors * per_vector]
 //         values          [vectors * per_vector]
 //
 // bsr   stored blocks [block, block], each cut into slabs of at most 64 columns, which is what 128 bytes of a row of
-//       shared memory hold. Block rows are sorted by length, longest first, and filled up to whole stages with slabs of
-//       zeros behind the last column, where x counts as zero.
+//       shared memory hold. Block rows are sorted by length, longest first, and padded to whole stages with slabs of
+//       zeros past the last column, where x counts as zero.
 //         order    int32  [n / block]           block row at each position
 //         starts   uint32 [n / block + 1]       first slab of each position
 //         columns  int32  [slabs]               first column / slab_columns, ascending within a block row
-//         values          [slabs][block * slab_columns], each swizzled as it lies in shared memory (see swizzle)
+//         values          [slabs][block * slab_columns], each swizzled as in shared memory (see swizzle)
 //
-// bitmap, delta4, delta8   16-bit values wherever they are, for tensor cores: see gpu_tiles.h.
+// bitmap, delta4, delta8   unstructured 16-bit weights, for tensor cores: see gpu_tiles.h.
 #pragma once
 
 #include <stdint.h>

@@ -1,34 +1,36 @@
-// The tiled packings of the CUDA kernels: scattered weights of 16 bits, decoded into the operands of tensor cores.
+// The tiled packings of the CUDA kernels (bitmap, delta4, delta8): unstructured 16-bit weights, which kernels decode
+// into operands of tensor cores.
 //
-// W is cut into tiles of 64 x 64. A warp decodes a whole tile: four strips of 16 rows, each of four fragments, the
-// first operands of mma.m16n8k16. Of a strip every lane holds 32 weights, which are the bits of a word; of a tile 128.
-// Which column of a tile is which k of a product is free, as long as x agrees: lane q of four holds 16 columns in a row
-// of W, so that it loads the same columns of x as two vectors of 16 bytes.
+// W is divided into tiles of 64 x 64. A warp decodes a whole tile: four strips of 16 rows, each of four fragments, the
+// first operands of mma.m16n8k16. Every lane holds 32 weights of a strip, one for each bit of a word, and 128 of a
+// tile. Columns of a tile may be assigned to the k of a product in any order if x uses the same: lane q of four holds
+// 16 consecutive columns of W, so that it loads the same columns of x as two vectors of 16 bytes.
 //
-// A row of tiles is cut into `panels` pieces of consecutive tiles, one after the other for as many warps. Each piece is
-// one stream of bytes that a warp reads from front to end, through a ring in shared memory.
+// A row of tiles is divided into `panels` pieces of consecutive tiles, one per warp. Each piece is one stream of bytes
+// that a warp reads from beginning to end, through a ring buffer in shared memory.
 //
-// What is not stored is multiplied as 0, as in a dense product: where x is not finite, no output of that token is.
+// Weights that are not stored are multiplied as 0, as in a dense product: a non-finite x makes every output of its
+// token non-finite.
 //
 //   order    uint8  [n]            position within its tile of each row: the rows of a tile, those with most weights
-//                                  first, are dealt to the 8 groups of 4 lanes in turns (see dealt_position)
+//                                  first, are distributed round-robin to the 8 groups of 4 lanes (see dealt_position)
 //   starts   uint32 [rows of tiles * panels + 1]   first unit, of 16 bytes, of each stream
 //   columns  bitmap: uint32 [rows of tiles][tiles][lane][strip], the words: which weights are stored
 //            delta:  uint8  [rows of tiles][tiles], pairs of entries per lane
 //   values   the streams
 //
 // bitmap   A stream is rows of 128 bytes, one word of two values for each lane: bank `lane` of shared memory belongs to
-//          one lane, and the values of a lane, in the order of its bits, lie one below the other. Lanes do not advance
-//          equally fast. No lane may fall behind the furthest by more than kMostBehind values: before each tile it
-//          skips ahead (see lane_start), and what it skips is filling.
+//          one lane, and the values of a lane, in the order of its bits, are in consecutive rows. Lanes do not advance
+//          equally fast. No lane may fall behind the furthest one by more than kMostBehind values: before each tile it
+//          skips ahead (see lane_start), and the skipped values are padding.
 //
 // delta    A stream has, for each tile, the byte of each lane's first entry, uint16 [32] (see place_byte), and then for
 //          each pair of entries the values, uint32 [32], and the codes: uint8 [32] of 4 bits each or uint16 [32] of 8,
-//          the first of the pair in the low half. The entries of a tile, in the order of their places, are dealt
+//          the first of the pair in the low half. The entries of a tile, in the order of their places, are divided
 //          evenly: lane 0 has the first ones. A code is the distance to the lane's next entry; where it would be more
-//          than max_distance there is an entry with value 0 on the way. What is left of the last lanes' lists repeats
+//          than max_distance, an entry with value 0 is inserted. The lists of the last lanes are padded with copies of
 //          the tile's last entry, at distance 0. The code of a lane's last entry is 0. An empty tile has no entries,
-//          but its 32 first bytes, all 0. So that entries on the way can be told from weights, a weight whose bits are
+//          but its 32 first bytes, all 0. To distinguish inserted entries from weights, a weight whose bits are
 //          all 0 is not stored: nnz counts the others, among them -0.0. The bitmap counts its bits, whatever the values
 //          are.
 #pragma once

@@ -1,5 +1,5 @@
-// The C++ types of the dtypes, and conversion of one value at a time: for tails, and for levels without instructions
-// for it.
+// The C++ types of the dtypes, and conversion of single values: for the ends of rows, and for levels without such
+// instructions.
 #pragma once
 
 #include <stdint.h>

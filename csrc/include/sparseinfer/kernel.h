@@ -1,4 +1,4 @@
-// What a kernel is: plain functions over a range of work, with no threads, no allocation and no C++ library.
+// The interface of a CPU kernel: plain functions over a range of work, without threads, allocation or the C++ library.
 #pragma once
 
 #include <stdint.h>

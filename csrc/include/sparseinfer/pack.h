@@ -1,4 +1,4 @@
-// From CSR or BSR to a packing and back. All functions check their input and throw std::invalid_argument.
+// Converts CSR or BSR to a packing and back. All functions check their input and throw std::invalid_argument.
 #pragma once
 
 #include <stdint.h>

@@ -1,5 +1,5 @@
-// Packings: kernel-private layouts of a sparse W[n, k]. One packing is one blob of bytes: this header, then
-// sections at the byte offsets it names, each 64-byte aligned. Blobs live in memory only; they are never written
+// Packings: the layouts of a sparse W[n, k] that kernels read. One packing is one block of bytes (blob): this header,
+// then sections at the byte offsets it names, each 64-byte aligned. Blobs live in memory only; they are never written
 // to disk, so the layout may change with every version.
 //
 // Vocabulary. A *unit* is one stored column (bsr: one stored block). Its *payload* is its value in the packing's

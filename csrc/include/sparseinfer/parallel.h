@@ -1,5 +1,5 @@
-// Threads are torch's own: the addresses of its C functions are handed in once at import. Without them everything runs
-// serially. This library owns no pool and links no OpenMP.
+// Runs work on torch's threads: the addresses of torch's C functions are set once at import. Without them everything
+// runs serially. This library has no thread pool of its own and does not link OpenMP.
 #pragma once
 
 #include <stdint.h>

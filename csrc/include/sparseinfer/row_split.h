@@ -1,4 +1,4 @@
-// Cuts rows into ranges of about equal work, the grain of threading.
+// Divides rows into ranges of about equal work (splits), the unit of work of threads.
 #pragma once
 
 #include <stdint.h>

@@ -1,4 +1,4 @@
-// Runs one kernel over all tokens: workspace, threads, passes.
+// Runs one kernel over all tokens: allocates its workspace and distributes passes to threads.
 #pragma once
 
 #include <array>

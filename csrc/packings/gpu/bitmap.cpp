@@ -1,5 +1,5 @@
-// bitmap on a GPU: a word of bits for each lane and strip of a tile, and a stream of the values of each lane, one below
-// the other (gpu_tiles.h).
+// The GPU packing `bitmap`: a word of bits for each lane and strip of a tile, and a stream with the values of each lane
+// in consecutive rows (gpu_tiles.h).
 #include <algorithm>
 #include <cstring>
 

@@ -1,4 +1,4 @@
-// The packings of the CUDA kernels: their header, and what holds for the blob of every one of them.
+// Common code of the CUDA kernels' packings: reads and checks the header and the sections of any of them.
 #include <cstring>
 
 #include "packings/gpu/packing.h"

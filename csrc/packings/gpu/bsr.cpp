@@ -1,4 +1,4 @@
-// bsr on a GPU: stored blocks cut into swizzled slabs, block rows sorted by length (gpu_packings.h).
+// The GPU packing `bsr`: stored blocks divided into swizzled slabs, block rows sorted by length (gpu_packings.h).
 #include <cstring>
 #include <vector>
 

@@ -1,4 +1,4 @@
-// csr on a GPU: lists of units for each panel and row, rows sorted by length within windows (gpu_packings.h).
+// The GPU packing `csr`: lists of units for each panel and row, rows sorted by length within windows (gpu_packings.h).
 #include <algorithm>
 #include <cstring>
 #include <vector>

@@ -1,5 +1,5 @@
-// delta4 and delta8: for each tile the first place of each lane, then values and the distances between them, in codes
-// of 4 or 8 bits (gpu_tiles.h).
+// The GPU packings `delta4` and `delta8`: for each tile the first place of each lane, then values and the distances
+// between them, in codes of 4 or 8 bits (gpu_tiles.h).
 #include <array>
 
 #include "packings/gpu/tiles.h"

@@ -1,7 +1,7 @@
-// What the common code (blob.cpp) asks of a packing of the CUDA kernels. A packing is a file that defines
+// The interface of a packing of the CUDA kernels to the common code (blob.cpp). A packing is a file that defines
 // `<name>_packing`: csr.cpp, bsr.cpp, bitmap.cpp and delta.cpp, which has delta4 and delta8. torch packs, on the device
-// (sparseinfer/ops); here are sizes, checks and the way back. SI_GPU_PACKINGS in gpu_packings.h lists them, and says
-// there or in gpu_tiles.h what lies where.
+// (sparseinfer/ops); here are sizes, checks and unpacking. SI_GPU_PACKINGS in gpu_packings.h lists the packings;
+// their layouts are described there or in gpu_tiles.h.
 #pragma once
 
 #include <stdexcept>

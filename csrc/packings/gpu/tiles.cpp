@@ -1,4 +1,4 @@
-// Walking tiles: from a blob to pieces, and from tiles back to rows, for every tiled packing (gpu_tiles.h).
+// Iterates over the pieces and tiles of a tiled packing (gpu_tiles.h), and converts tiles back to rows.
 #include "packings/gpu/tiles.h"
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// What the tiled packings share (gpu_tiles.h): W in tiles of 64 x 64, a row of tiles cut into pieces, each piece a
+// Common to the tiled packings (gpu_tiles.h): W in tiles of 64 x 64, rows of tiles divided into pieces, each piece one
 // stream.
 #pragma once
 

@@ -1,1 +1,1 @@
-"""What takes the place of layers, and what that needs of the modules around them."""
+"""Builds the modules that replace layers, and adapts the modules that contain these layers."""

@@ -1,4 +1,4 @@
-"""From modules that multiply by a layer's matrices to what takes the layer's place, and back again."""
+"""Assembles the replacement of a layer from modules that multiply by its matrices; restores the layer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Multipliers = Mapping[str, nn.Module]
 
 
 def assemble(layer: nn.Module, multipliers: Multipliers) -> nn.Module:
-    """What takes the place of a dense layer; each multiplier is sparse, prepacked or an nn.Linear."""
+    """The replacement of a dense layer; each multiplier is sparse, prepacked or an nn.Linear."""
     if is_transposed_linear(layer):
         # By which `restored` knows whose place it took.
         setattr(multipliers[""], ORIGIN, type(layer))
@@ -40,7 +40,7 @@ def assemble(layer: nn.Module, multipliers: Multipliers) -> nn.Module:
 
 
 def restored(module: nn.Module) -> nn.Module | None:
-    """The dense layer whose place this module took; None if it took none."""
+    """The dense layer that this module replaced; None if it is no replacement."""
     if isinstance(module, FoldedLayer):
         return restored(module.plain) or copy.deepcopy(module.plain)
     if isinstance(module, ChannelsLastMaxPool2d):

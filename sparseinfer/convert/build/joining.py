@@ -1,8 +1,8 @@
-"""Modules whose forward hands what a layer computes to what follows it in one call; see `survey/chains.py`.
+"""Gives modules a forward that calls a layer and the activation or batch norm after it as one chain.
 
-`join_` gives a module a class of its own, with a forward in which the calls that join read as
-`survey/rewriting.py` writes them. `chain` and `take` do what the plain calls do, only faster where they may,
-which they ask at every call: results do not depend on what the survey found.
+`join_` gives a module a subclass of its own whose forward is rewritten by `survey/rewriting.py`. The calls of
+`chain` and `take` in it return what the original calls return, and check at every call whether a faster way
+is allowed: results do not depend on what the survey found (`survey/chains.py`).
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from sparseinfer.modules.owned import may_take, take
 
 
 def join_all_(model: nn.Module, *, fuse: bool) -> None:
-    """Let every module of a converted model hand what its layers compute to what follows, in one call.
+    """Chain the calls of layers and what follows them in every module of a converted model.
 
-    Without `fuse` only batch norms that are folded into a layer join it.
+    Without `fuse` only folded batch norms are chained.
     """
 
     def joins(first: Any, then: Any) -> bool:
@@ -47,7 +47,7 @@ def join_all_(model: nn.Module, *, fuse: bool) -> None:
 
 
 def join_(module: nn.Module, joins: Joins) -> None:
-    """Give the module a class whose forward chains what `joins` allows; nothing where there is nothing."""
+    """Give the module a class whose forward chains what `joins` allows; no change if there is nothing to chain."""
     chains = chains_in(module, joins)
     if chains.steps or chains.forward.pairs:
         base: Any = base_class(module)

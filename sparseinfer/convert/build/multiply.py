@@ -1,4 +1,4 @@
-"""What multiplies by the matrices of a product, as its plan says."""
+"""Makes the modules that multiply by a product's matrices, according to its plan."""
 
 from __future__ import annotations
 

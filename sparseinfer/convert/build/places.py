@@ -1,4 +1,4 @@
-"""Where a module is held: as a child of others, and in plain attributes, lists, tuples, dicts of theirs."""
+"""Replaces modules wherever a model holds them: as children, and in attributes, lists, tuples and dicts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sparseinfer._running import OWN
 
 
 def replace_(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
-    """Put each value where its key is held, under every name."""
+    """Replace each key by its value, under every name."""
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child is not None and child in replacements:

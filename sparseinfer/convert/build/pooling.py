@@ -1,4 +1,4 @@
-"""Layers without weights that torch computes faster in another layout."""
+"""Replaces max poolings that torch computes faster in channels_last."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHARE_THAT_PAYS = 0.9
 
 @dataclass(frozen=True)
 class FasterPool:
-    """What takes the place of a max pooling, with the microseconds of both."""
+    """The replacement of a max pooling, with the microseconds of both."""
 
     module: nn.Module
     dense_us: float
@@ -27,7 +27,7 @@ class FasterPool:
 
 @torch.inference_mode()
 def faster_pool(pool: nn.Module, recording: Recording) -> FasterPool | None:
-    """Measures a max pooling that the recorded run brought images to in channels_last; None: not faster."""
+    """Times a max pooling whose input in the recorded run was in channels_last; None: not faster."""
     shapes = [shape for shape in recording.shapes.get(pool, ()) if len(shape) == 4]
     if type(pool) is not nn.MaxPool2d or pool.return_indices or not shapes:
         return None

@@ -1,4 +1,4 @@
-"""From decisions to the modules that take the place of others. The model itself does not change here."""
+"""Makes the replacement modules from the decisions, without changing the model."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Multipliers = Mapping["tuple[Site, str]", nn.Module]
 
 @dataclass(frozen=True)
 class Build:
-    """What to put in whose place.
+    """Which module replaces which.
 
-    replacements   module of the model -> what takes its place
-    multipliers    what multiplies by each matrix
-    left_dense     why a site whose matrices all have a multiplier stays as it is after all
-    shared         the first of those that share one matrix, and the fqn of the module in whose forward they
-                   take turns
+    replacements   module of the model -> its replacement
+    multipliers    the module that multiplies by each matrix
+    left_dense     why a site stays unchanged although all its matrices have a multiplier
+    shared         the first of the Linears that share one matrix, and the fqn of the module whose forward
+                   calls them
     pools          fqn -> a max pooling that is faster in another layout
     """
 
@@ -49,7 +49,7 @@ class Build:
 def build(
     model: nn.Module, survey: Survey, decisions: Sequence[Decision], options: ConvertOptions
 ) -> Build:
-    """Makes every module that convert will put in."""
+    """Makes all replacement modules."""
     by_matrix: dict[tuple[Site, str], nn.Module] = {}
     shared: list[tuple[str, SharedInputLinear]] = []
     for decision in decisions:

@@ -1,4 +1,4 @@
-"""What converted layers need of the modules around them, which stay the model's own."""
+"""Adapts the unconverted modules around converted layers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NESTED = "_sparseinfer_used_nested_tensors"
 
 
 def finish_(model: nn.Module, built: Build, *, fuse: bool) -> None:
-    """Let layers that share a matrix take turns, and layers do what follows them."""
+    """Let Linears that share a matrix share its results, and layers be chained with what follows them."""
     for fqn, part in built.shared:
         parent = model.get_submodule(fqn)
         while isinstance(parent, (nn.ModuleList, nn.ModuleDict)):  # which are never called
@@ -34,7 +34,7 @@ def unfinish_(model: nn.Module) -> None:
 
 
 def leave_nested_tensors(model: nn.Module) -> None:
-    """torch's TransformerEncoder makes them of padded inputs, for a fast path that its layers have left."""
+    """Stop TransformerEncoder from making nested tensors, whose fast path converted layers do not have."""
     for encoder in _encoders(model):
         holds = any(isinstance(module, SparseMultiheadAttention) for module in encoder.modules())
         if holds and getattr(encoder, "use_nested_tensor", False):

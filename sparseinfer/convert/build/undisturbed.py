@@ -1,8 +1,8 @@
-"""Whether a forward writes to no tensor between its calls of several Linears: read in its source.
+"""Checks in a forward's source that it writes to no tensor between its calls of several Linears.
 
-Linears that share one matrix compute the results of all for the first of them, and the others take theirs if
-x is still the same. torch counts what is written to a tensor, but not through `.data`, nor in inference mode.
-Where the source does not show that nothing is written, a copy of x is kept and compared.
+Of Linears that share one matrix, the first called computes the results of all; the others use theirs if x is
+unchanged. torch's version counter detects writes to x, but not through `.data` or in inference mode. Where the
+source does not show that nothing is written, a copy of x is kept and compared.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What could compute a product: dense ways and sparse layouts, ready to be timed, with predicted times."""
+"""Candidates for a product: dense implementations and sparse layouts, ready to be timed or predicted."""

@@ -1,4 +1,4 @@
-"""What `plan` and `Timer` ask of the candidates for a product, and what all of these have in common."""
+"""The interface of a product's candidates, used by `plan` and `Timer`, and their common base class."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Candidates(Protocol):
     """Everything that could compute one product, ready to be timed.
 
     dense_weights   as they are now; x and y have their dtype
-    weights         what becomes sparse, perhaps in a shorter dtype
+    weights         the weights to make sparse, perhaps rounded to 16 bits
     """
 
     dense_weights: Weights
@@ -37,11 +37,11 @@ class Candidates(Protocol):
 
     @property
     def kind(self) -> str:
-        """Operator and dtypes: of the dense layer, of the sparse weight, and what the kernels round x to."""
+        """Names the operator and the dtypes of dense layer, sparse weight and rounded x."""
 
     @property
     def shape(self) -> tuple[object, ...]:
-        """All else that times depend on, besides the number of tokens and the weight's zeros."""
+        """Names all else that times depend on, except the number of tokens and the weight's zeros."""
 
     @property
     def title(self) -> str:
@@ -57,36 +57,36 @@ class Candidates(Protocol):
 
     @property
     def dense_names(self) -> tuple[str, ...]:
-        """Keys of `dense`, without making anything."""
+        """Keys of `dense`, without making the implementations."""
 
     def dense(self, tokens: int) -> Mapping[str, Maker]:
-        """The dense ways, by name."""
+        """The dense implementations, by name."""
 
     def layouts(self, tokens: int) -> tuple[Layout, ...]:
-        """Those that may be fastest for so many tokens."""
+        """The layouts that may be fastest for this number of tokens."""
 
     def compact_layout(self) -> Layout:
-        """Of fewest bytes, with kernels for any number of tokens."""
+        """The layout of fewest bytes that has kernels for any number of tokens."""
 
     def packed(self, layout: Layout) -> tuple[Tensor, ...]:
         """The weight in a layout: one packing, or one per group of channels. Made at most once."""
 
     def sparse(self, layout: Layout, tokens: int) -> Maker:
-        """The product by the weight in this layout."""
+        """A module that multiplies by the weight in this layout."""
 
     def kernel(self, layout: Layout, tokens: int) -> str:
         """Base name of the kernel that reads this layout."""
 
     def buckets(self, layout: Layout) -> tuple[ops.Bucket, ...]:
-        """Kernels for any number of tokens by this layout alone, as packing number 0."""
+        """A plan for any number of tokens with this layout alone, as packing number 0."""
 
     def predict(self, candidate: Candidate, tokens: int) -> float:
-        """Microseconds, without running it; infinity if nothing is known of it."""
+        """Predicted microseconds, without running it; infinity if unknown."""
 
 
 @dataclass(eq=False)
 class BaseCandidates(ABC):
-    """See Candidates. By default of a CPU."""
+    """Common base of all Candidates; the defaults are for a CPU."""
 
     device: ClassVar[str] = "cpu"
 
@@ -119,7 +119,7 @@ class BaseCandidates(ABC):
         return CSR.from_dense(self.weights.weight)
 
     def predict(self, candidate: Candidate, tokens: int) -> float:
-        """By the cost model, for this instruction set and number of threads."""
+        """Microseconds by the cost model, for this instruction set and number of threads."""
         return predict(
             self.kind,
             str(candidate),

@@ -1,4 +1,4 @@
-"""Which candidates a product has, and for how many tokens it is planned."""
+"""Chooses the candidates for a product, and the token counts to plan it for."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_TOKENS = 256
 def candidates_of(
     product: Product, recording: Recording, options: ConvertOptions
 ) -> tuple[Candidates | str, tuple[int, ...]]:
-    """What could compute the product and for which token counts to plan it, or why it cannot be planned."""
+    """The product's candidates and the token counts to plan it for, or why it cannot be planned."""
     site = product.sites[0]
     matrix, shapes = site.matrices[product.name], recording.shapes.get(site.module, ())
     dense = product.weights

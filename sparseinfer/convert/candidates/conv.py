@@ -100,7 +100,7 @@ def sparse_conv(
     buckets: Sequence[ops.Bucket],
     dtype: torch.dtype,
 ) -> SparseConv1d | SparseConv2d:
-    """The convolution with its weight held in these packings; x and y have this dtype."""
+    """A convolution layer with its weight in these packings; x and y have this dtype."""
     return (SparseConv1d if isinstance(conv, nn.Conv1d) else SparseConv2d)(
         packings,
         bias,

@@ -1,8 +1,8 @@
-"""Predicted times on a CPU, for convert(measure=False) and for what the time budget does not reach.
+"""Predicts times on a CPU, for convert(measure=False) and for what the time budget does not cover.
 
 One number per candidate, token count and sparsity: nanoseconds per thousand multiply-adds of the dense layer,
 fitted by bench/fit_cost_model.py on the machine that cost_model.json names. Times of another machine differ,
-but both sides of a comparison differ alike.
+but dense and sparse times differ alike, so that comparisons hold.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ THREAD_GAIN = 0.8
 
 
 def predict(kind: str, name: str, work: float, sparsity: float, tokens: int, isa: str, threads: int) -> float:
-    """Microseconds of one candidate; infinity if nothing like it was ever measured.
+    """Microseconds of one candidate; infinity if the model has no entry for it.
 
-    kind   as in `Candidates`; name: of a dense way or a layout; work: n · k
+    kind   as in `Candidates`; name: of a dense implementation or a layout; work: n · k
 
-    A convolution counts as the product that it is: what gathering x costs it is left out on both sides.
+    A convolution is predicted as a product: the cost of gathering x is left out on both sides.
     """
     table = _tables(isa).get(kind.replace("conv ", "linear "), {}).get(name)
     if table is None:

@@ -1,4 +1,4 @@
-"""Candidates for a convolution on a GPU, where images are unfolded and multiplied as by a Linear."""
+"""Candidates for a convolution on a GPU, computed by unfolding images and multiplying as in a Linear."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ CHANNELS_LAST = "channels_last"
 class CudaConvCandidates(ConvCandidates):
     """y = conv(x) + bias on the GPU that the weights are on.
 
-    They are the layouts that CudaLinearCandidates has for the matrix of each group, and torch's own
-    convolution, as it is and with weight and images in channels_last. Sparse ones, and the layer as it is,
-    are timed with images that lie as the recorded run brought them: `channels_last` or contiguous.
+    They are the layouts of CudaLinearCandidates for the matrix of each group, and torch's own convolution,
+    unchanged and with weight and images in channels_last. Sparse candidates and the unchanged layer are timed
+    with images in the memory format of the recorded run: `channels_last` or contiguous.
     """
 
     device = "cuda"
@@ -56,7 +56,7 @@ class CudaConvCandidates(ConvCandidates):
         return min(self._scattered, key=lambda layout: sum(packed.nbytes for packed in self.packed(layout)))
 
     def layouts(self, tokens: int) -> tuple[Layout, ...]:
-        """One for all groups: by their sparsity together, and blocks that fit each."""
+        """Layouts for all groups: by their overall sparsity; bsr with blocks that fit every group."""
         first, *others = (group.layouts(tokens) for group in self._by_group)
         blocks = (layout for layout in first if layout.packing == "bsr")
         fit = tuple(layout for layout in blocks if all(layout in other for other in others))
@@ -104,7 +104,7 @@ class CudaConvCandidates(ConvCandidates):
         return lambda: waited_for(make(), self.weights.weight.device)
 
     def predict(self, candidate: Candidate, tokens: int) -> float:
-        """Microseconds on paper: the products of the groups, and before sparse ones the unfolding."""
+        """Predicted microseconds: the products of the groups, and for sparse ones also the unfolding."""
         is_dense = isinstance(candidate, str)
         products = sum(group.predict(PLAIN if is_dense else candidate, tokens) for group in self._by_group)
         unfolded = tokens * self.conv.groups * self.weights.weight.shape[1] * self.weights.weight.itemsize

@@ -1,4 +1,4 @@
-"""Candidates for a Linear on a GPU. Everything but the calls themselves works on any device."""
+"""Candidates for a Linear on a GPU. Everything except running them also works without a GPU."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ _SEMI_STRUCTURED_GAIN = 1.6
 class CudaLinearCandidates(LinearCandidates):
     """y = x · Wᵀ + bias on the GPU that the weights are on.
 
-    Sparse ones are the layouts `bitmap`, `delta4`, `delta8` and `csr`, as far as the sparsity makes them
-    worth trying, which for many tokens are written out densely and multiplied by cuBLAS; and `bsr` where the
-    zeros lie in blocks. Dense ones are the layer as it is, and torch's 2:4 form where the zeros allow it. For
-    a weight in float32 there is only `csr`. A time is that of a launch and of the wait for its end.
+    Sparse candidates are the layouts `bitmap`, `delta4`, `delta8` and `csr`, each in its range of sparsity,
+    which for many tokens are decompressed for cuBLAS; and `bsr` where the zeros lie in blocks. Dense ones
+    are the unchanged layer, and torch's 2:4 form where the zeros allow it. For a weight in float32 there is
+    only `csr`. A time covers a launch and the wait for its end.
     """
 
     device = "cuda"
@@ -59,7 +59,7 @@ class CudaLinearCandidates(LinearCandidates):
         return f"{super().kind} on {name}"
 
     def compact_layout(self) -> Layout:
-        """Of those for scattered zeros; they have kernels for any number of tokens."""
+        """The smallest layout for unstructured zeros; all have kernels for any number of tokens."""
         return min(self._scattered, key=lambda layout: self.packed(layout)[0].nbytes)
 
     def layouts(self, tokens: int) -> tuple[Layout, ...]:
@@ -117,7 +117,7 @@ class CudaLinearCandidates(LinearCandidates):
         return lambda: waited_for(make(), self.weights.weight.device)
 
     def predict(self, candidate: Candidate, tokens: int) -> float:
-        """Microseconds on paper, by cuda_model.py."""
+        """Microseconds predicted by cuda_model.py."""
         gpu, weight = gpu_of(self.weights.weight.device), self.weights.weight
         n, k = weight.shape
         if isinstance(candidate, str):

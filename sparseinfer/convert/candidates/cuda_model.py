@@ -1,9 +1,9 @@
-"""Predicted times of CUDA kernels, on paper: what a product moves and computes, over what a GPU can do.
+"""Predicts times of CUDA kernels: the bytes and operations of a product over the GPU's peak rates.
 
-Everything that a kernel needs takes its time in microseconds as if nothing else were needed; the longest of
-these terms binds, and a launch comes on top. No cache, latency or stall is modelled: a time is what a perfect
-kernel with these bytes and instructions would take, and a measured one is longer. `bench/gpu/gpu_model.py`
-shows both.
+Each resource that a kernel uses gives a term: the microseconds it would take if nothing else limited it. The
+longest term plus the launch is the predicted time. Caches, latencies and stalls are not modelled: this is the
+time of a perfect kernel with these bytes and instructions, and a measured time is longer.
+`bench/gpu/gpu_model.py` shows both.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ _ALU = 2
 
 @dataclass(frozen=True)
 class Gpu:
-    """What one model of GPU does at best. Rates are per microsecond.
+    """Peak rates of one GPU model, per microsecond.
 
-    name             part of the name that torch gives it
+    name             part of the GPU's name in torch
     multiprocessors
     clock            cycles
     hbm              bytes read and written by a large copy
     l2               bytes from the L2 cache to all multiprocessors
     dense, dense_f32 floating-point operations of a large cuBLAS product in 16 bits, and in 32
-    mma              those of mma.sync in 16 bits
-    clusters         of blocks of threads, which share a row of tiles; elsewhere one block has all of it
+    mma              floating-point operations of mma.sync in 16 bits
+    clusters         whether a cluster of thread blocks shares a row of tiles; else one block computes it
     """
 
     name: str
@@ -68,7 +68,7 @@ GPUS = (H100, H200, A100)
 
 
 def gpu_of(device: torch.device) -> Gpu:
-    """The GPU of a device; an unlisted one is so many multiprocessors of an A100, and no GPU is an H100."""
+    """The Gpu of a device. Unlisted: an A100 with its number of multiprocessors; no GPU: an H100."""
     if device.type != "cuda":
         return H100
     properties = torch.cuda.get_device_properties(device)
@@ -83,7 +83,7 @@ def gpu_of(device: torch.device) -> Gpu:
 
 @dataclass(frozen=True)
 class Instructions:
-    """What a warp executes for a tile of 64 x 64 weights; `alu`: those of 64 lanes per clock."""
+    """Instructions of a warp for a tile of 64 x 64 weights; `alu`: those issued at 64 lanes per clock."""
 
     issued: float
     alu: float
@@ -143,7 +143,7 @@ def tile_count(n: int, k: int) -> int:
 
 
 def pairs_per_tile(packing: str, nbytes: int, tiles: int) -> float:
-    """Pairs of entries of a lane, on the average, from the bytes of a packing; 0 for bitmap."""
+    """Average pairs of entries per lane and tile, from the bytes of a packing; 0 for bitmap."""
     if packing == "bitmap":
         return 0.0
     return max(nbytes / tiles - _FIRSTS_BYTES, 0.0) / _PAIR_BYTES[packing]
@@ -159,7 +159,7 @@ def tiled_terms(
     nbytes: int,
     instructions: Instructions | None = None,
 ) -> Terms:
-    """Of spmm_{packing}_{bf16 or f16}_t{tile} with W [n, k] in a packing of `nbytes`.
+    """Terms of spmm_{packing}_{bf16 or f16}_t{tile} with W [n, k] in a packing of `nbytes`.
 
     HBM           (W for each pass + x and y) / copy
     L2            (W for each pass + x for each block's rows of tiles) / L2
@@ -170,8 +170,8 @@ def tiled_terms(
                   the decoded tile is read and cleared
     tensor cores  2 * n * k * tokens / mma.sync
 
-    A pass is over W, for `tile` tokens; m is rounded up to these. Where blocks are not a multiple of the
-    multiprocessors, some of these compute longer than the average. `instructions`: by default those counted.
+    A pass reads W once, for `tile` tokens; m is rounded up to a multiple. Where the blocks are not a multiple
+    of the multiprocessors, some of these compute longer than the average. `instructions`: default as counted.
     """
     passes, tiles, rows = -(-m // tile), tile_count(n, k), -(-n // _TILE)
     pairs, stream = pairs_per_tile(packing, nbytes, tiles), nbytes / tiles
@@ -219,7 +219,7 @@ def _round_up(count: int, multiple: int) -> int:
 
 
 def dense_terms(gpu: Gpu, dtype: torch.dtype, n: int, k: int, m: int) -> Terms:
-    """Of the dense product: W, x and y once, and its operations at the rate of a large one."""
+    """Terms of the dense product: W, x and y moved once; operations at the rate of a large product."""
     rate = gpu.dense_f32 if dtype == torch.float32 else gpu.dense
     return {
         "HBM": dtype.itemsize * (n * k + m * (n + k)) / gpu.hbm,
@@ -232,7 +232,7 @@ _CSR = {2: 35, 4: 24}
 
 
 def csr_terms(gpu: Gpu, dtype: torch.dtype, n: int, k: int, m: int, nnz: int, nbytes: int) -> Terms:
-    """Of spmm_csr: W, x and y once, and multiply-adds that shared memory feeds."""
+    """Terms of spmm_csr: W, x and y moved once; multiply-adds at the rate of shared memory."""
     size, layout = dtype.itemsize, Layout("csr", DTYPE_NAMES[dtype], device="cuda")
     # Tokens are rounded up to a tile, but for the kernel that is for few.
     at_once = 1 if m <= layout.row(1).max_tokens else layout.row(m).tile_tokens
@@ -248,7 +248,7 @@ _BSR_OF_DENSE = 0.6
 
 
 def bsr_terms(gpu: Gpu, n: int, k: int, m: int, stored: int, nbytes: int) -> Terms:
-    """Of spmm_bsr with so many weights in blocks."""
+    """Terms of spmm_bsr with this number of weights in stored blocks."""
     return {
         "HBM": (nbytes + 2 * m * (n + k)) / gpu.hbm,
         "tensor cores": 2 * m * stored / (_BSR_OF_DENSE * gpu.dense),
@@ -256,7 +256,7 @@ def bsr_terms(gpu: Gpu, n: int, k: int, m: int, stored: int, nbytes: int) -> Ter
 
 
 def decompress_us(gpu: Gpu, n: int, k: int, m: int, nbytes: int) -> float:
-    """Of decompress in 16 bits and the dense product, one after the other, without launches."""
+    """Microseconds of decompressing in 16 bits and then the dense product, without launches."""
     written = (nbytes + 2 * n * k) / gpu.hbm
     return written + longest(dense_terms(gpu, torch.bfloat16, n, k, m))
 

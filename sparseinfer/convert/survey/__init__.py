@@ -1,1 +1,1 @@
-"""What there is in a model: layers, their weights, what follows them, and one run of it."""
+"""Surveys a model: its layers, their weights, what follows them, and one recorded run."""

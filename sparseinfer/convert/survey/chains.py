@@ -1,7 +1,7 @@
-"""Where a layer's result goes straight into an activation or a batch norm: read in the source of `forward`.
+"""Finds in the source of `forward` where a layer's result goes straight into an activation or batch norm.
 
-What is found here is a form of the source, so it holds for every input. Nothing is computed differently
-because of it alone: `build/joining.py` lets such calls be one call, which asks each time what it may do.
+This is a property of the source, so it holds for every input. By itself it changes no computation:
+`build/joining.py` merges such calls into one call, which checks each time whether it may fuse.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _IN_SEQUENTIAL: Pair = ("", "")  # nn.Sequential looks at its steps at every cal
 
 @dataclass(frozen=True)
 class JoinedForward:
-    """A forward in which these pairs are joined, places of `take` included: equal where the pairs are.
+    """A forward in which these pairs (and uses of `take`) are joined; equal if the pairs are equal.
 
     `definition` is its source, if it has been written; `definition_of` writes it.
     """
@@ -45,14 +45,14 @@ class JoinedForward:
 
 @dataclass(frozen=True)
 class Chains:
-    """What joins in the forward of one module: (layer, what follows, ...) of each place, in its order."""
+    """The chains in one module's forward: (layer, what follows, ...) of each place, in order."""
 
     steps: tuple[tuple[Any, ...], ...] = ()
     forward: JoinedForward = JoinedForward()
 
 
 def chains_in(module: nn.Module, joins: Joins) -> Chains:
-    """What joins in the module's own forward; nothing where the source cannot be read or replaced."""
+    """The chains in the module's own forward; none if its source cannot be read or replaced."""
     if "forward" in vars(module) or not _may_be_derived(module):
         return Chains()
     forward = base_class(module).forward
@@ -88,7 +88,7 @@ def definition_of(forward: JoinedForward, source: Source) -> ast.FunctionDef:
 
 
 def base_class(module: nn.Module) -> type[nn.Module]:
-    """Its class before `build/joining.py` gave it one of its own."""
+    """The module's class before `build/joining.py` replaced it."""
     base: type[nn.Module] = getattr(type(module), BASE, type(module))
     return base
 

@@ -1,4 +1,4 @@
-"""What follows a layer and can be done by it: an activation, and a batch norm on request."""
+"""Finds what can be fused into a layer: a following activation, and on request a batch norm."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NORMS = {nn.Linear: (nn.BatchNorm1d, 2), nn.Conv1d: (nn.BatchNorm1d, 3), nn.Con
 
 @dataclass(frozen=True)
 class Followers:
-    """What a layer's result goes straight into somewhere in the model."""
+    """The modules and functions that a layer's result goes straight into anywhere in the model."""
 
     batch_norm: nn.Module | None = None
     activation: str = "none"
@@ -34,9 +34,9 @@ NOBODY = Followers()
 def followers(
     model: nn.Module, recording: Recording, *, fold: bool, fuse: bool
 ) -> Mapping[nn.Module, Followers]:
-    """Of each Linear and convolution: a batch norm to fold if `fold`, and an activation if `fuse`.
+    """For each Linear and convolution: a batch norm to fold if `fold`, and an activation if `fuse`.
 
-    The recording only says whether folding is worth it. Where it is right is asked at every call.
+    The recording only decides whether folding is worth it; every call checks whether it is correct.
     """
 
     def joins(first: Any, then: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The kinds of modules that convert takes: which matrices they hold, and how many tokens come to each."""
+"""The kinds of modules that convert supports: their matrices, and how many tokens each matrix gets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Matrices = Mapping[str, "Matrix"]
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """One matrix of a module. `tokens(shape)`: how many rows an input of that shape brings to it."""
+    """One matrix of a module. `tokens(shape)`: number of rows it multiplies for an input of that shape."""
 
     weights: Weights
     tokens: TokensOf
@@ -31,11 +31,11 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Kind:
-    """What convert knows of a class of modules; `build/assemble.py` has the way back.
+    """How convert handles a class of modules; `build/assemble.py` builds and restores them.
 
     matrices      the module's matrices, or why it has to stay dense
-    fuses         its only matrix may do an activation that follows
-    shares_input  its only matrix may be stacked with others that are given the same input
+    fuses         an activation that follows may be fused into its only matrix
+    shares_input  its only matrix may be stacked with others that get the same input
     """
 
     matrices: Callable[[nn.Module], Matrices | str]
@@ -44,7 +44,7 @@ class Kind:
 
 
 def kind_of(module: nn.Module) -> Kind | None:
-    """None for a class that convert does not know. Subclasses, which may compute something else, are none."""
+    """The Kind of a module; None for unknown classes and for subclasses, which may compute something else."""
     if is_transposed_linear(module):
         return _TRANSPOSED_LINEAR
     return _KINDS.get(class_of(module))

@@ -1,7 +1,7 @@
-"""One run of the model, watched: which layers it calls, with what shapes, and which are given the same input.
+"""Records one run of the model: which layers it calls, with what shapes, and which get the same input.
 
-It tells what to look at and how many tokens to plan for. What holds for this run need not hold for the next
-one: nothing here is a reason to compute anything differently.
+This decides what to plan, and for how many tokens. What holds for this run need not hold for the next one, so
+correctness never depends on it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Recording:
-    """What one run showed.
+    """The result of the recorded run.
 
     called  modules that were called
     shapes  module -> shapes of its first input, in order of the calls, each listed once
-    shared  module -> marks of its inputs; two modules with equal marks were given the same tensors
-    channels_last   modules whose images [b, c, h, w] came in channels_last at every call
+    shared  module -> ids of its inputs; two modules with equal ids got the same tensors
+    channels_last   modules whose input [b, c, h, w] was in channels_last at every call
     result  what the model returned: its floating-point tensors
     """
 
@@ -42,7 +42,7 @@ class Recording:
 
 
 def record(model: nn.Module, modules: Iterable[nn.Module], example_inputs: Any) -> Recording:
-    """`run`s the model once, watching these modules.
+    """Runs the model once and records the calls of these modules.
 
     `example_inputs` is a tuple or list of positional arguments, a mapping of keyword arguments, or the only
     argument itself. ValueError, with the model's own error as the cause, if the run fails.
@@ -130,7 +130,7 @@ def _tensors(values: Iterable[Any], seen: set[int]) -> Iterator[Tensor]:
 
 
 def spread(items: Sequence[T], most: int = 4) -> tuple[T, ...]:
-    """At most so many of the items, evenly."""
+    """At most that many of the items, evenly spaced."""
     if len(items) <= most:
         return tuple(items)
     last = len(items) - 1

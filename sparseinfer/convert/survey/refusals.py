@@ -1,4 +1,4 @@
-"""Modules that convert must leave alone, whatever their weights hold."""
+"""Finds modules that convert must not replace, whatever their weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def require_inference(modules: Mapping[str, nn.Module]) -> None:
 
 
 def refusals(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, str]:
-    """fqn -> why the module cannot be replaced, for those that cannot, whatever their weights hold."""
+    """fqn -> reason, for the modules that cannot be replaced whatever their weights."""
     owners = _owners(model)
     reasons = {fqn: _refusal(module) or _shared(module, fqn, owners) for fqn, module in modules.items()}
     return {fqn: reason for fqn, reason in reasons.items() if reason}

@@ -1,8 +1,9 @@
-"""Calls whose result goes straight into the next call, in the source of one forward, written as one call.
+"""Rewrites the source of a forward: calls that pass their result straight on become one call of `chain`.
 
 `self.act(self.fc(x))`, and `x = self.fc(x)` with `x = self.act(x)` as the next statement, become
-`chain((self.fc, self.act), x)`; `x = self.act(x)` alone becomes a `take` of x. Nobody else can see the result
-of the first call there, whatever the input and the way to it. Whether two calls do join is asked of `joins`.
+`chain((self.fc, self.act), x)`; `x = self.act(x)` alone becomes a `take` of x. In these forms no other
+code can see the result of the first call, whatever the input and control flow. `joins` decides whether two
+calls join.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _OPAQUE = (
 
 
 class Rewriter(ast.NodeTransformer):
-    """Rewrites one forward, a copy of the source's; `chains` are the paths of what each chain calls."""
+    """Rewrites a copy of one forward; `chains` holds the paths of the callables of each chain."""
 
     def __init__(self, source: Source, joins: PathsJoin) -> None:
         self._source, self._joins = source, joins

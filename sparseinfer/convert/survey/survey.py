@@ -1,4 +1,4 @@
-"""What is there: the layers that could be replaced, one run of the model, and the products to plan.
+"""Surveys a model: the layers that can be replaced, one recorded run, and the products to plan.
 
 Nothing in the model changes, and nothing is timed or packed here.
 """
@@ -34,13 +34,13 @@ class Site:
 
 @dataclass(frozen=True)
 class Survey:
-    """What convert knows of a model before it plans.
+    """What is known of a model before planning.
 
-    modules    those that were asked for, by name, poolings excepted; each is a site or refused, but for the
-               output projection of an attention, which is a matrix of the attention
-    pools      max poolings that were asked for, by name
-    sites      what may be replaced
-    refused    name -> why the module has to stay as it is
+    modules    the selected modules by name, without poolings; each is a site or refused, except the output
+               projection of an attention, which is a matrix of the attention
+    pools      the selected max poolings, by name
+    sites      modules that may be replaced
+    refused    name -> why the module has to stay unchanged
     recording  one run with the example inputs; empty without these
     """
 
@@ -59,12 +59,12 @@ class Survey:
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """x · Wᵀ + bias that is planned as one.
+    """A product x · Wᵀ + bias that is planned as one matrix.
 
-    sites      the site it belongs to; or several Linears that are given the same input, whose matrices
-               become one, row after row
-    name       of the site's matrix; "" where it has only one
-    weights    as they are planned: stacked, or with the batch norm that follows multiplied in
+    sites      the site it belongs to; or several Linears that get the same input, whose matrices are
+               stacked
+    name       of the site's matrix; "" if it has only one
+    weights    as planned: stacked, or with the following batch norm folded in
     followers  what the product's result goes straight into
     """
 
@@ -75,12 +75,12 @@ class Product:
 
     @property
     def site_weights(self) -> list[Weights]:
-        """The weights of each site as they are in the model."""
+        """The original weights of each site."""
         return [site.matrices[self.name].weights for site in self.sites]
 
     @property
     def sizes(self) -> list[int]:
-        """Rows of each site."""
+        """Number of rows of each site."""
         return [len(weights.weight) for weights in self.site_weights]
 
     def is_same_as(self, other: Product) -> bool:
@@ -92,9 +92,9 @@ class Product:
 def survey_of(
     model: nn.Module, modules: Mapping[str, nn.Module], example_inputs: Any, *, named: bool
 ) -> Survey:
-    """Looks at the modules, by fqn, and runs the model once. ValueError: it is not ready for inference.
+    """Surveys the modules, by fqn, and runs the model once. ValueError: it is not ready for inference.
 
-    named   the modules were asked for by name: those too that the run does not reach
+    named   the modules were selected by name: include those that the run does not call
     """
     pools = {fqn: module for fqn, module in modules.items() if isinstance(module, nn.MaxPool2d)}
     modules = {fqn: module for fqn, module in modules.items() if fqn not in pools}
@@ -136,10 +136,10 @@ def _sites(modules: Mapping[str, nn.Module], refused: Mapping[str, str]) -> tupl
 
 
 def products_of(model: nn.Module, survey: Survey, *, fuse: bool, fold: bool) -> list[Product]:
-    """Everything to plan.
+    """The products to plan.
 
-    fuse   Linears that are given the same input become one product
-    fold   the batch norm that alone reads a layer's result is multiplied into its weights
+    fuse   Linears that get the same input become one product
+    fold   a batch norm that alone reads a layer's result is folded into its weights
     """
     recording = survey.recording
     following = followers(model, recording, fold=fold, fuse=fuse)

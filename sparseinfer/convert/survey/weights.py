@@ -1,4 +1,4 @@
-"""The weights that a module multiplies by, as its next forward would compute them."""
+"""Reads the weights of a module as its next forward would compute them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Weights:
 
     @cached_property
     def empty_blocks(self) -> float:
-        """Fraction of the whole 4x4 blocks that hold only zeros: do the zeros lie scattered or in blocks?"""
+        """Fraction of 4x4 blocks that hold only zeros: tells blocks from unstructured zeros."""
         n, k = (size // 4 * 4 for size in self.weight.shape)
         if not n or not k:
             return 0.0
@@ -57,7 +57,7 @@ class Weights:
         return "blocks" if in_blocks else "unstructured"
 
     def rounded(self, dtype: torch.dtype) -> Weights | str:
-        """The same with the weight rounded to another dtype, or why that cannot be."""
+        """The same with the weight rounded to another dtype, or why that is impossible."""
         weight = self.weight.to(dtype)
         if not torch.equal(weight.isfinite(), self.weight.isfinite()):
             return f"its weight exceeds the range of {dtype}"
@@ -78,7 +78,7 @@ def read(
     *,
     as_matrix: Callable[[Tensor], Tensor] = lambda weight: weight,
 ) -> Weights | str:
-    """What a module multiplies by at its next forward, or why no kernel takes that."""
+    """The weights of a module's next forward, or why no kernel supports them."""
     weight, bias = _effective(module, weight_name), _effective(module, bias_name)
     if weight is None:
         return "it has no weight"
@@ -109,7 +109,7 @@ def _device_refusal(device: torch.device) -> str | None:
 
 
 def class_of(module: nn.Module) -> type[nn.Module]:
-    """Its class before parametrizations."""
+    """The module's class before parametrization."""
     return parametrize.type_before_parametrizations(module)
 
 

@@ -1,1 +1,1 @@
-"""How long candidates take on this machine: measured, remembered or predicted."""
+"""Times candidates on this machine: measured, cached or predicted."""

@@ -1,4 +1,4 @@
-"""How long a product takes on this machine, in every dense way and in each layout."""
+"""Times a product on this machine with every dense implementation and sparse layout."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ _WARM_UP_S = 0.05
 
 
 class Timer:
-    """Answers from the verdicts of earlier conversions, else by measuring, else by the cost model.
+    """Uses the cached times of earlier conversions, else measures, else predicts by the cost model.
 
-    measure    False: never measure, and ask no earlier measurement
-    budget_s   seconds to spend on measuring in all; what is left then is predicted
-    cold       weights come from memory: they take turns with copies that exceed the last-level cache
-    on_start   told of what is about to be measured
+    measure    False: neither measure nor use cached times
+    budget_s   seconds for all measurements together; afterwards times are predicted
+    cold       read weights from memory: each call uses another copy, together larger than the cache
+    on_start   called with the name of each measurement before it starts
     """
 
     def __init__(
@@ -107,7 +107,7 @@ def _most_apart(candidates: Candidates, us: Mapping[str, float], others: Mapping
 def time_candidates(
     candidates: Candidates, layouts: Iterable[Layout], tokens: int, *, cold: bool = False
 ) -> Ranking:
-    """Every dense way and every layout, in turns, by name."""
+    """All dense implementations and layouts, measured in turns, by name."""
     dense_nbytes = candidates.dense_weights.nbytes
     calls = {name: _calls(make, dense_nbytes, cold) for name, make in candidates.dense(tokens).items()}
     for layout in layouts:
@@ -130,7 +130,7 @@ def _calls(make: Maker, nbytes: int, cold: bool) -> list[Call]:
 
 
 def predict_times(candidates: Candidates, layouts: tuple[Layout, ...], tokens: int) -> Times:
-    """Without running anything."""
+    """Predicted times, without running anything."""
     dense = {name: candidates.predict(name, tokens) for name in candidates.dense_names}
     sparse = {layout: candidates.predict(layout, tokens) for layout in layouts}
     return Times(tokens, dense, sparse, "predicted")

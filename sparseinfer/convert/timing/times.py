@@ -1,4 +1,4 @@
-"""What is known of how long a product's candidates take."""
+"""The times of a product's candidates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SOURCES = get_args(Source)
 
 @dataclass(frozen=True)
 class Times:
-    """Microseconds per call with `tokens` tokens, by name of the dense way and by layout."""
+    """Microseconds per call with `tokens` tokens, by dense implementation and by layout."""
 
     tokens: int
     dense: Mapping[str, float]
@@ -30,9 +30,9 @@ class Times:
 
     @property
     def dense_us(self) -> float:
-        """Of the best dense."""
+        """Microseconds of the best dense implementation."""
         return min(self.dense.values())
 
     def ratio(self, layout: Layout) -> float:
-        """Sparse time over best dense time; infinity where neither is known: the layer stays as it is."""
+        """Sparse time over best dense time; infinity if neither is known, so that the layer stays dense."""
         return self.sparse[layout] / self.dense_us if math.isfinite(self.dense_us) else math.inf

@@ -1,8 +1,8 @@
-"""What was measured, remembered on disk, so that the next conversion need not measure again.
+"""Caches measured times on disk, so that the next conversion need not measure again.
 
 One JSON file per machine: CPU, instruction set, threads, versions and the build of the kernels are in its
 name's hash and again in the file. Anything unreadable counts as empty, and a directory that cannot be written
-means that nothing is remembered.
+means that nothing is cached.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DIRECTORY = "SPARSEINFER_CACHE_DIR"
 
 
 class Verdicts:
-    """Microseconds by key and by candidate. Written through at every `put`."""
+    """Cached microseconds by key and by candidate; every `put` writes to disk."""
 
     def __init__(self) -> None:
         self._machine = _machine(torch.get_num_threads(), ops.active_isa())
@@ -36,7 +36,7 @@ class Verdicts:
         self._times = _read(self._path)
 
     def get(self, key: tuple[object, ...], names: tuple[str, ...]) -> dict[str, float] | None:
-        """None unless all of these candidates were timed together."""
+        """The cached times; None unless all of these candidates were timed together."""
         times = self._times.get(_text(key))
         return {name: times[name] for name in names} if times and set(names) <= set(times) else None
 

@@ -1,4 +1,4 @@
-"""What a native call is told: looked up once for each plan, number of tokens, dtype and activation."""
+"""Translates a plan into the arguments of a native call, cached per plan, tokens, dtype and activation."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _F32_NUMBER = DTYPE_NUMBERS[_F32]
 
 @lru_cache(maxsize=1 << 14)
 def numbers(plan: str, tokens: int, x_dtype: torch.dtype, activation: str) -> tuple[int, int, int, int]:
-    """(packing, kernel id, dtype of x, activation) by which a plan computes so many tokens.
+    """(packing, kernel id, dtype of x, activation) that a plan uses for this number of tokens.
 
-    ValueError, TypeError: no plan, kernel, dtype or activation of this name.
+    ValueError, TypeError: an invalid plan; an unknown kernel, dtype or activation.
     """
     bucket = bucket_for(plan, tokens)
     kernel = kernel_id(bucket.kernel)
@@ -33,7 +33,7 @@ def numbers(plan: str, tokens: int, x_dtype: torch.dtype, activation: str) -> tu
 
 
 def bias_argument(bias: Tensor | None, n: int, x_dtype: torch.dtype) -> tuple[Tensor | None, int, int]:
-    """A bias [n] that kernels can read, to be held during the call; its address; its dtype's number."""
+    """A bias [n] that kernels can read (keep it alive during the call), its address, its dtype's number."""
     if bias is None:
         return None, 0, 0
     if bias.dtype is _F32 and bias.shape == (n,) and bias.is_cpu and bias.is_contiguous():

@@ -1,4 +1,4 @@
-"""Convolution on the CPU: checks with messages, memory, then one native call for all groups."""
+"""Convolution on the CPU: checks arguments, allocates y, and calls native code once for all groups."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def run(
 ) -> Tensor:
     """y [b, n, h', w'] = activation(conv2d(x [b, c, h, w], W) + bias [n]).
 
-    W is torch's weight.reshape(n, c / groups · kh · kw), cut into `groups` matrices of n / groups rows; of
-    each layout that `plan` names, `packings` holds one packing for each group, one after another. A token of
+    W is torch's weight.reshape(n, c / groups · kh · kw), split into `groups` matrices of n / groups rows; for
+    each layout that `plan` names, `packings` holds one packing per group, in order. A token of
     the plan is a pixel of the output. x in channels_last or with any other strides is copied first; y has the
-    dtype of x and is copied into channels_last where x is in it. `parts` as in `linear.run`. ValueError and
-    TypeError say what was expected.
+    dtype of x and is copied into channels_last where x is in it. `parts` as in `linear.run`. ValueError or
+    TypeError: invalid arguments.
     """
     out_h, out_w = geometry.checked_size(x, n)
     groups = geometry.groups

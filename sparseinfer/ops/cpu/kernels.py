@@ -1,4 +1,4 @@
-"""The CPU's kernels as Python sees them."""
+"""Lists the CPU kernels of this build."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from sparseinfer.ops.kernel import Kernel
 class KernelInfo(Kernel):
     """One compiled kernel. `available`: this machine has the instructions of its level `isa`.
 
-    `conv`: it computes convolutions too. `native`: its level has the instructions for the storage's
-    arithmetic; elsewhere others emulate them. `panelled`: the panel of its packing may be chosen. The rest is
-    what `Kernel` says of every device.
+    `conv`: it also computes convolutions. `native`: its level has instructions for the storage's arithmetic;
+    otherwise they are emulated. `panelled`: its packing has a choice of panel widths. The other fields are
+    those of `Kernel`.
     """
 
     name: str
@@ -50,7 +50,7 @@ def isa_levels() -> list[str]:
 
 
 def active_isa() -> str:
-    """The level in use: the best one, or the one SPARSEINFER_ISA names.
+    """The active level: the best supported one, or the one named by SPARSEINFER_ISA.
 
     ValueError: the variable names an unknown or unsupported level.
     """
@@ -59,13 +59,13 @@ def active_isa() -> str:
 
 @lru_cache(maxsize=64)
 def format_of(packing: str) -> str:
-    """What a packing is made from, "csr" or "bsr"."""
+    """The format that a packing is made from, "csr" or "bsr"."""
     return next(row.format for row in kernels() if row.packing == packing)
 
 
 @lru_cache(maxsize=64)
 def is_panelled(packing: str) -> bool:
-    """Whether the columns of a packing are cut into panels, whose width may be chosen."""
+    """Whether a packing divides its columns into panels, whose width may be chosen."""
     return next(row.panelled for row in kernels() if row.packing == packing)
 
 

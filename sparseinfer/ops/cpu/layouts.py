@@ -1,4 +1,4 @@
-"""Which kernels of the CPU multiply weights and activations of given dtypes, and from which storage."""
+"""Finds the CPU kernels and storages for weights and activations of given dtypes."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from sparseinfer.ops.packed import PackedInfo
 
 
 def panel_of(info: PackedInfo) -> int:
-    """The panel of a packing where it is part of the layout, else 0."""
+    """The panel of a packing if it is part of the layout, else 0."""
     return info.panel if is_panelled(info.packing) else 0
 
 
 def panel_for(kernel: KernelInfo) -> int:
-    """The kernel reads packings of any panel; 0 is the packing's own choice."""
+    """0, the packing's default panel: the kernel reads any panel."""
     return 0
 
 
 def rows(isa: str = "") -> tuple[KernelInfo, ...]:
-    """The kernels of a level, by default of the active one."""
+    """All kernels of a level, by default the active one."""
     level = isa or active_isa()
     return tuple(row for row in kernels() if row.isa == level)
 
@@ -31,10 +31,10 @@ def computing(dtype: torch.dtype, x_dtype: torch.dtype, isa: str = "") -> tuple[
 
 
 def preferred(dtype: torch.dtype, x_dtype: torch.dtype, *, conv: bool = False) -> tuple[KernelInfo, ...]:
-    """Those at the active level that plans choose from: for each packing, of one storage.
+    """The kernels at the active level that plans choose from: for each packing those of one storage.
 
-    That is the storage of fewest bytes. Where both take two, pairs that one instruction multiplies are faster
-    than weights that are widened one by one; without the instruction they are slower (KernelInfo.native).
+    This is the storage of fewest bytes. If two storages take two bytes, pairs are faster where one
+    instruction multiplies them, else single widened weights are (KernelInfo.native).
     """
     usable = [row for row in computing(dtype, x_dtype) if row.native and (row.conv or not conv)]
     best: dict[str, str] = {}

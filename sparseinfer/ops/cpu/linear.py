@@ -1,4 +1,4 @@
-"""The linear operator on the CPU: checks with messages, memory, then one native call."""
+"""The linear operator on the CPU: checks arguments, allocates y, and makes one native call."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def run(
 ) -> Tensor:
     """y [..., n] = activation(x [..., k] · Wᵀ + bias [n]), with W [n, k] in the packing that `plan` names.
 
-    Any leading dimensions and strides of x; y has the dtype of x. A packing of bf16 pairs takes fp32 x too,
-    rounded to bf16. `parts` > 0 computes that many ranges one after another instead of on torch's threads.
-    ValueError and TypeError say what was expected.
+    Any leading dimensions and strides of x; y has the dtype of x. A packing of bf16 pairs also takes fp32 x,
+    rounded to bf16. `parts` > 0 computes that many ranges of rows sequentially instead of on torch's threads.
+    ValueError or TypeError: invalid arguments.
     """
     # These lines are what a call of a small layer costs: an attribute of a tensor is a tenth of a
     # microsecond, torch.empty two.

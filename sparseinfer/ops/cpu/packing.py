@@ -1,4 +1,4 @@
-"""Packings of the CPU's kernels: private layouts of a weight, each one a uint8 tensor.
+"""Makes and reads the packings of the CPU kernels: private layouts of a weight, each a uint8 tensor.
 
 A packing is made from a format in memory and never written to disk; `unpack` gives the format back, bit for
 bit.
@@ -33,12 +33,12 @@ def pack(
     storage      how the weights are held: "f32", which holds every dtype; "bf16", in pairs for bf16
                  activations; "wbf16" and "wf16", two bytes that are widened to fp32 when they are read
     isa          instruction-set level to lay the weights out for; default: the active one
-    panel        columns whose slice of x stays in the L1 cache; 0: what the packing finds best
-    max_splits   bound on the row ranges that threads share
+    panel        columns whose slice of x stays in the L1 cache; 0: the packing's default
+    max_splits   maximum number of row ranges that are distributed to threads
 
     Returns a uint8 tensor [nbytes]. ValueError: an unknown packing, storage or level, a storage that cannot
-    hold the dtype exactly or has no kernels, a panel that is too wide, or
-    chosen where there is none. TypeError: blocks where it wants none.
+    hold the dtype exactly or has no kernels, a panel that is too wide, or a panel for a packing that has only
+    one. TypeError: BSR for a packing of CSR, or the reverse.
     """
     if packing not in core.packings:
         raise ValueError(f"packing: expected one of {', '.join(core.packings)}, got {packing!r}")
@@ -75,7 +75,7 @@ def packing_for(fmt: CSR | BSR) -> str:
 def pack_on(
     device: torch.device | None, fmt: CSR | BSR, packing: str, *, storage: str, panel: int, isa: str = ""
 ) -> Tensor:
-    """`pack`, as every device has it."""
+    """`pack` with the signature that all devices share."""
     return pack(fmt, packing, storage=storage, isa=isa, panel=panel)
 
 

@@ -1,4 +1,4 @@
-"""Several Linears of one input as one matrix, on the CPU: one native call, a result of its own for each."""
+"""Computes several Linears of one input as one matrix on the CPU, in one native call."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def linear_parts(
     wanted: Sequence[bool],
     plan: str,
 ) -> list[Tensor | None]:
-    """x [..., k] · Wᵀ + bias [n], cut into the rows of W: y [..., size] for each, contiguous, the same bits.
+    """x [..., k] · Wᵀ + bias [n], split by rows of W: one contiguous y [..., size] each, bit-identical.
 
-    W [n, k] is in the packing that `plan` names, n the sum of `sizes`. Those that are not `wanted` are not
-    computed and are None. x is on the CPU; else as `torch.ops.sparseinfer.linear`.
+    W [n, k] is in the packing that `plan` names, n the sum of `sizes`. Parts that are not `wanted` are not
+    computed and are None. x is on the CPU; otherwise like `torch.ops.sparseinfer.linear`.
     """
     if len(sizes) != len(wanted) or not sizes or min(sizes) < 1:
         got = f"{list(sizes)} for {len(wanted)}"

@@ -1,4 +1,4 @@
-"""A packing is checked whole before native code reads it, but not at every call."""
+"""Checks a whole packing before native code reads it the first time or after it was modified."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sparseinfer.ops.packed import version
 
 @dataclass(frozen=True, slots=True)
 class Trusted:
-    """A packing that the native check found intact, and which state of its tensor it saw."""
+    """A packing that passed the native check, and the state of its tensor at that time."""
 
     address: int
     nbytes: int
@@ -26,7 +26,7 @@ _VERDICT = "_sparseinfer_trusted"
 
 
 def address(packed: Tensor) -> int:
-    """Where the packing lies, checked."""
+    """The address of the packing, after checking it."""
     address: int = packed.data_ptr()
     trusted = getattr(packed, _VERDICT, None)
     if (

@@ -1,4 +1,4 @@
-"""The operators on CUDA. `ops.backend` says what the rooms of a device hold."""
+"""The operators on CUDA; `ops.backend` describes the modules of this package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every packing of the CUDA kernels has: a header, sections, and what the host keeps of it."""
+"""The common parts of the CUDA kernels' packings: header, sections, and the host's copy of the header."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sparseinfer.ops.packed import PackedInfo, version
 
 @dataclass(frozen=True, slots=True)
 class Resident:
-    """What the host knows of a packing on a device: its header [128], figures, and of which bytes."""
+    """The host's record of a packing on a device: header [128], figures, and the tensor's state then."""
 
     header: Tensor
     info: PackedInfo
@@ -28,14 +28,14 @@ _RESIDENT = "_sparseinfer_resident"
 
 
 def remembered(packed: Tensor) -> Resident | None:
-    """What `remember` noted, unless the packing was written to or moved since."""
+    """The record made by `remember`; None if the packing was written to or moved since."""
     noted: Resident | None = getattr(packed, _RESIDENT, None)
     same = noted is not None and (noted.address, noted.version) == (packed.data_ptr(), version(packed))
     return noted if same else None
 
 
 def remember(packed: Tensor, header: Tensor) -> Resident:
-    """Note the header of a packing at the tensor that holds it. ValueError: not a header."""
+    """Store the header of a packing on its tensor. ValueError: not a header."""
     figures = core.gpu_describe(address("header", header), packed.numel())
     packing = figures["packing"]
     block = figures["block"] if format_of(packing) == "bsr" else 1
@@ -64,7 +64,7 @@ def offsets(counts: Tensor) -> Tensor:
 
 
 class Blob:
-    """A packing that is being filled, on the device of `values`, of zeros at first."""
+    """A packing under construction on the device of `values`, initially zero."""
 
     def __init__(
         self, packing: str, values: Tensor, shape: tuple[int, int], nnz: int, block: int, units: int

@@ -1,4 +1,4 @@
-"""Convolution on CUDA: windows of the images, one row each, then the product of each group."""
+"""Convolution on CUDA: unfolds the images into one row per output pixel, then multiplies each group."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def run(
 ) -> Tensor:
     """As on the CPU, but y is in channels_last where x is.
 
-    x is written once for each weight of the kernel, and y once more where x is not in channels_last. In
-    channels_last a kernel of one weight, without padding and of stride 1, copies neither.
+    Unfolding writes each x once per kernel position, and y is copied if x is not in channels_last. In
+    channels_last a 1×1 kernel with stride 1 and without padding copies neither.
     """
     out_h, out_w = geometry.checked_size(x, n)
     groups = geometry.groups

@@ -1,4 +1,4 @@
-"""The CUDA kernels as Python sees them, and why there are none."""
+"""Lists the CUDA kernels of this build, and says why none runs on a device."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from sparseinfer.ops.plan import bucket_for
 class CudaKernel(Kernel):
     """One row of csrc/cuda/kernels.inc; `arch` is "simt", "sm80" or "sm90".
 
-    A launch of more than `most_tokens` is refused (0: any number). `block`: rows and columns of a block of
-    the packing, or of its tiles. `panel`: columns that a block of threads writes out densely.
+    A launch with more than `most_tokens` tokens raises an error (0: no limit). `block`: rows and columns of
+    the packing's blocks or tiles. `panel`: columns that a thread block of a decompress kernel writes.
     """
 
     name: str
@@ -43,17 +43,17 @@ class CudaKernel(Kernel):
 
     @property
     def storage(self) -> str:
-        """Weights are held in their dtype."""
+        """The storage of the weights, which is their dtype."""
         return self.dtype
 
     @property
     def format(self) -> str:
-        """What its packing is made from."""
+        """The format that its packing is made from."""
         return format_of(self.packing)
 
 
 def format_of(packing: str) -> str:
-    """What a packing is made from, "csr" or "bsr"."""
+    """The format that a packing is made from, "csr" or "bsr"."""
     return "bsr" if packing == "bsr" else "csr"
 
 
@@ -75,13 +75,13 @@ def cuda_kernels() -> tuple[CudaKernel, ...]:
 
 @lru_cache(maxsize=1)
 def kernels() -> tuple[CudaKernel, ...]:
-    """Every row of csrc/cuda/kernels.inc, which plans are made by, in a build without CUDA too."""
+    """Every row of csrc/cuda/kernels.inc, for planning; also in a build without CUDA."""
     return tuple(CudaKernel(**row) for row in core.gpu_kernels())
 
 
 @lru_cache(maxsize=64)
 def refusal(index: int) -> str | None:
-    """Why the kernels do not run on this GPU, or None where they do."""
+    """Why the kernels do not run on this GPU; None if they do."""
     if cuda_module() is None:
         return "this build has no CUDA kernels"
     if not torch.cuda.is_available():
@@ -116,7 +116,7 @@ def cuda_kernel_id(base_name: str, index: int) -> int:
 
 @lru_cache(maxsize=1 << 14)
 def chosen(plan: str, tokens: int, index: int) -> tuple[int, int]:
-    """Number of the packing and id of the kernel by which a plan computes so many tokens on GPU `index`."""
+    """Packing number and kernel id that a plan uses for this number of tokens on GPU `index`."""
     bucket = bucket_for(plan, tokens)
     return bucket.packing, cuda_kernel_id(bucket.kernel, index)
 

@@ -1,4 +1,4 @@
-"""Which CUDA kernels multiply weights of a given dtype. Nothing here needs a GPU or a build with CUDA."""
+"""Finds the CUDA kernels for weights of a given dtype, without needing a GPU or a build with CUDA."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from sparseinfer.ops.packed import PackedInfo
 
 
 def panel_of(info: PackedInfo) -> int:
-    """The block of a packing of blocks, else 0: other panels are always the same."""
+    """The block size of "bsr", else 0: other packings have a fixed panel."""
     return info.block_size[0] if format_of(info.packing) == "bsr" else 0
 
 
 def panel_for(kernel: CudaKernel) -> int:
-    """Likewise, of the packings that a kernel reads."""
+    """The same for the packing that a kernel reads."""
     return kernel.block if kernel.format == "bsr" else 0
 
 
 def rows(isa: str = "") -> tuple[CudaKernel, ...]:
-    """The kernels of all architectures; those of one base name say the same."""
+    """The kernels of all architectures; those of one base name have the same limits."""
     return kernels()
 
 
@@ -30,5 +30,5 @@ def computing(dtype: torch.dtype, x_dtype: torch.dtype, isa: str = "") -> tuple[
 
 
 def preferred(dtype: torch.dtype, x_dtype: torch.dtype, *, conv: bool = False) -> tuple[CudaKernel, ...]:
-    """Those that plans choose from: all, since images are unfolded for any kernel."""
+    """The kernels that plans choose from: all, since images are unfolded for any kernel."""
     return computing(dtype, x_dtype)

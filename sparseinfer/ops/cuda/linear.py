@@ -1,8 +1,8 @@
-"""The operator on CUDA: checks with messages, memory of torch's allocator, then one native launch.
+"""The linear operator on CUDA: checks arguments, allocates by torch, and launches one kernel.
 
-Launches go to torch's current stream of the device that x is on. They neither allocate nor wait, so that a
-call can be captured in a CUDA graph; y and the scratch of a decompressed weight come from torch's allocator,
-which knows about captures.
+Kernels are launched on torch's current stream of x's device, without allocating or synchronizing, so that a
+call can be captured in a CUDA graph; y and the buffer of a decompressed weight come from torch's allocator,
+which supports captures.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def run(x: Tensor, packings: list[Tensor], bias: Tensor | None, n: int, plan: st
     """y [..., n] = activation(x [..., k] · Wᵀ + bias [n]), with W [n, k] in the packing that `plan` names.
 
     Any leading dimensions and strides of x; y has the dtype of x. float32 x is rounded to the dtype of a
-    packing of 16 bits, and so is y. ValueError and TypeError say what was expected; RuntimeError: no kernel
-    for this GPU, or the launch was refused.
+    packing of 16 bits, and so is y. ValueError or TypeError: invalid arguments; RuntimeError: no kernel for
+    this GPU, or the launch failed.
     """
     packing, kernel = chosen(plan, x.shape[:-1].numel(), x.device.index)
     check_packings(plan, packing + 1, packings)
@@ -36,7 +36,7 @@ def run(x: Tensor, packings: list[Tensor], bias: Tensor | None, n: int, plan: st
 
 
 def product(x: Tensor, packed: Tensor, bias: Tensor | None, n: int, kernel: int, activation: str) -> Tensor:
-    """As `run`, by the kernel of this id."""
+    """Like `run`, with the kernel of this id."""
     index, number = x.device.index, number_of_activation(activation)
     for name, tensor in (("packings", packed), ("bias", bias)):
         if tensor is not None and tensor.device != x.device:

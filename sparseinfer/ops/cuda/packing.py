@@ -1,7 +1,7 @@
-"""Packings of the CUDA kernels, made by torch on the device where the weight is.
+"""Packs weights for the CUDA kernels, by torch on the weight's device.
 
-The layout is described, and its sizes, checks and way back are, in csrc/include/sparseinfer/gpu_packings.h.
-Everything here runs on any device: a machine without a GPU packs on the CPU and tests what it got.
+csrc/include/sparseinfer/gpu_packings.h describes the layouts; native code computes sizes, checks and unpacks.
+This code runs on any device, so that a machine without a GPU can pack on the CPU and test the result.
 """
 
 from __future__ import annotations
@@ -73,14 +73,14 @@ def _short(dtype: torch.dtype) -> str:
 def pack_on(
     device: torch.device | None, fmt: CSR | BSR, packing: str, *, storage: str, panel: int, isa: str = ""
 ) -> Tensor:
-    """`pack`, as every device has it: storage and panel follow from the format."""
+    """`pack` with the signature that all devices share; storage and panel follow from the format."""
     return pack(fmt, device, packing)
 
 
 def pack_dense(weight: Tensor, packing: str = "csr") -> Tensor:
-    """Any packing but "bsr" of the non-zero elements of weight [n, k], on its device, as `pack` has them.
+    """Packs the non-zero elements of weight [n, k], on its device, for any packing but "bsr"; see `pack`.
 
-    NaN is kept, -0.0 is a zero.
+    NaN is kept; -0.0 counts as zero.
     """
     if packing not in ("csr", *TILED):
         raise ValueError(f"packing: expected one of csr, {', '.join(TILED)}, got {packing!r}")
@@ -97,7 +97,7 @@ def _pack(packing: str, values: Tensor, crow: Tensor, col: Tensor, shape: tuple[
 
 
 def pack_csr(values: Tensor, crow: Tensor, col: Tensor, shape: tuple[int, int]) -> Tensor:
-    """From the parts of CSR [n, k], on their device: values [nnz], crow [n + 1], col [nnz]."""
+    """Packs CSR [n, k] on the device of its parts: values [nnz], crow [n + 1], col [nnz]."""
     (n, k), device = shape, values.device
     width, window = core.gpu_panel_columns, core.gpu_window_rows
     per_vector = _VECTOR_BYTES // values.itemsize
@@ -131,7 +131,7 @@ def pack_csr(values: Tensor, crow: Tensor, col: Tensor, shape: tuple[int, int]) 
 
 
 def pack_bsr(values: Tensor, crow: Tensor, col: Tensor, shape: tuple[int, int]) -> Tensor:
-    """From the parts of BSR [n, k], there: values [nblocks, b, b], crow [n / b + 1], col [nblocks]."""
+    """Packs BSR [n, k], on its device: values [nblocks, b, b], crow [n / b + 1], col [nblocks]."""
     device, block, (n, k) = values.device, values.shape[1], shape
     columns = min(block, _STAGE_COLUMNS)
     pieces, per_stage = block // columns, _STAGE_COLUMNS // columns
@@ -168,10 +168,10 @@ def unpack(packed: Tensor) -> CSR | BSR:
 
 
 def resident(packed: Tensor) -> Resident:
-    """The header of a packing, without a look at the device but the first time and after it was written to.
+    """The header of a packing, read from the device only at first use and after the packing was written to.
 
-    Then the whole packing is copied to the host and checked. ValueError: not a packing. RuntimeError: that
-    first time is during the capture of a CUDA graph.
+    Then the whole packing is copied to the host and checked. ValueError: not a packing. RuntimeError: this
+    would happen during the capture of a CUDA graph.
     """
     noted = remembered(packed)
     if noted is not None:

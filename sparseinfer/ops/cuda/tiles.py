@@ -1,7 +1,7 @@
-"""The tiled packings of the CUDA kernels, made by torch on the device where the weight is.
+"""Makes the tiled packings of the CUDA kernels (bitmap, delta4, delta8), by torch on the weight's device.
 
-csrc/include/sparseinfer/gpu_tiles.h says what lies where. Some rows of tiles are packed at a time, so that
-what is needed besides the packing stays small.
+csrc/include/sparseinfer/gpu_tiles.h describes the layout. Only a few rows of tiles are packed at a time, to
+limit temporary memory.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _AT_ONCE = 1 << 23
 
 
 def pack_bitmap(values: Tensor, crow: Tensor, col: Tensor, shape: tuple[int, int]) -> Tensor:
-    """From the parts of CSR [n, k], on their device: values [nnz] of 16 bits, crow [n + 1], col [nnz].
+    """Packs CSR [n, k] on the device of its parts: values [nnz] of 16 bits, crow [n + 1], col [nnz].
 
     Stored zeros stay stored.
     """
@@ -42,7 +42,7 @@ def pack_bitmap(values: Tensor, crow: Tensor, col: Tensor, shape: tuple[int, int
 
 
 def pack_delta(packing: str, values: Tensor, crow: Tensor, col: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Likewise, as "delta4" or "delta8". Stored zeros (all bits 0, so not -0.0) are left out."""
+    """Packs CSR as "delta4" or "delta8", without stored zeros (all bits 0, so not -0.0)."""
     kept = values.view(torch.int16) != 0
     values, col, crow = values[kept], col[kept], offsets(kept)[crow]
     position = _positions(crow)
@@ -53,7 +53,7 @@ def pack_delta(packing: str, values: Tensor, crow: Tensor, col: Tensor, shape: t
 
 
 def piece_count(n: int) -> int:
-    """Pieces, each of one warp, of a row of tiles of a weight [n, k]."""
+    """Number of pieces, one per warp, that a row of tiles of a weight [n, k] is divided into."""
     return core.gpu_first_tiles(n, 0).size - 1
 
 

@@ -1,4 +1,4 @@
-"""Budgets: one sparsity, spread over the layers by what each of them can bear.
+"""Budgets: distribute one overall sparsity over the layers, more to those that tolerate it.
 
 A float is the uniform budget: every layer gets that fraction. The budgets here give each layer its own. All
 layers together then hold exactly `round(sparsity * numel)` zeros where single weights are pruned by layer;

@@ -1,4 +1,4 @@
-"""How much is pruned: one fraction for all layers, one for each, or a budget that spreads one over them."""
+"""Budget: the base of classes that compute a sparsity for each layer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Option: TypeAlias = "tuple[float, Pattern]"
 
 
 class AdjustableMethod(Protocol):
-    """A pruning method as a budget sees it: SparseMethod is one."""
+    """The interface of a pruning method that budgets use; SparseMethod implements it."""
 
     @property
     def needs(self) -> frozenset[str]:
@@ -27,18 +27,18 @@ class AdjustableMethod(Protocol):
 
     @property
     def pattern(self) -> Pattern:
-        """Of its zeros, where the budget does not choose another one."""
+        """The method's pattern, unless the budget chooses another one."""
 
     def trial(
         self, layer: Layer, stats: CalibrationStats | None, sparsity: float, pattern: Pattern
     ) -> Tensor:
-        """What it would make of the layer's weight: a new tensor of its shape, zeros included."""
+        """The layer's weight if pruned by this method: a new tensor of its shape."""
 
 
 class Budget(Named, ABC):
-    """Spreads a sparsity, or whatever it has to spend, over the layers.
+    """Distributes an overall sparsity, or another resource, over the layers.
 
-    name  only of one that is made from a sparsity alone
+    name  for budgets that are made from a sparsity alone, else ""
     """
 
     @property
@@ -50,7 +50,7 @@ class Budget(Named, ABC):
     def allocate(
         self, layers: Mapping[str, Layer], stats: CalibrationStats | None, method: AdjustableMethod
     ) -> Mapping[str, float | Option]:
-        """A fraction for each layer, perhaps with a pattern in the place of the method's own."""
+        """A fraction for each layer, optionally with a pattern that replaces the method's own."""
 
 
 def check_sparsity(sparsity: object) -> None:

@@ -1,4 +1,4 @@
-"""ERK: density by the sizes of a layer."""
+"""ERK: a budget that sets each layer's density by its shape."""
 
 from __future__ import annotations
 

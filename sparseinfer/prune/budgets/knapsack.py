@@ -1,4 +1,4 @@
-"""One option for each layer, so that all together fit into a time at the least error."""
+"""Chooses one option per layer so that the total time fits a limit at the least total error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CELLS = 200
 
 @dataclass(frozen=True)
 class Choice:
-    """What a layer gets: `us` from the table; `error`: its relative output error, or growth of the loss."""
+    """A layer's option: `us` from the table; `error`: its relative output error, or growth of the loss."""
 
     sparsity: float
     pattern: Pattern
@@ -27,7 +27,7 @@ class Choice:
 
 
 def menu_of(layers: Sequence[Mapping[Option, Choice]]) -> list[Choice]:
-    """The options that all of these layers have, with the sums of their times and errors."""
+    """The options common to these layers, with the sums of the layers' times and errors."""
     common = [option for option in layers[0] if all(option in choices for choices in layers)]
     return [
         Choice(
@@ -40,7 +40,7 @@ def menu_of(layers: Sequence[Mapping[Option, Choice]]) -> list[Choice]:
 
 
 def least_error(menus: Sequence[Sequence[Choice]], target_us: float) -> list[Choice]:
-    """One of each menu, so that their times fit and the sum of their errors is least.
+    """One option of each menu, so that the total time fits and the total error is least.
 
     Dynamic programming over the time above the fastest choices, in cells: `least[c]` is the least error of
     the menus so far within c cells.

@@ -1,4 +1,4 @@
-"""A budget of time: each layer's sparsity and pattern by what its kernels take and what it costs in error."""
+"""LatencyBudget: chooses each layer's sparsity and pattern by its kernel times and its error."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class LatencyBudget(Scan):
     table      of `latency_table`, for the same model
     target_us  microseconds that the layers of the table may take together; or
     speedup    how many times faster than dense they have to be
-    evaluate, method  see Scan; a loss of the model tells more than the errors of its layers
+    evaluate, method  see Scan; a loss of the whole model is more accurate than the errors of its layers
 
-    The method tries every option of each layer. The sum of what they cost is the least of all choices that
-    keep to the target: a multiple-choice knapsack, solved exactly but for rounding times up by less than 1 %
-    of what there is to spend. Layers that the table lacks stay dense; the method's own pattern is not used.
+    The method tries every option of each layer. The chosen options have the least total cost that meets the
+    target: a multiple-choice knapsack, solved exactly except that times are rounded up by less than 1 % of
+    the available time. Layers that the table lacks stay dense; the method's own pattern is not used.
     Frantar and Alistarh choose so in SPDY, 2022. TypeError or ValueError: not exactly one positive target, or
     one that even the fastest options miss.
     """
@@ -54,7 +54,7 @@ class LatencyBudget(Scan):
     def choose(
         self, layers: Mapping[str, Layer], stats: CalibrationStats | None, method: AdjustableMethod
     ) -> dict[str, Choice]:
-        """The choice for each of the layers, in their order."""
+        """The choice for each layer, in order."""
         target = self.target_us or self.table.dense_us / (self.speedup or 1)
         timed = {fqn: layer for fqn, layer in layers.items() if fqn in self.table.us}
         others_us = sum(options[DENSE] for fqn, options in self.table.us.items() if fqn not in timed)

@@ -1,4 +1,4 @@
-"""What each layer of a model takes, by sparsity and pattern."""
+"""LatencyTable: the time of each layer of a model, by sparsity and pattern."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ DENSE: Option = (0.0, Unstructured())
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """What each layer takes, by sparsity and pattern.
+    """The time of each layer, by sparsity and pattern.
 
     us        layer -> option -> microseconds; every layer has DENSE, its time without zeros
-    together  layers that run as one matrix, whose times are shares of one, and which get one option
+    together  layers that run as one matrix: each has a share of its time, and all get the same option
 
     `sparseinfer.convert.latency_table` measures one for a model on this machine. TypeError or ValueError if a
     layer has no dense time, or a time is not a positive number.
@@ -37,5 +37,5 @@ class LatencyTable:
 
     @property
     def dense_us(self) -> float:
-        """All layers together without zeros."""
+        """Microseconds of all layers together without zeros."""
         return sum(options[DENSE] for options in self.us.values())

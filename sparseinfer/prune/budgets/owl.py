@@ -1,4 +1,4 @@
-"""OWL: density by the outliers of a layer."""
+"""OWL: a budget that keeps layers with many outliers denser."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ Per = Literal["block", "layer"]
 
 @dataclass(frozen=True)
 class OWL(Budget):
-    """Outlier weighed layerwise sparsity: what holds more outliers is pruned less. Yin et al., 2023.
+    """Outlier weighed layerwise sparsity: layers with more outliers are pruned less. Yin et al., 2023.
 
     sparsity  of all layers together, in [0, 1)
     m         an outlier is a Wanda score of more than m times the mean; 5 as in the paper
-    lam       densities lie in a range of 2·lam about the asked one, before what exceeds 1 is shared out; 0.08
-              as in the paper
-    per       "block": layers of one transformer block, `model.layers.3.…`, are looked at together and get one
-              density; "layer": each by itself. A layer outside of any block is by itself
+    lam       densities lie in a range of 2·lam around the requested one, before the excess above 1 is
+              redistributed; 0.08 as in the paper
+    per       "block": layers of one transformer block, `model.layers.3.…`, are considered together and get
+              one density; "layer": each by itself, as is a layer outside of all blocks
 
-    It needs a calibration's norms, and is meant for Wanda and SparseGPT. TypeError or ValueError if an
+    Needs the norms of a calibration; intended for Wanda and SparseGPT. TypeError or ValueError if an
     argument is not as described.
     """
 

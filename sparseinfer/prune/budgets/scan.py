@@ -1,4 +1,4 @@
-"""What pruning each layer by itself costs: what a budget that measures is made of."""
+"""The base of budgets that measure the cost of pruning each layer by itself."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sparseinfer.prune.layers.layer import Layer
 
 @dataclass(frozen=True)
 class Scan(Budget):
-    """A budget that prunes each layer by itself to see what that costs.
+    """A budget that prunes each layer by itself to measure the cost.
 
-    evaluate  () -> float: the loss of the model as it is then, lower is better. It is called for the model
-              as it was and then with one layer pruned at a time. Default: the layer's relative output error
-              from the Gram matrix of a calibration, without running the model
-    method    what to try with; default: the method that prunes. Wanda ranks options for a solver in a
+    evaluate  () -> float: the loss of the model in its present state, lower is better. It is called for the
+              original model and then with one layer pruned at a time. Default: the layer's relative output
+              error from the Gram matrix of a calibration, without running the model
+    method    the method to try with; default: the method that prunes. Wanda ranks options for a solver in a
               fraction of its time
     """
 
@@ -32,7 +32,7 @@ class Scan(Budget):
         return costs if self.method is None else costs | self.method.needs
 
     def base_cost(self) -> float:
-        """What `costs` are of nothing pruned."""
+        """The value of `costs` if nothing is pruned."""
         return 0.0 if self.evaluate is None else _finite_loss(self.evaluate, "as it was")
 
     def costs(
@@ -42,7 +42,7 @@ class Scan(Budget):
         method: AdjustableMethod,
         options: Sequence[Option],
     ) -> list[float]:
-        """What each of the options costs in this layer; `method` is the one that prunes.
+        """The cost of each option for this layer; `method` is the one that prunes.
 
         Without `evaluate` it is the layer's relative output error, ‖X·(W - Ŵ)ᵀ‖² / ‖X·Wᵀ‖², from the Gram
         matrix; else the loss of the model. The sparsity of NM(n, m) is its own, whatever the option says.

@@ -1,4 +1,4 @@
-"""The sparsities with the least sum of what they cost each layer by itself."""
+"""Sensitivity: a budget that minimises the sum of the layers' individually measured costs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ CANDIDATES = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 @dataclass(frozen=True)
 class Sensitivity(Scan):
-    """Every layer is pruned by itself to each candidate; layers that bear it well are pruned more.
+    """Prunes every layer by itself to each candidate; layers that lose little are pruned more.
 
     sparsity    of all layers together, in [0, 1)
-    candidates  ascending fractions above 0 to try; the last one is the most that a layer is pruned
+    candidates  ascending fractions above 0 to try; the last one is the maximum for any layer
     evaluate, method  see Scan
 
-    Costs between candidates are interpolated along their lower convex hull, and what costs least per weight
-    is pruned first: that is the exact minimum of the sum of these costs. TypeError or ValueError if an
+    Costs between candidates are interpolated along their lower convex hull, and the weights of lowest cost
+    are pruned first, which gives the exact minimum of the sum of these costs. TypeError or ValueError if an
     argument is not as described.
     """
 

@@ -1,4 +1,4 @@
-"""One sparsity of all layers together, reached exactly by densities that differ from layer to layer."""
+"""Scales densities that differ from layer to layer so that they reach an overall sparsity exactly."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def spread(
     none: float,
     every: float,
 ) -> dict[str, float]:
-    """The sparsities of `densities(x)`, cut to [0, 1], at the x where all layers together are as asked.
+    """The sparsities of `densities(x)`, clipped to [0, 1], at the x that gives the overall sparsity.
 
-    densities  never fall with x; `none` is an x where none is above 0, `every` one where none is below 1
+    densities  do not decrease with x; at x = `none` all are at most 0, at x = `every` all are at least 1
 
-    A layer keeps at least one weight, if that many are kept.
+    Each layer keeps at least one weight, if the total allows it.
     """
     sizes = [layer.weight.numel() for layer in layers.values()]
     kept = sum(sizes) - round(sparsity * sum(sizes))

@@ -1,1 +1,1 @@
-"""What the layers of a model are given: sums over typical inputs, which methods and budgets read."""
+"""Calibration: statistics of the layers' inputs, summed over typical batches, for methods and budgets."""

@@ -1,4 +1,4 @@
-"""The batches that a model is run over, and how it is run."""
+"""Checks calibration batches and iterates over them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def checked_batches(batches: Iterable[Any]) -> Iterable[Any]:
 
 
 def every_batch(batches: Iterable[Any]) -> Iterator[Any]:
-    """The batches; ValueError in the end if there was none."""
+    """Iterates over the batches; ValueError at the end if there was none."""
     empty = True
     for batch in batches:
         empty = False

@@ -1,4 +1,4 @@
-"""`calibrate`: what the layers of a model are given, and how a loss depends on them."""
+"""`calibrate`: collects statistics of the layers' inputs, and of a loss's gradients."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def calibrate(
     ignore: Patterns = None,
     progress: bool = True,
 ) -> CalibrationStats:
-    """Run the model over the batches once and sum up what every pruning method needs.
+    """Run the model over the batches once and sum up the statistics that pruning methods need.
 
     batches                     each a tensor or a tuple (positional arguments of the model) or a mapping
                                 (keyword arguments), on the model's device
@@ -42,16 +42,16 @@ def calibrate(
     filter_fn, targets, ignore  which layers, default all: see sparseinfer.select.select_modules
     progress                    whether a terminal shows a progress bar
 
-    Batches are dropped one by one. What stays in memory does not grow with their number: 4·groups·k² bytes of
-    each different layer input for its Gram matrix (8 of float64), 16·groups·k bytes for norms and, with a
-    loss_fn, 4 bytes for each weight. Every row of an input counts, padding too.
+    Each batch is released after its run. Memory does not grow with their number: 4·groups·k² bytes for the
+    Gram matrix of each distinct layer input (8 of float64), 16·groups·k bytes for norms and, with a
+    loss_fn, 4 bytes for each weight. Every row of an input counts, including padding.
 
-    The model runs in eval mode, without gradients unless there is a loss_fn, and is left as it was, after
-    an error too.
+    The model runs in eval mode, without gradients unless there is a loss_fn, and is left unchanged, also
+    after an error.
 
     TypeError or ValueError: an argument of the wrong kind; no batch; a NaN or infinite input or loss; a
-    selected layer that is never called. The message names it. Layers whose inputs no call shows, such as a
-    recurrent product of nn.LSTM (`Layer.is_seen`), have gradients alone, where there is a loss_fn.
+    selected layer that is never called. The message names it. Layers whose inputs cannot be recorded, such
+    as the recurrent product of nn.LSTM (`Layer.is_seen`), have only gradients, if there is a loss_fn.
     """
     layers = prunable_layers(model, filter_fn, targets, ignore)
     return statistics_of(

@@ -1,4 +1,4 @@
-"""Reads the inputs of layers while a model runs, and lets layers of the same inputs share their sums."""
+"""Collects statistics of layer inputs while a model runs; layers with the same input share their sums."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from sparseinfer.prune.layers.layer import Layer
 
 
 class Collector:
-    """Sums what the layers are given, while this context is open and the model runs.
+    """Sums the inputs of layers during the model's runs in this context.
 
-    Linear layers that are called one after the other with the very same tensor in the first run, such as q, k
-    and v, share their sums. Should a later run give them different tensors, each goes on with its own.
+    Linear layers that are called consecutively with the same tensor in the first run, such as q, k and v,
+    share their sums. If they get different tensors in a later run, each continues with its own.
     """
 
     def __init__(self, layers: Mapping[str, Layer], *, gram: bool) -> None:
@@ -43,13 +43,13 @@ class Collector:
             handle.remove()
 
     def end_of_run(self) -> None:
-        """To be called after every run of the model: a layer that has not read a tensor by now never will."""
+        """Call this after every run of the model: layers that have not read the last tensor never will."""
         for stream in set(self._streams.values()):
             self._settle(stream)
         self._latest = None
 
     def stats(self) -> CalibrationStats:
-        """Of the layers whose inputs can be seen. ValueError that names those which were never called."""
+        """Statistics of the layers whose inputs can be recorded. ValueError names layers never called."""
         seen = [fqn for fqn, layer in self._layers.items() if layer.is_seen]
         if missing := [fqn for fqn in seen if fqn not in self._streams]:
             names = ", ".join(map(repr, missing[:3])) + (

@@ -1,4 +1,4 @@
-"""Sums of a loss's gradients over the batches of a calibration."""
+"""Sums a loss's gradients over the batches of a calibration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LossFn = Callable[[Any, Any], Tensor]
 
 
 class Gradients:
-    """Sums of ∂loss/∂w over the batches. While it is open, gradients are enabled for the layers' weights."""
+    """Sums ∂loss/∂w over the batches. In this context gradients are enabled for the layers' weights."""
 
     def __init__(self, layers: Mapping[str, Layer], loss_fn: LossFn) -> None:
         self._loss_fn = loss_fn

@@ -1,4 +1,4 @@
-"""Pruning block by block: each block is calibrated by what the pruned blocks before it hand on."""
+"""Prunes block by block: each block is calibrated with the outputs of the pruned blocks before it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PruneBlock = Callable[[Mapping[str, Layer], CalibrationStats], None]
 
 
 def find_blocks(model: nn.Module, layers: Mapping[str, Layer], sequential: bool | str) -> list[nn.Module]:
-    """The blocks that are pruned one after the other.
+    """The blocks to prune in sequence.
 
     sequential  the name of their nn.ModuleList; True: the list that holds most of the layers
 
@@ -57,13 +57,13 @@ def prune_blocks(
 ) -> None:
     """Call `prune_block` for the layers of each block in turn, with their statistics; it writes the weights.
 
-    The model runs once over all batches as far as the blocks, to see what each is called with. A block hands
-    on its hidden states, its output or the first of several, to the next one, which is called with them as
-    the first argument or as `hidden_states`; whatever else it is called with comes from that run: masks,
-    positions. Key-value caches are left out.
+    The model runs once over all batches up to the blocks, to record the arguments of each. The hidden states
+    of a block, its output or the first of several, are passed to the next one as the first argument or as
+    `hidden_states`; its other arguments, such as masks and positions, come from that run. Key-value caches
+    are left out.
 
-    In memory are the statistics of one block (see `calibrate`), the hidden states of all batches and what
-    blocks are called with besides.
+    Memory holds the statistics of one block (see `calibrate`), the hidden states of all batches and the
+    other arguments of the blocks.
 
     ValueError: bad batches, as in `calibrate`, or a model that does not call its blocks like that.
     """
@@ -94,7 +94,7 @@ class _Call:
     by_name: bool
 
     def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """The hidden states that the block hands on."""
+        """The hidden states that the block returns."""
         output = self.output(block, hidden)
         states = output[0] if isinstance(output, tuple) else output
         if not isinstance(states, Tensor) or states.shape != hidden.shape:

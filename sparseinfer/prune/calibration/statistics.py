@@ -1,4 +1,4 @@
-"""What calibration knows about a layer's inputs and gradients, saved and loaded."""
+"""The statistics of a calibration: sums over inputs and gradients, with saving and loading."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _FORMAT = "sparseinfer calibration 1"
 
 @dataclass(frozen=True, eq=False)
 class LayerStats:
-    """Sums over all tokens that one layer was given, on its weight's device; not divided by `tokens`.
+    """Sums over all tokens in one layer's inputs, on its weight's device; not divided by `tokens`.
 
     tokens   how many rows [k] the unfolded inputs had, in each group
     sum_x    [groups, k] float64, Σ x
     sq       [groups, k] float64, Σ x²: the squared norm of each input, and the diagonal of the Gram matrix
-    gram     [groups, k, k] float32 (float64 for float64 inputs), Σ x·xᵀ; None if it was not asked for.
-             Layers that are given the same tensor hold the same Gram matrix.
+    gram     [groups, k, k] float32 (float64 for float64 inputs), Σ x·xᵀ; None if not requested.
+             Layers that get the same tensor hold the same Gram matrix.
     grad     shape of the weight, float32 or float64, Σ ∂loss/∂w over the batches; None without a loss
     """
 
@@ -91,10 +91,10 @@ class CalibrationStats(Mapping[str, LayerStats]):
 def check_stats(
     stats: CalibrationStats | None, layers: Mapping[str, Layer], needs: frozenset[str], reader: object
 ) -> None:
-    """ValueError that names the first layer without statistics, of another shape, or lacking a need.
+    """ValueError names the first layer without statistics, with another shape, or lacking one of `needs`.
 
-    needs   of "gram", "norms" and "gradients"; nothing needs no statistics, but those that are there must fit
-    reader  what needs them, for messages
+    needs   of "gram", "norms" and "gradients"; if empty, statistics may be missing, but not of other shapes
+    reader  what needs them, for error messages
     """
     if stats is None:
         if needs:

@@ -1,4 +1,4 @@
-"""Sums over what one layer, or several of the same inputs, are given."""
+"""Accumulates the sums of LayerStats for one layer, or for several with the same input."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PIECE = 2**24
 
 
 class Sums:
-    """The sums of LayerStats, while they grow."""
+    """Accumulator for the sums of LayerStats."""
 
     def __init__(self, layer: Layer, x: Tensor, gram: bool) -> None:
         groups, _, k = layer.shape
@@ -44,7 +44,7 @@ class Sums:
             )
 
     def copy(self) -> Sums:
-        """To go on alone; what was added so far counts in both."""
+        """A copy to continue separately, with everything added so far."""
         copied = copy.copy(self)
         copied._sum_x, copied._sq = self._sum_x.clone(), self._sq.clone()
         copied._gram = None if self._gram is None else self._gram.clone()

@@ -1,4 +1,4 @@
-"""The layers that can be pruned: which weights of a model, and each as one matrix per group."""
+"""Finds the weights of a model that can be pruned, and views each as one matrix per group."""
 
 from __future__ import annotations
 

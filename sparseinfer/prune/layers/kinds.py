@@ -1,4 +1,4 @@
-"""Which parameters of a module are weights that can be pruned, and how each is seen as matrices."""
+"""The parameters of each kind of module that can be pruned, and how each is viewed as matrices."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _OTHERS = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
 
 @dataclass(frozen=True)
 class Kind:
-    """How a parameter is seen as [groups, n, k].
+    """How a parameter is viewed as [groups, n, k].
 
-    groups      matrices that it holds one after the other, each with inputs of its own
+    groups      number of consecutive matrices in it, each with its own inputs
     transposed  whether each is held as [k, n]
-    read        its input; None where no call of the module shows it
+    read        gets its input from a call's arguments; None if no call of the module has it
     """
 
     groups: int = 1
@@ -38,7 +38,7 @@ class Kind:
 
 
 def kinds_of(module: nn.Module) -> dict[str, Kind]:
-    """By the parameter's name, in the module's order; {} for a module without weights to prune.
+    """The Kinds by parameter name, in the module's order; {} for a module without prunable weights.
 
     The projections of nn.MultiheadAttention into queries, keys and values are three matrices of one
     parameter, because in general each reads another tensor; the gates of a recurrent layer, which read the
@@ -63,7 +63,7 @@ def kinds_of(module: nn.Module) -> dict[str, Kind]:
 
 
 def prunable_types(model: nn.Module) -> tuple[type[nn.Module], ...]:
-    """The classes to look for in a model: linear layers and convolutions, and what else it holds."""
+    """The classes to look for in a model: linear layers, convolutions, and others that it contains."""
     types: list[type[nn.Module]] = [*_ALWAYS]
     for module in model.modules():
         if kinds_of(module) and not isinstance(module, tuple(types)):
@@ -85,7 +85,7 @@ def output_inputs(
 ) -> Tensor:
     """The inputs of the output projection in a call of its attention.
 
-    They are the result of the same call with the identity in the projection's place.
+    They are the result of the same call with the identity instead of the projection.
     """
     weight, bias = attention.out_proj.weight, attention.out_proj.bias
     bare: Any = copy.copy(attention)

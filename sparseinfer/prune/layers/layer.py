@@ -1,4 +1,4 @@
-"""One weight that can be pruned, seen as one matrix per group, and its inputs unfolded to fit."""
+"""Layer: one prunable weight viewed as one matrix per group, and its inputs unfolded to match."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from sparseinfer.prune.layers.names import parameter_name
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One prunable weight, which criteria and solvers see as [groups, n, k]: output = matrix · inputᵀ.
+    """One prunable weight, viewed by criteria and solvers as [groups, n, k]: output = matrix · inputᵀ.
 
     Kinds: nn.Linear, nn.Conv1d and nn.Conv2d of any kernel, stride, dilation, padding, padding mode and
     groups, and transformers' Conv1D, which holds its weight as [k, n]; the projections of
     nn.MultiheadAttention; the weights of nn.LSTM, nn.GRU, nn.RNN and their cells; experts of transformers.
 
-    fqn        what it is called in statistics, masks and reports: the fully qualified name of its module, ""
+    fqn        its name in statistics, masks and reports: the fully qualified name of its module, ""
                for the model itself, where the parameter is called `weight`; else that of the parameter
     module     the module that holds it
     weight     the parameter, in the module's own shape
     parameter  its name in the module
-    is_seen    whether a calibration sees its inputs; without them only methods that need none prune it
-    attention  whose call shows its inputs, if it is the output projection of one and never called itself
+    is_seen    whether calibration can record its inputs; if not, only methods without input statistics prune
+    it attention  the attention that it is the output projection of; its calls are recorded instead
 
     n is the number of outputs in a group, k that of inputs of one output: of a convolution the channels of a
     group times the kernel's positions, (c / groups)·kh·kw, in the weight's own order. A group is one of
@@ -47,7 +47,7 @@ class Layer:
 
     @property
     def name(self) -> str:
-        """Of the weight, for messages."""
+        """The weight's name, for error messages."""
         return self.fqn if self.parameter != "weight" else parameter_name(self.fqn, "weight")
 
     @cached_property
@@ -60,7 +60,7 @@ class Layer:
 
     @property
     def groups(self) -> int:
-        """Matrices in the weight: 1 of most."""
+        """Number of matrices in the weight, mostly 1."""
         return self._kind.groups
 
     @property
@@ -81,12 +81,12 @@ class Layer:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Of a convolution those of its weight; else n and k, of one matrix of several in a weight."""
+        """The shape of a convolution's weight; for others (n, k) of one matrix."""
         return tuple(self.weight.shape) if self.is_conv else self.shape[1:]
 
     @property
     def bias(self) -> Tensor | None:
-        """What is added to its outputs, where it is a tensor of its own."""
+        """The bias of its outputs, if it is a separate tensor."""
         bias = getattr(self.module, self.parameter.replace("weight", "bias"), None)
         return bias if isinstance(bias, Tensor) else None
 
@@ -99,12 +99,12 @@ class Layer:
         return (tensor.mT if self._kind.transposed else tensor).reshape(self.shape)
 
     def unmatrix(self, matrix: Tensor) -> Tensor:
-        """A matrix [groups, n, k] in the weight's own shape: the way back from `matrix`."""
+        """A matrix [groups, n, k] in the weight's own shape: the inverse of `matrix`."""
         return (matrix.mT if self._kind.transposed else matrix).reshape(self.weight.shape)
 
     @property
     def called(self) -> nn.Module:
-        """The module whose calls show its inputs."""
+        """The module whose calls have its inputs."""
         return self.attention or self.module
 
     def inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

@@ -1,4 +1,4 @@
-"""What weights are called, and which of them `targets` and `ignore` name."""
+"""Names of weights, and matching of `targets` and `ignore` against them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from sparseinfer.select import Patterns
 
 
 def parameter_name(module_fqn: str, parameter: str) -> str:
-    """As `named_parameters()` calls it; the model itself is named ""."""
+    """The parameter's name in `named_parameters()`; the model itself is named ""."""
     return f"{module_fqn}.{parameter}".removeprefix(".")
 
 
 def weight_key(module_fqn: str, parameter: str) -> str:
-    """What a weight is called in statistics, masks and reports: its module's name where it is `weight`."""
+    """A weight's name in statistics, masks and reports: the module's name if it is `weight`."""
     return module_fqn if parameter == "weight" else parameter_name(module_fqn, parameter)
 
 
@@ -27,7 +27,7 @@ def is_named(patterns: Patterns, module: nn.Module, *names: str) -> bool:
 
 
 def texts_of(patterns: Patterns) -> list[str]:
-    """The patterns as a list; `select_modules` has checked them, or will."""
+    """The patterns as a list; `select_modules` checks them."""
     if isinstance(patterns, str):
         return [patterns]
     listed = patterns if isinstance(patterns, Collection) else ()

@@ -1,4 +1,4 @@
-"""Which layers of a model a call prunes or calibrates."""
+"""Selects the layers of a model to prune or calibrate."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def prunable_layers(
     targets: Patterns = None,
     ignore: Patterns = None,
 ) -> dict[str, Layer]:
-    """The selected layers by name, in the order of the model; a shared weight is there once.
+    """The selected layers by name, in the order of the model; a shared weight is listed once.
 
-    Names and patterns of `targets` and `ignore` select modules; those of a weight that is not called
-    `weight`, such as "lstm.weight_hh_l0", that weight alone. `filter_fn` is asked for the module.
+    `targets` and `ignore` select modules, or, with the full name of a weight that is not called `weight`,
+    such as "lstm.weight_hh_l0", that weight alone. `filter_fn` is called with the module.
 
     A warning names modules that were not selected but share a selected weight. TypeError or ValueError: an
     argument of the wrong kind (see sparseinfer.select.select_modules), or a selected weight that cannot be
@@ -40,7 +40,7 @@ def prunable_layers(
 
 
 def layers_named(model: nn.Module, names: Collection[str]) -> dict[str, Layer]:
-    """Those of the model's layers that have such a name."""
+    """The model's layers with these names."""
 
     def holds_one(module: nn.Module, fqn: str) -> bool:
         return any(weight_key(fqn, parameter) in names for parameter in kinds_of(module))

@@ -1,4 +1,4 @@
-"""The weights of a model that pruning does not look at."""
+"""Finds the weights of a model that pruning skips."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def all_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def unknown_weights(model: nn.Module, ignore: Patterns) -> dict[str, nn.Parameter]:
-    """Those that are of no kind that is pruned, and that `ignore` does not name, by itself or its module."""
+    """Weights of unsupported kinds, unless `ignore` names them or their module."""
     of_a_kind = {memory_of(weight) for name, owner, weight in _weights(model) if _is_of_a_kind(name, owner)}
     ignored = {
         memory_of(weight)
@@ -44,7 +44,7 @@ def unknown_weights(model: nn.Module, ignore: Patterns) -> dict[str, nn.Paramete
 
 
 def count_nonzero(weight: Tensor) -> int:
-    """How many are not zero; all where that cannot be counted: no data, or a tensor that cannot count."""
+    """Number of non-zeros; numel if they cannot be counted: no data, or an unsupported tensor."""
     if weight.is_meta or weight.layout != torch.strided:
         return weight.numel()
     try:
@@ -56,7 +56,7 @@ def count_nonzero(weight: Tensor) -> int:
 def split_by_inputs(
     layers: Mapping[str, Layer], needs: frozenset[str]
 ) -> tuple[dict[str, Layer], dict[str, Layer]]:
-    """The layers that a method with these needs can prune, and those whose inputs it would have to see."""
+    """The layers that a method with these needs can prune, and those whose inputs cannot be recorded."""
     if not needs & {"gram", "norms"}:
         return dict(layers), {}
     seen = {fqn: layer for fqn, layer in layers.items() if layer.is_seen}

@@ -1,4 +1,4 @@
-"""Whether a parameter can be pruned in place, and which parameters are the same memory."""
+"""Checks whether a parameter can be pruned in place, and which parameters share memory."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _computed_by(module: nn.Module, parameter: str) -> str:
 
 
 def memory_of(weight: Tensor) -> object:
-    """Equal for two tensors that are the same memory read the same way."""
+    """A key that is equal for two tensors with the same memory and strides."""
     pointer = weight.data_ptr() if weight.layout == torch.strided and not weight.is_meta else 0
     # Tensors without elements, data or a memory of their own.
     return (weight.device, pointer, weight.dtype, weight.shape, weight.stride()) if pointer else id(weight)

@@ -1,4 +1,4 @@
-"""Masks that last: pruned weights stay zero while a model is trained, saved, loaded and copied."""
+"""Masks on a model, which keep pruned weights at zero through training, saving, loading and copying."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What keeps pruned weights at zero while a model is trained, saved, loaded and copied."""
+"""HeldMask: keeps pruned weights at zero through training, saving, loading and copying."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ ENDING = "_mask"
 class HeldMask:
     """Keeps the pruned weights in one parameter of a module at zero.
 
-    It is a forward pre-hook, and one of `load_state_dict`, so copies and pickles of the module carry it. It
-    works on the parameter that the module has at the moment, which may be another one than before.
+    It is a forward pre-hook and a `load_state_dict` hook, so copies and pickles of the module include it. It
+    acts on the module's present parameter, even if that was replaced.
 
     name            of the parameter; its mask is the buffer of that name with `_mask` behind it
     dense_gradient  while `keeps_dense_gradient`: the sum of the weight's gradients before they are masked
@@ -34,7 +34,7 @@ class HeldMask:
         self._start()
 
     def place(self, mask: Tensor) -> None:
-        """Make it the module's: the buffer and the hooks."""
+        """Attach it to the module: the buffer and the hooks."""
         device = self.module.get_parameter(self.name).device
         self.module.register_buffer(self.buffer, as_buffer(mask.detach().to(device, copy=True)))
         self.module.register_forward_pre_hook(self)
@@ -90,7 +90,7 @@ class HeldMask:
 
     @torch.no_grad()
     def enforce(self) -> None:
-        """Write zeros where the mask prunes, and mask the weight's gradients from now on."""
+        """Set pruned weights to zero, and mask the weight's gradients from now on."""
         weight = self.weight
         if weight is not None:
             self._claim(weight)
@@ -98,7 +98,7 @@ class HeldMask:
             self._versions = self._versions_of(weight)
 
     def remove(self) -> None:
-        """Leave a plain module with zeros in its weight."""
+        """Remove it, leaving a plain module with zeros in its weight."""
         self.enforce()
         self._release()
         _all_held.discard(self)
@@ -147,12 +147,12 @@ _all_held: weakref.WeakSet[HeldMask] = weakref.WeakSet()
 
 
 def held_masks(module: nn.Module) -> list[HeldMask]:
-    """What holds the module's masks, one for each of its weights that has one."""
+    """The HeldMasks of a module, one for each weight that has a mask."""
     return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, HeldMask)]
 
 
 def all_held_masks(model: nn.Module) -> list[HeldMask]:
-    """What holds the masks of all modules of the model, in their order."""
+    """The HeldMasks of all modules of the model, in order."""
     return [held for module in model.modules() for held in held_masks(module)]
 
 

@@ -1,4 +1,4 @@
-"""`hold_masks_` puts masks on a model; `masks_of` reads them back, from the model or its state."""
+"""`hold_masks_` attaches masks to a model; `masks_of` reads them from a model or its state_dict."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from sparseinfer.prune.masks.held import ENDING, HeldMask, held_masks
 def hold_masks_(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     """Keep the weights that each mask prunes at zero from now on; in place, returns the model.
 
-    masks  bool, True = kept, of the shape of `weight` in the module of that name, whatever its class; or of
-           the parameter of that name, such as "attention.in_proj_weight"
+    masks  name -> bool, True = kept: for a module's name in the shape of its `weight`, whatever its class;
+           or for a parameter's full name, such as "attention.in_proj_weight"
 
     The weight stays an ordinary parameter. The mask becomes the buffer `weight_mask`, or that of the other
     parameter's name with `_mask` behind it: it is in `state_dict()`, and in every copy of the module.
-    Gradients are zero where weights are pruned, before anybody clips or reduces them. Every step of a torch
-    optimizer leaves zeros there, whatever its momentum or an earlier state says, and so does
-    `load_state_dict`; other writes to the weight are corrected at the next forward of its module.
+    Gradients of pruned weights are set to zero before they are clipped or reduced. Every step of a torch
+    optimizer, with any momentum or earlier state, and `load_state_dict` keep the zeros; other writes to the
+    weight are corrected at the next forward of its module.
 
-    A module that has a mask already gets the new one; weights that return start at zero. Of modules that
-    share a weight the first holds its mask. The model is unchanged after any error. TypeError or ValueError:
-    a name that is no module and no parameter, a mask of another dtype or shape, a weight that is no
-    initialised parameter, or two different masks for one weight.
+    A module that already has a mask gets the new one; weights that are kept again start at zero. If modules
+    share a weight, the first one holds its mask. After an error the model is unchanged. TypeError or
+    ValueError: a name that is no module and no parameter, a mask of another dtype or shape, a weight that is
+    no initialised parameter, or two different masks for one weight.
     """
     check_module(model)
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -57,7 +57,7 @@ def hold_masks_(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
 
 
 def masks_of(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The masks that a model holds, bool, True = kept: the memory of the buffers itself. {} if it holds none.
+    """The masks of a model, bool, True = kept, sharing the buffers' memory. {} if it has none.
 
     By the name of the module, or of the parameter where that is not called `weight`: as `hold_masks_` takes
     them. Of a `state_dict` instead of a model: the masks that were saved in it, by this library or by

@@ -1,4 +1,4 @@
-"""The buffer that a held mask is: bool, and yet something that can be averaged."""
+"""MaskBuffer: the buffer type of masks, a bool tensor that supports averaging."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _OUT_OF_PLACE = frozenset(
 
 
 class MaskBuffer(Tensor):
-    """A bool tensor that in arithmetic is the number 0 or 1. What is written to it is True where not 0.
+    """A bool tensor that acts as 0 or 1 in arithmetic. Values written to it become True where not 0.
 
-    AveragedModel(use_buffers=True), and other averages over all buffers, subtract, scale and add what they
-    find. Bools refuse that. Of the dtypes that do not, a float costs as much memory as a weight of half
-    precision at the least and changes with `model.to(dtype)`, and an integer is cut off: 0.999·1 + 0.001·1 is
-    0.99999994 and then 0. This one stays one byte, exact, and bool for all who read it. The average of masks
-    that differ, as of a model that is pruned further meanwhile, keeps what any of them keeps: that is where
-    the average of the weights is not zero.
+    AveragedModel(use_buffers=True), and other averages over all buffers, subtract, scale and add buffers,
+    which bool tensors do not support. A float mask would take at least as much memory as a half-precision
+    weight and change with `model.to(dtype)`; an integer mask would be truncated: 0.999·1 + 0.001·1 is
+    0.99999994, hence 0. This type stays exact, bool, and one byte per weight. The average of different masks,
+    as of a model that is pruned further during averaging, keeps what any of them keeps, which is where the
+    average of the weights is not zero.
     """
 
     @classmethod
@@ -56,7 +56,7 @@ class MaskBuffer(Tensor):
 
 
 def as_buffer(mask: Tensor) -> MaskBuffer:
-    """The same memory as such a tensor."""
+    """The same memory as a MaskBuffer."""
     return mask.as_subclass(MaskBuffer)
 
 
@@ -66,7 +66,7 @@ def as_tensor(mask: Tensor) -> Tensor:
 
 
 def plain_masks(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-    """A hook of `state_dict`, which is to hold plain tensors: files are read where nobody knows the class."""
+    """A `state_dict` hook that stores plain tensors, so that files can be read without this class."""
     for name, buffer in module._buffers.items():
         if isinstance(buffer, MaskBuffer) and isinstance(state.get(prefix + name), MaskBuffer):
             state[prefix + name] = as_tensor(state[prefix + name])

@@ -1,4 +1,4 @@
-"""Exchange with torch.nn.utils.prune: masks that it holds become ours, and back."""
+"""Converts masks from and to torch.nn.utils.prune."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from sparseinfer.prune.masks.hold import hold_masks_
 
 
 def from_torch_prune_(model: nn.Module) -> nn.Module:
-    """Masks of torch.nn.utils.prune on weights become masks that are held here; in place, returns the model.
+    """Convert masks of torch.nn.utils.prune on weights to masks of sparseinfer; in place, returns the model.
 
     Weights are `weight` and every parameter of two or more dimensions, such as `in_proj_weight`.
-    `weight_orig`, the same parameter, is `weight` again, with zeros where it is pruned: what it held there is
-    lost. Optimizers go on. Masks on other parameters, such as `bias`, stay torch's.
+    `weight_orig`, the same parameter, is `weight` again, with zeros where it is pruned: its values there are
+    lost. Optimizers keep working. Masks on other parameters, such as `bias`, stay torch's.
 
     ValueError: a weight under torch.ao.pruning, whose masks are parametrizations.
     """
@@ -43,7 +43,7 @@ def from_torch_prune_(model: nn.Module) -> nn.Module:
 
 
 def to_torch_prune_(model: nn.Module) -> nn.Module:
-    """Masks that are held here become masks of torch.nn.utils.prune; in place, returns the model.
+    """Convert masks of sparseinfer to masks of torch.nn.utils.prune; in place, returns the model.
 
     `weight`, the same parameter, becomes `weight_orig` beside the buffer `weight_mask` in the weight's dtype.
     """

@@ -1,4 +1,4 @@
-"""Pruning methods: small, checked descriptions of what `prune_` is to do."""
+"""Pruning methods: immutable, checked descriptions of how `prune_` prunes."""
 
 from __future__ import annotations
 

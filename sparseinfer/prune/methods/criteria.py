@@ -1,4 +1,4 @@
-"""The criteria: methods that score weights, by an importance, and prune the lowest."""
+"""The criteria: methods that score weights by importance and prune the lowest scores."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ class Magnitude(Criterion):
 
 @dataclass(frozen=True)
 class Random(Criterion):
-    """Prune weights at random, each set of them equally likely: what every other criterion has to beat.
+    """Prune weights at random, each set of them equally likely: the baseline for other criteria.
 
     sparsity, scope, pattern  see SparseMethod
-    seed                      the scores of a layer depend on it and on the layer's name, on nothing else
+    seed                      a layer's scores depend only on the seed and the layer's name
     """
 
     name = "random"

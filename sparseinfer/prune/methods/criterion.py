@@ -21,8 +21,8 @@ from sparseinfer.prune.patterns import NM, expand
 class Criterion(SparseMethod):
     """A method that scores weights and prunes the lowest scores. A new one is a subclass with `scores`.
 
-    threshold  instead of sparsity: prunes every weight whose score is below it. Where a pattern joins weights
-               to units, the score of a unit is the mean of its weights'
+    threshold  instead of sparsity: prunes every weight whose score is below it. If a pattern has units of
+               several weights, the score of a unit is the mean of its weights'
     """
 
     _: KW_ONLY
@@ -34,7 +34,7 @@ class Criterion(SparseMethod):
 
     @property
     def unit_norm(self) -> int:
-        """What the score of a unit is: 1 the mean of its scores, 2 the root of their mean square."""
+        """How the score of a unit is computed: 1 the mean of its scores, 2 the root of their mean square."""
         return 1
 
     def prune(self, layers: Mapping[str, Layer], stats: CalibrationStats | None) -> dict[str, Pruned]:

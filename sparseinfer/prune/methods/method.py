@@ -1,4 +1,4 @@
-"""What every pruning method is: weights in, masks and perhaps new weights out."""
+"""Method: the base of all pruning methods, which compute masks and optionally new weights."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from sparseinfer.prune.named import Named
 
 @dataclass(frozen=True, eq=False)
 class Pruned:
-    """What a method makes of one weight.
+    """A method's result for one weight.
 
     mask    bool, shape of the weight, True = kept
-    weight  shape and dtype of the weight: its new values, which count where the mask is True; None: as before
+    weight  shape and dtype of the weight: its new values where the mask is True; None: unchanged
     """
 
     mask: Tensor
     weight: Tensor | None = None
 
     def applied(self, layer: Layer) -> Tensor:
-        """The layer's weight as it becomes, zeros included: a new tensor."""
+        """The layer's new weight, including zeros: a new tensor."""
         weight = layer.weight.detach() if self.weight is None else self.weight
         return weight.masked_fill(~self.mask, 0)
 
 
 class Method(Named, ABC):
-    """Turns weights into masks, and into new weights if it is a solver.
+    """Computes masks for weights, and new weights if it is a solver.
 
-    name   of a SparseMethod only, which is made from a sparsity and options
+    name   for SparseMethods only, which are made from a sparsity and options
     needs  of "gram", "norms" and "gradients": what it reads of the statistics
     """
 
@@ -42,17 +42,17 @@ class Method(Named, ABC):
 
     @property
     def all_needs(self) -> frozenset[str]:
-        """What it reads of the statistics itself, and what its budget does."""
+        """The statistics that the method and its budget need."""
         return self.needs
 
     @abstractmethod
     def prune(self, layers: Mapping[str, Layer], stats: CalibrationStats | None) -> dict[str, Pruned]:
-        """What becomes of each layer's weight. Weights and statistics are only read."""
+        """Computes the result for each layer. Weights and statistics are only read."""
 
     def spread(
         self, layers: Mapping[str, Layer], stats: CalibrationStats | None
     ) -> list[tuple[Method, Mapping[str, Layer]]]:
-        """Methods without a budget that prune in this one's place, and the layers of each."""
+        """Replaces the budget: methods with fixed sparsities, and the layers of each."""
         return [(self, layers)]
 
 

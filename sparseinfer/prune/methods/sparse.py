@@ -1,4 +1,4 @@
-"""Methods that are told how much to prune, and in which pattern."""
+"""SparseMethod: the base of methods with a sparsity, scope and pattern."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from sparseinfer.prune.patterns import NM, Column, Pattern, Row, Unstructured
 
 @dataclass(frozen=True)
 class SparseMethod(Method):
-    """A method that is told how much to prune.
+    """A method with a given sparsity, scope and pattern.
 
     sparsity  fraction in [0, 1): exactly round(sparsity * count) weights become zero. A mapping gives each
-              layer, by name, its own, a Budget spreads one over the layers. None with a pattern that says it
+              layer, by name, its own; a Budget computes them. None if the pattern determines it
     scope     what one count covers: "layer" each weight, "row" each output row, "global" all weights together
     pattern   which weights are pruned together: Unstructured(), Block(r, c), NM(n, m), Row() or Column();
               then count is that of blocks, rows or columns
@@ -86,12 +86,12 @@ class SparseMethod(Method):
         ]
 
     def with_amount(self, sparsity: float | Mapping[str, float], pattern: Pattern) -> SparseMethod:
-        """The same method with another pattern, and another sparsity unless the pattern says it."""
+        """The same method with another pattern, and another sparsity unless the pattern determines it."""
         return replace(self, sparsity=None if isinstance(pattern, NM) else sparsity, pattern=pattern)
 
     def trial(
         self, layer: Layer, stats: CalibrationStats | None, sparsity: float, pattern: Pattern
     ) -> Tensor:
-        """The layer's weight as `with_amount(sparsity, pattern)` makes it, zeros included: a new tensor."""
+        """The layer's weight pruned by `with_amount(sparsity, pattern)`: a new tensor."""
         method = self.with_amount(sparsity, pattern)
         return method.prune({layer.fqn: layer}, stats)[layer.fqn].applied(layer)

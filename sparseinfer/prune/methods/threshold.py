@@ -1,4 +1,4 @@
-"""Thresholds: from scores to masks, by an exact count or by an absolute value."""
+"""Computes masks from scores, by exact count or by a threshold."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def unit_scores(scores: Tensor, unit: tuple[int, int], norm: int = 1) -> Tensor:
 def layer_mask(scores: Tensor, sparsity: float, scope: Scope) -> Tensor:
     """Bool mask, True = kept, of the units' scores [groups, rows, columns] of one layer.
 
-    Pruned are exactly `round(sparsity * count)` units, Python's rounding as in torch.nn.utils.prune, where
+    Prunes exactly `round(sparsity * count)` units, Python's rounding as in torch.nn.utils.prune, where
     count is that of each row ("row") or of the layer. Of equal scores at the threshold the first ones in
     row-major order are pruned, on every device and thread count.
     """
@@ -51,8 +51,9 @@ def global_masks(
 ) -> dict[str, Tensor]:
     """Masks of the units' scores of all layers compared together; `sizes` are the weights in a unit of each.
 
-    Where all units are of one size, exactly `round(sparsity * count)` are pruned, equal ones in the order of
-    the mapping. Otherwise the lowest are, as many as bring the pruned weights nearest to `sparsity` of all.
+    If all units have the same size, exactly `round(sparsity * count)` are pruned, ties in the order of the
+    mapping. Otherwise the lowest are pruned, as many as bring the fraction of pruned weights nearest to
+    `sparsity`.
     """
     if not scores:
         return {}

@@ -1,4 +1,4 @@
-"""Solvers: methods that also give the kept weights new values, so that each layer's output changes least."""
+"""Solvers: methods that also adjust the kept weights to minimise the change of each layer's output."""
 
 from __future__ import annotations
 

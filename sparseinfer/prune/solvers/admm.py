@@ -1,4 +1,4 @@
-"""ADMM: weights and mask found together, then the kept weights refitted."""
+"""ADMM: a solver that optimises weights and mask together, then refits the kept weights."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _RHO = 1.0
 
 @dataclass(frozen=True)
 class ADMM(Solver):
-    """Alternate between the best weights, dense, and the nearest pruned ones, whose mask grows gradually.
+    """Alternate between the best dense weights and the nearest pruned ones, of gradually growing sparsity.
 
     Boža 2024, "Fast and Effective Weight Update for Pruned Large Language Models", with gradual mask
     selection. Inputs are scaled to norm 1 first, so that weights are compared as in Wanda. At the end the
     kept weights are refitted by conjugate gradients, as `Reconstruct` does it.
 
     sparsity, scope, pattern, damping  see SparseMethod and Solver
-    iterations  in all
-    gradual     of these, the first ones, in which the sparsity grows along a cubic curve; afterwards the mask
-                stays. NM(n, m), which has no other sparsity, is chosen anew in each
+    iterations  total number
+    gradual     number of first iterations, in which the sparsity grows along a cubic curve; afterwards the
+                mask is fixed. For NM(n, m), of fixed sparsity, the mask is chosen again in each
     refit       iterations of conjugate gradients at the end
 
-    The three numbers are chosen, not measured against others.
+    The three defaults are choices, not tuned by measurement.
     """
 
     name = "admm"
@@ -86,8 +86,8 @@ def admm(
     """The weight, zero where pruned, and the mask, each [groups, n, k].
 
     weight      [groups, n, k], float32 or float64
-    gram        [groups, k, k], same dtype, with ones on the diagonal, or zeros for inputs that always were
-    choose      (scores [groups, n, k], progress in (0, 1]) -> mask, True = kept: at 1 the final sparsity
+    gram        [groups, k, k], same dtype, with ones on the diagonal, or zeros for inputs that were always
+    zero choose      (scores [groups, n, k], progress in (0, 1]) -> mask, True = kept: at 1 the final sparsity
     damping     added to the diagonal
     """
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)

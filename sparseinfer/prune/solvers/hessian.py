@@ -40,11 +40,11 @@ def finite_gram(fqn: str, stats: LayerStats) -> Tensor:
 
 
 def filled(weight: Tensor) -> Tensor:
-    """Where a weight may be anything but zero: bool, where it is not zero now.
+    """Bool mask of the weights that may get a non-zero value: those that are not zero now.
 
-    The rule of all solvers: a zero stays a zero, whoever made it. It goes first, and no solver makes up for
-    other weights with it, so that pruning again, less or as much as before, brings nothing back. Under a new
-    mask that keeps it, it starts at zero, as it does for criteria: training may fill it.
+    All solvers keep zeros, whatever made them. Zeros are pruned first, and no solver uses them to compensate
+    for other weights, so that pruning again, less or as much as before, restores nothing. If a new mask keeps
+    a zero, it starts at zero, as for criteria, and training may change it.
     """
     return weight != 0
 
@@ -61,7 +61,7 @@ def damped(gram: Tensor, damping: float) -> Tensor:
 
 
 def inverse_factor(gram: Tensor, damping: float) -> tuple[Tensor, float]:
-    """U [groups, k, k] float64, upper triangular with UᵀU = (damped Gram)⁻¹, and the damping that it took.
+    """U [groups, k, k] float64, upper triangular with UᵀU = (damped Gram)⁻¹, and the damping it needed.
 
     With the order of rows and columns reversed, J·H·J = L·Lᵀ, it is U = J·L⁻¹·J: one factorisation, where
     the inverse and then its Cholesky factor would take two.

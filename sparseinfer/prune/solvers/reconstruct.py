@@ -1,4 +1,4 @@
-"""Reconstruction: for any mask, the best values of the kept weights."""
+"""Reconstruct: a solver that computes the best values of the kept weights for a given mask."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the solvers have in common: layers one by one, each from its Gram matrix."""
+"""Solver: the base of methods that optimise each layer by itself from its Gram matrix."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from sparseinfer.prune.solvers.hessian import (
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """New weights and the mask of one matrix, [groups, n, k] each, and the damping that it took."""
+    """New weights and the mask of one matrix, [groups, n, k] each, and the damping it needed."""
 
     weight: Tensor
     mask: Tensor
@@ -41,11 +41,11 @@ class Solver(SparseMethod):
     """A method that minimises ‖X·(W - Ŵ)ᵀ‖² over the calibration tokens X, layer by layer.
 
     damping  added to the diagonal of each Gram matrix, as a fraction of the mean of its diagonal: it keeps
-             new weights near the old ones where the inputs say little. 0.01 as in the code of SparseGPT
+             new weights near the old ones where inputs hardly determine them. 0.01 as in SparseGPT's code
 
     Solvers compute in float32, in float64 for a float64 weight or Gram matrix. A Gram matrix that is still
     singular is damped more, and a warning says so. Weights of an input that was always zero are pruned first.
-    With Row() nothing can make up for a row, and any solver prunes those of the smallest output ‖X·w‖.
+    With Row() nothing can compensate for a row, and every solver prunes the rows of smallest output ‖X·w‖.
     Weights that are zero stay zero (see `hessian.filled`).
     """
 
@@ -62,12 +62,12 @@ class Solver(SparseMethod):
 
     @abstractmethod
     def solve(self, weight: Tensor, gram: Tensor, unit: tuple[int, int], sparsity: float) -> Solution:
-        """One layer.
+        """Compute the solution for one layer.
 
         weight    [groups, n, k], float32 or float64; where it is not `filled`, the new one has to be zero
         gram      [groups, k, k], dtype of the weight, finite
         unit      rows and columns of the weights that are pruned together
-        sparsity  of these units
+        sparsity  fraction of these units
         """
 
     def prune(self, layers: Mapping[str, Layer], stats: CalibrationStats | None) -> dict[str, Pruned]:

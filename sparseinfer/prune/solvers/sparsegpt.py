@@ -1,4 +1,4 @@
-"""SparseGPT: prune column by column, and let the columns that follow make up for what was lost."""
+"""SparseGPT: a solver that prunes column by column and adjusts later columns to compensate."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from sparseinfer.prune.solvers.solver import Solution, Solver
 
 @dataclass(frozen=True)
 class SparseGPT(Solver):
-    """Prune the weights whose removal costs least once later columns have made up for it: w² / [H⁻¹].
+    """Prune the weights whose removal costs least after later columns compensate: w² / [H⁻¹].
 
     Frantar and Alistarh 2023, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot".
 
     sparsity, scope, pattern, damping  see SparseMethod and Solver
-    block_size       columns whose mask is chosen together, each block pruned alike, and after which an
-                     update reaches all others; 128 as in the paper. Column() is chosen at once, from H⁻¹ as
-                     it is before
-    reference_exact  as the published code does it: what equals the threshold of a block goes too, and so do
-                     all weights of an input that was always zero
+    block_size       number of columns whose mask is chosen together, all blocks with the same sparsity, and
+                     after which all other columns are updated; 128 as in the paper. Column() is chosen at
+                     once, from the initial H⁻¹
+    reference_exact  like the published code: also prune weights that equal the threshold of a block, and all
+                     weights of an input that was always zero
 
     ValueError: reference_exact with scope="row" or a pattern that the published code does not know.
     """
@@ -83,13 +83,13 @@ def sparsegpt(
     width: int,
     block_size: int,
 ) -> tuple[Tensor, Tensor]:
-    """The weight with its pruned columns made up for, and the mask, each [groups, n, k].
+    """The adjusted weight and the mask, each [groups, n, k].
 
     weight      [groups, n, k], float32 or float64
     factor      [groups, k, k], same dtype: U of `hessian.inverse_factor`
     choose      (scores [groups, n, width] of these columns, the first one) -> their mask, True = kept
     width       columns chosen together, as the updates so far have left them; fewer at the end
-    block_size  columns after which an update reaches all others; a multiple of width
+    block_size  number of columns after which all others are updated; a multiple of width
     """
     k = weight.shape[2]
     may_fill = filled(weight).mT.contiguous()

@@ -1,1 +1,1 @@
-"""Pruning before, during and after training, and making up for what it has cost."""
+"""Pruning before and during training, and recovery of quality after pruning."""

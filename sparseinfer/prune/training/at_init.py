@@ -1,4 +1,4 @@
-"""Pruning at initialisation, before any training: by one batch (SNIP) or by none (SynFlow)."""
+"""Pruning at initialisation, before any training: with one batch (SNIP) or without data (SynFlow)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def snip_(
     targets: Patterns = None,
     ignore: Patterns = None,
 ) -> PruneReport:
-    """Prune, over all layers together, the connections that the loss feels least: |w · ∂L/∂w|.
+    """Prune, over all layers together, the connections with the least effect on the loss: |w · ∂L/∂w|.
 
     Lee et al., "SNIP: Single-shot Network Pruning based on Connection Sensitivity" (2019).
 
@@ -66,10 +66,11 @@ def synflow_(
     targets: Patterns = None,
     ignore: Patterns = None,
 ) -> PruneReport:
-    """Prune the connections that carry the least of what flows from inputs to outputs, without data.
+    """Prune the connections with the least share in the flow from inputs to outputs, without data.
 
-    In each of the iterations the model, with all its numbers made positive, sees inputs of ones; a score is
-    w · ∂(sum of its outputs)/∂w. Density shrinks by the same factor each time, so that no layer is cut off.
+    In each iteration the model, with the absolute values of its weights, gets inputs of ones; a score is
+    w · ∂(sum of its outputs)/∂w. Density shrinks by the same factor each time, so that no layer is pruned
+    completely.
     Tanaka et al., "Pruning neural networks without any data by iteratively conserving synaptic flow" (2020).
 
     sparsity                    in [0, 1), of all selected layers together
@@ -77,9 +78,10 @@ def synflow_(
                                 such as token ids
     filter_fn, targets, ignore  which layers, default all: see sparseinfer.select.select_modules
 
-    All is done on a copy in float64; weights keep their values. Scores are what the paper describes where
-    activations do nothing to positive numbers, as ReLU. Masks stay on the model until `finalize_`. After any
-    error it is unchanged. TypeError or ValueError: an argument of the wrong kind, or a flow that overflows.
+    Scores are computed on a copy in float64; kept weights keep their values. Scores are those of the paper if
+    activations do not change positive numbers, such as ReLU. Masks stay on the model until `finalize_`. After
+    an error the model is unchanged. TypeError or ValueError: an argument of the wrong kind, or a flow that
+    overflows.
     """
     check_fraction("sparsity", sparsity)
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:

@@ -1,4 +1,4 @@
-"""Corrections without training: batch norm statistics and biases that fit the pruned weights."""
+"""Corrects batch norm statistics and biases after pruning, without training."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _BatchNorm = nn.modules.batchnorm._BatchNorm
 def reestimate_batch_norm_(
     model: nn.Module, batches: Iterable[Any], *, forward: Forward | None = None
 ) -> nn.Module:
-    """Take the batch norms' means and variances anew, averaged over the batches; in place, returns the model.
+    """Recompute the batch norms' means and variances, averaged over the batches; in place, returns the model.
 
     batches, forward  as in `calibrate`: inputs like those of training, not too few for a variance
 
-    Pruning shifts what batch norms are given, and their statistics are of the dense model. All else is in
-    eval mode meanwhile. Modes are kept; after an error so are the old statistics. ValueError: no batch, or no
-    batch norm with statistics.
+    Pruning shifts the inputs of batch norms, whose statistics are still those of the dense model. All other
+    modules run in eval mode. Modes are restored; after an error the old statistics are, too. ValueError: no
+    batch, or no batch norm with statistics.
     """
     batches = checked_batches(batches)
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
@@ -59,7 +59,7 @@ def correct_bias_(model: nn.Module, dense: nn.Module, stats: CalibrationStats) -
     dense  the model before pruning
     stats  of `calibrate`: the mean input x̄ of each layer. Only these layers are corrected
 
-    The bias grows by (W - Ŵ)·x̄: what pruning took away on average. A layer without bias stays as it is.
+    The bias grows by (W - Ŵ)·x̄, the mean change by pruning. A layer without bias stays unchanged.
     The bias correction of Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
     Correction" (2019), for pruning. ValueError: statistics or a dense model of other layers; then the model
     is unchanged.

@@ -1,4 +1,4 @@
-"""`Pruner`: pruning while a model is trained; all at once, gradually, or in rounds with rewind."""
+"""`Pruner`: prunes during training, at once, gradually, or in rounds with rewinding."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class Pruner:
             pruner.step()
         finalize_(model)
 
-    method       what is pruned in the end. Before, its sparsity is the schedule's: of all layers, of each
-                 (a mapping), or of a budget such as ERK(0.9)
-    schedule     when, and how much by then: OneShot, Linear, Cubic or Geometric
+    method       the method with the final sparsity: of all layers, of each (a mapping), or of a budget such
+                 as ERK(0.9). Before the end the schedule sets the sparsity
+    schedule     when to prune, and to which sparsity: OneShot, Linear, Cubic or Geometric
     calibration  () -> CalibrationStats, called before each pruning, for methods that need them, such as
                  lambda: calibrate(model, batches)
-    rewind_to    a step before the first pruning: after each pruning the model's weights and buffers are again
-                 those it had after that step, 0 for now; but for zeros. Frankle et al., "Linear Mode
+    rewind_to    a step before the first pruning: after each pruning the kept weights and buffers are reset
+                 to their values after that step (0: now). Frankle et al., "Linear Mode
                  Connectivity and the Lottery Ticket Hypothesis" (2020)
     optimizer    with rewind_to: its state is rewound too
     filter_fn, targets, ignore  which layers, default all: see sparseinfer.select.select_modules
@@ -88,11 +88,11 @@ class Pruner:
 
     @property
     def done(self) -> bool:
-        """Whether the last pruning is behind."""
+        """Whether the last pruning is done."""
         return self._step >= self._schedule.events[-1]
 
     def step(self) -> PruneReport | None:
-        """Count one step of training, and prune if it is time: the report of that, None otherwise."""
+        """Count one training step, and prune if scheduled: returns the report, else None."""
         self._step += 1
         self._take_snapshot()
         if self._step not in self._schedule.events:
@@ -106,11 +106,11 @@ class Pruner:
         return report
 
     def state_dict(self) -> dict[str, Any]:
-        """The step, and what to rewind to. The masks are in the model's own."""
+        """The step and the values to rewind to. Masks are in the model's state_dict."""
         return {"step": self._step, "snapshot": copy.deepcopy(self._snapshot)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another one of the same arguments was."""
+        """Continue from the state of another Pruner with the same arguments."""
         self._step = int(state["step"])
         self._snapshot = copy.deepcopy(state["snapshot"])
 

@@ -1,4 +1,4 @@
-"""Recovery: what a pruned model has lost, trained back under its masks."""
+"""`recover_`: trains a pruned model, with its masks, to recover quality."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _BETAS = (0.9, 0.98)
 
 @dataclass(frozen=True)
 class History:
-    """What `recover_` did: the loss of each step, and the seconds that all took."""
+    """The record of `recover_`: the loss of each step, and the total seconds."""
 
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
@@ -54,28 +54,29 @@ def recover_(
     forward: Forward | None = None,
     progress: bool = True,
 ) -> History:
-    """Train a pruned model, in place, until it does again what it did before: masks that are held stay.
+    """Train a pruned model, in place, to recover its quality; masks are kept.
 
-    batches             as in `calibrate`; they are gone through again until all steps are done
+    batches             as in `calibrate`; they are repeated until all steps are done
     loss_fn             (output, target) -> scalar; the target is the teacher's output for the batch, or the
                         batch itself without a teacher. For embeddings `cosine_loss`, for logits
                         `distillation_loss(temperature)`
     teacher             the dense model: distillation, after Hinton et al., "Distilling the Knowledge in a
                         Neural Network" (2015). Run in eval mode without gradients
     hidden              module name -> weight in the loss of how far its output (the first of several) is from
-                        the teacher's, relative to it: ‖h - h'‖² / ‖h'‖². It speeds a deep model up
-    steps, seconds      training ends after so many steps, or before when the time is up
+                        the teacher's, relative to it: ‖h - h'‖² / ‖h'‖². Speeds up the recovery of deep
+                        models
+    steps, seconds      training ends after this number of steps, or earlier when the time is up
     lr                  of AdamW without weight decay on all parameters that require a gradient; it rises over
                         the first twentieth and falls linearly to 0 at the end of steps or seconds
-    optimizer           instead of that one; then its learning rates are the caller's
-    clip                largest norm of all gradients together
+    optimizer           to use instead of AdamW; its learning rates are not changed
+    clip                maximum norm of all gradients together
     forward             (model, batch) -> output, instead of a call with the batch
     progress            whether a terminal shows a progress bar
 
-    The model is trained in eval mode, without dropout and with its batch norms' statistics as they are
-    (`reestimate_batch_norm_` renews those), and keeps its modes. TypeError or ValueError: an argument of the
-    wrong kind, no batch, or a module that is not in both models; RuntimeError: a loss that is not finite, of
-    which the optimizer has seen nothing.
+    The model is trained in eval mode, without dropout and with fixed batch norm statistics (see
+    `reestimate_batch_norm_`); its modes are restored. TypeError or ValueError: an argument of the
+    wrong kind, no batch, or a module that is not in both models; RuntimeError: a loss that is not finite;
+    no optimizer step is taken for it.
     """
     batches = checked_batches(batches)
     if not isinstance(steps, int) or steps < 1:

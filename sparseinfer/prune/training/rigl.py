@@ -1,4 +1,4 @@
-"""RigL: masks that move during training, at a constant number of kept weights."""
+"""RigL: changes masks during training at a constant number of kept weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sparseinfer.prune.masks.held import HeldMask, all_held_masks
 
 
 class RigL:
-    """Moves the masks that a model holds to large gradients. Call `step()` after each `optimizer.step()`.
+    """Moves a model's masks to large gradients. Call `step()` after each `optimizer.step()`.
 
         prune_(model, Random(ERK(0.9)))              # sparse from the start
         rigl = RigL(model, end=75_000)
@@ -24,13 +24,13 @@ class RigL:
             optimizer.step()
             rigl.step()
 
-    end            the last step after which masks may move; three quarters of the training in the paper
+    end            the last step after which masks may change; three quarters of the training in the paper
     every          steps between two moves; 100 as in the paper
     drop_fraction  part of each layer's kept weights that the first move replaces, 0.3 as in the paper; it
                    decays along a cosine
 
-    A move drops the kept weights of smallest magnitude and grows as many where the loss has the largest
-    gradient, as it was at the last step's backward; new weights start at zero. Each layer keeps its number
+    A move prunes the kept weights of smallest magnitude and restores as many pruned ones with the largest
+    gradient in the last step's backward; restored weights start at zero. Each layer keeps its number
     of weights. Between processes of torch.distributed the gradients are summed. Evci et al., "Rigging the
     Lottery: Making All Tickets Winners" (2020).
 
@@ -53,7 +53,7 @@ class RigL:
         self._watch()
 
     def step(self) -> bool:
-        """Count one step of training; whether masks were moved after it."""
+        """Count one training step; returns whether masks changed."""
         self._step += 1
         moves = self._is_move(self._step)
         if moves:
@@ -64,7 +64,7 @@ class RigL:
         return moves
 
     def state_dict(self) -> dict[str, Any]:
-        """The step. The masks are in the model's own."""
+        """The step. Masks are in the model's state_dict."""
         return {"step": self._step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

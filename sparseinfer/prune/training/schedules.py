@@ -1,4 +1,4 @@
-"""Schedules: how sparse a model is at each step of its training."""
+"""Schedules: when to prune during training, and to which sparsity."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sparseinfer.prune.checks import check_int
 
 
 class Schedule(ABC):
-    """Says when to prune during training, and how much by then. Steps are counted from 1.
+    """When to prune during training, and to which sparsity. Steps are counted from 1.
 
     A new one is a subclass with `events` and `sparsity`.
     """
@@ -27,7 +27,7 @@ class Schedule(ABC):
 
 @dataclass(frozen=True)
 class OneShot(Schedule):
-    """Everything after one step."""
+    """Prunes everything after one step."""
 
     at: int = 1
 
@@ -71,14 +71,14 @@ class Gradual(Schedule):
 
 
 class Linear(Gradual):
-    """The same share each time: Linear(100, 1000, 100) prunes a tenth of the final sparsity at each event."""
+    """Equal steps of sparsity: Linear(100, 1000, 100) prunes a tenth of the final sparsity at each event."""
 
     def sparsity(self, step: int, final: float) -> float:
         return final * self._progress(step)
 
 
 class Cubic(Gradual):
-    """Much while many weights are redundant, little in the end: final · (1 - (1 - progress)³).
+    """Prunes much while many weights are redundant, little at the end: final · (1 - (1 - progress)³).
 
     Zhu and Gupta, "To prune, or not to prune: exploring the efficacy of pruning for model compression"
     (2017).
@@ -89,7 +89,7 @@ class Cubic(Gradual):
 
 
 class Geometric(Gradual):
-    """The same fraction of the weights that are left each time: density shrinks as density_final^progress.
+    """Prunes the same fraction of the remaining weights each time: density shrinks as density_final^progress.
 
     The iterative pruning of Frankle and Carbin, "The Lottery Ticket Hypothesis: Finding Sparse, Trainable
     Neural Networks" (2019), where every round trains for `every` steps.
