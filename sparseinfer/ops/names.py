@@ -33,8 +33,8 @@ class Activation:
 
     function   computes it on y in any dtype; used by references, in float64, and for forward-mode derivatives
     calls      torch functions of one tensor that compute it
-    modules    torch modules that compute it, each recognised by a forward of its own: nn.ReLU6 inherits that of
-               nn.Hardtanh, and would make every Hardtanh one
+    modules    torch modules that compute it, each recognised by a forward of its own: nn.ReLU6 inherits that
+               of nn.Hardtanh, and would make every Hardtanh one
     keyword    argument and value that select it, where calls and modules compute other activations too
     formulas   classes of transformers.activations that compute it by a formula, equal up to rounding
     """
