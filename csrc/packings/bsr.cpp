@@ -117,26 +117,20 @@ void unpack_blocks(const PackingHeader& h, int64_t* crow, int32_t* col, void* va
 }
 
 constexpr CellPacking kCells = [] {
-  CellPacking cells;
+  CellPacking cells = cells_of(pack_split<uint32_t>, pack_split<uint16_t>, check_cell);
   cells.panel = panel;
   cells.widest_panel = widest_panel;
-  cells.pack_split[0] = pack_split<uint32_t>;
-  cells.pack_split[1] = pack_split<uint16_t>;
   cells.check_header = check_header;
-  cells.check_cell = check_cell;
   return cells;
 }();
 
 }  // namespace
 
 constexpr Packing bsr_packing = [] {
-  Packing packing;
+  Packing packing = packing_of_cells(&kCells);
   packing.format = "bsr";
   packing.min_rows = 16;
   packing.row_multiple = strip_rows;
-  packing.cells = &kCells;
-  packing.pack = pack_cells;
-  packing.check = check_cells;
   packing.unpack[0] = unpack_blocks<uint32_t>;
   packing.unpack[1] = unpack_blocks<uint16_t>;
   return packing;

@@ -98,4 +98,32 @@ void unpack_rows(const PackingHeader& h, int64_t* crow, int32_t* col, void* valu
   sink.sort();
 }
 
+// The parts that all packings of cells have; what differs is set afterwards.
+constexpr CellPacking cells_of(PackSplit pack4, PackSplit pack2,
+                               int64_t (*check_cell)(const PackingHeader&, int64_t, int64_t, CellReader&)) {
+  CellPacking cells;
+  cells.pack_split[0] = pack4;
+  cells.pack_split[1] = pack2;
+  cells.check_cell = check_cell;
+  return cells;
+}
+
+constexpr Packing packing_of_cells(const CellPacking* cells) {
+  Packing packing;
+  packing.cells = cells;
+  packing.pack = pack_cells;
+  packing.check = check_cells;
+  return packing;
+}
+
+// The same, made from csr.
+template <VisitCell<uint32_t> kVisit4, VisitCell<uint16_t> kVisit2>
+constexpr Packing packing_of_rows(const CellPacking* cells) {
+  Packing packing = packing_of_cells(cells);
+  packing.format = "csr";
+  packing.unpack[0] = unpack_rows<uint32_t, kVisit4>;
+  packing.unpack[1] = unpack_rows<uint16_t, kVisit2>;
+  return packing;
+}
+
 }  // namespace sparseinfer

@@ -106,29 +106,20 @@ void visit(const PackingHeader& h, const CellPlace& place, RowSink<Payload>& sin
 }
 
 constexpr CellPacking kCells = [] {
-  CellPacking cells;
+  CellPacking cells = cells_of(pack_split<uint32_t>, pack_split<uint16_t>, check_cell);
   cells.count_bytes = sizeof(Run);
   cells.row_bytes = 2;
   cells.offset_bytes = 2;
   cells.panel = l1_panel;
   cells.widest_panel = widest_l1_panel;
-  cells.pack_split[0] = pack_split<uint32_t>;
-  cells.pack_split[1] = pack_split<uint16_t>;
-  cells.check_cell = check_cell;
   return cells;
 }();
 
 }  // namespace
 
 constexpr Packing rowlist_packing = [] {
-  Packing packing;
-  packing.format = "csr";
+  Packing packing = packing_of_rows<visit<uint32_t>, visit<uint16_t>>(&kCells);
   packing.min_rows = 128;  // more rows in a split mean longer runs of equal length
-  packing.cells = &kCells;
-  packing.pack = pack_cells;
-  packing.check = check_cells;
-  packing.unpack[0] = unpack_rows<uint32_t, visit<uint32_t>>;
-  packing.unpack[1] = unpack_rows<uint16_t, visit<uint16_t>>;
   return packing;
 }();
 
