@@ -12,7 +12,7 @@ from convert_helpers import Script
 from cuda_native import Native, installed
 
 from sparseinfer.convert import decisions
-from sparseinfer.convert.build import replacements
+from sparseinfer.convert.assembly import replacements
 
 
 def pytest_configure(config: pytest.Config) -> None:

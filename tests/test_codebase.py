@@ -64,7 +64,7 @@ LAYERS: dict[str, int] = {
     "convert.timing": 3,
     "convert.plan": 4,
     "convert.decisions": 5,
-    "convert.build": 6,
+    "convert.assembly": 6,
     "convert.accept": 7,
     "convert.report": 7,
     "convert.rows": 8,
@@ -157,6 +157,12 @@ def points_down(module: str, imported: str) -> bool:
 
 def side_door(module: str, imported: str) -> tuple[str, str] | None:
     return next((d for d in SIDE_DOORS if within(module, d[0]) and within(imported, d[1])), None)
+
+
+def test_no_folder_has_a_name_that_wheels_leave_out() -> None:
+    """Builders of wheels take folders of these names for their own results, and leave them out."""
+    names = {part for path in modules().values() for part in path.relative_to(PACKAGE).parts}
+    assert not names & {"build", "dist", "env", "venv"}
 
 
 def test_every_module_has_a_layer() -> None:

@@ -6,7 +6,7 @@ The steps of a conversion; no step imports a later one:
     candidates  lists what can compute each product
     timing      gets the time of each candidate: measured, cached or predicted
     plan        chooses a candidate per number of tokens (plan.py for one product, decisions.py for all)
-    build       makes the modules that replace layers
+    assembly    makes the modules that replace layers
     accept      checks that the converted model returns the same result
     report      records what was decided, and why (report.py, rows.py)
     apply       convert, convert_, densify_ and latency_table, which call the steps in this order

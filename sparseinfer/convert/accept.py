@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseinfer._running import run
-from sparseinfer.convert.build.replacements import Build
+from sparseinfer.convert.assembly.replacements import Build
 from sparseinfer.convert.options import ConvertOptions
 from sparseinfer.convert.survey.recording import tensors_of
 

@@ -10,9 +10,9 @@ from torch import nn
 
 from sparseinfer._running import deep_copy
 from sparseinfer.convert.accept import accepted
-from sparseinfer.convert.build.places import replace_
-from sparseinfer.convert.build.replacements import Build, build
-from sparseinfer.convert.build.surroundings import finish_, leave_nested_tensors, unfinish_
+from sparseinfer.convert.assembly.places import replace_
+from sparseinfer.convert.assembly.replacements import Build, build
+from sparseinfer.convert.assembly.surroundings import finish_, leave_nested_tensors, unfinish_
 from sparseinfer.convert.decisions import Decision, decide
 from sparseinfer.convert.options import ConvertKeywords, ConvertOptions, options_of, shows_keywords
 from sparseinfer.convert.report import LayerReport, attach

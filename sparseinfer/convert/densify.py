@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from sparseinfer.convert.build.assemble import restored
-from sparseinfer.convert.build.places import replace_
-from sparseinfer.convert.build.surroundings import return_to_nested_tensors, unfinish_
+from sparseinfer.convert.assembly.assemble import restored
+from sparseinfer.convert.assembly.places import replace_
+from sparseinfer.convert.assembly.surroundings import return_to_nested_tensors, unfinish_
 from sparseinfer.convert.report import detach
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from sparseinfer.convert.build.pooling import FasterPool
-from sparseinfer.convert.build.replacements import Build
+from sparseinfer.convert.assembly.pooling import FasterPool
+from sparseinfer.convert.assembly.replacements import Build
 from sparseinfer.convert.decisions import Decision
 from sparseinfer.convert.report import LayerReport
 from sparseinfer.convert.survey.followers import NOBODY, Followers

@@ -21,7 +21,7 @@ from sparseinfer import (
     convert,
     explain,
 )
-from sparseinfer.convert.build import replacements
+from sparseinfer.convert.assembly import replacements
 from sparseinfer.convert.survey.recording import Recording
 from sparseinfer.convert.timing import whole_layers
 from sparseinfer.convert.timing.ranking import Ranking

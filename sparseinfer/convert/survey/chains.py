@@ -1,7 +1,7 @@
 """Finds in the source of `forward` where a layer's result goes straight into an activation or batch norm.
 
 This is a property of the source, so it holds for every input. By itself it changes no computation:
-`build/joining.py` merges such calls into one call, which checks each time whether it may fuse.
+`assembly/joining.py` merges such calls into one call, which checks each time whether it may fuse.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Pair: TypeAlias = "tuple[str, str]"
 # None, whether the first is an activation that may write over its input if that is its alone, by `take`.
 Joins = Callable[[Any, Any], bool]
 
-# The attribute of a class made by `build/joining.py` that names the class it was made of.
+# The attribute of a class made by `assembly/joining.py` that names the class it was made of.
 BASE = "_sparseinfer_joined"
 # How a class may be told of those made of it, and how its instances may be copied otherwise.
 _OF_ITS_OWN = {"__init_subclass__", "__reduce__", "__reduce_ex__", "__getnewargs__", "__getnewargs_ex__"}
@@ -88,7 +88,7 @@ def definition_of(forward: JoinedForward, source: Source) -> ast.FunctionDef:
 
 
 def base_class(module: nn.Module) -> type[nn.Module]:
-    """The module's class before `build/joining.py` replaced it."""
+    """The module's class before `assembly/joining.py` replaced it."""
     base: type[nn.Module] = getattr(type(module), BASE, type(module))
     return base
 

@@ -31,7 +31,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Kind:
-    """How convert handles a class of modules; `build/assemble.py` builds and restores them.
+    """How convert handles a class of modules; `assembly/assemble.py` builds and restores them.
 
     matrices      the module's matrices, or why it has to stay dense
     fuses         an activation that follows may be fused into its only matrix

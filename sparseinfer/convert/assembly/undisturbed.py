@@ -1,8 +1,8 @@
 """Checks in a forward's source that it writes to no tensor between its calls of several Linears.
 
-Of Linears that share one matrix, the first called computes the results of all; the others use theirs if x is
-unchanged. torch's version counter detects writes to x, but not through `.data` or in inference mode. Where the
-source does not show that nothing is written, a copy of x is kept and compared.
+Of Linears that share one matrix, the first called computes the results of all; the others use theirs if x
+is unchanged. torch's version counter detects writes to x, but not through `.data` or in inference mode.
+Where the source does not show that nothing is written, a copy of x is kept and compared.
 """
 
 from __future__ import annotations
@@ -20,10 +20,40 @@ from sparseinfer.modules.activations import activation_name
 
 # Methods that only look at a tensor, or make another one of it.
 _METHODS = frozenset(
-    (
-        "view reshape transpose permute contiguous flatten unflatten squeeze unsqueeze chunk split expand size "
-        "dim float to type_as swapaxes movedim softmax sigmoid tanh relu matmul mm bmm mul add sub mean sum clone"
-    ).split()
+    [
+        "view",
+        "reshape",
+        "transpose",
+        "permute",
+        "contiguous",
+        "flatten",
+        "unflatten",
+        "squeeze",
+        "unsqueeze",
+        "chunk",
+        "split",
+        "expand",
+        "size",
+        "dim",
+        "float",
+        "to",
+        "type_as",
+        "swapaxes",
+        "movedim",
+        "softmax",
+        "sigmoid",
+        "tanh",
+        "relu",
+        "matmul",
+        "mm",
+        "bmm",
+        "mul",
+        "add",
+        "sub",
+        "mean",
+        "sum",
+        "clone",
+    ]
 )
 _BUILTINS = {"len": len, "int": int, "tuple": tuple, "isinstance": isinstance}
 # What may stand in the statements from the first call to the last; any other node may do anything.

@@ -47,7 +47,7 @@ def join_all_(model: nn.Module, *, fuse: bool) -> None:
 
 
 def join_(module: nn.Module, joins: Joins) -> None:
-    """Give the module a class whose forward chains what `joins` allows; no change if there is nothing to chain."""
+    """Give the module a class whose forward chains what `joins` allows, if there is anything to chain."""
     chains = chains_in(module, joins)
     if chains.steps or chains.forward.pairs:
         base: Any = base_class(module)

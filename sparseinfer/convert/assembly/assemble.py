@@ -23,9 +23,9 @@ from sparseinfer.modules import (
     SparseRNN,
 )
 from sparseinfer.modules.parts import dense_bias, dense_linear, dense_weight
-from sparseinfer.modules.stand_in import ORIGIN
 from sparseinfer.modules.rearranged import RearrangedLinear
 from sparseinfer.modules.recurrent import matrix_names, suffixes
+from sparseinfer.modules.stand_in import ORIGIN
 
 # By the names of `survey.kinds`; each multiplies by one matrix of the layer.
 Multipliers = Mapping[str, nn.Module]

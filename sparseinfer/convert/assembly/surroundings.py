@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from sparseinfer.convert.build.replacements import Build
-from sparseinfer.convert.build.joining import join_all_, part_
-from sparseinfer.convert.build.undisturbed import undisturbed
+from sparseinfer.convert.assembly.joining import join_all_, part_
+from sparseinfer.convert.assembly.replacements import Build
+from sparseinfer.convert.assembly.undisturbed import undisturbed
 from sparseinfer.modules import SparseMultiheadAttention
 from sparseinfer.modules.shared import share_in, unshare_in
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from sparseinfer.convert.build.assemble import assemble
-from sparseinfer.convert.build.multiply import multipliers
-from sparseinfer.convert.build.pooling import FasterPool, faster_pool
+from sparseinfer.convert.assembly.assemble import assemble
+from sparseinfer.convert.assembly.multiply import multipliers
+from sparseinfer.convert.assembly.pooling import FasterPool, faster_pool
 from sparseinfer.convert.decisions import Decision
 from sparseinfer.convert.options import COMPACT, ConvertOptions
 from sparseinfer.convert.survey.survey import Site, Survey
@@ -46,9 +46,7 @@ class Build:
         return any(isinstance(module, FoldedLayer) for module in self.replacements.values())
 
 
-def build(
-    model: nn.Module, survey: Survey, decisions: Sequence[Decision], options: ConvertOptions
-) -> Build:
+def build(model: nn.Module, survey: Survey, decisions: Sequence[Decision], options: ConvertOptions) -> Build:
     """Makes all replacement modules."""
     by_matrix: dict[tuple[Site, str], nn.Module] = {}
     shared: list[tuple[str, SharedInputLinear]] = []
