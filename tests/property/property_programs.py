@@ -33,7 +33,14 @@ VIEWS = (
     "{v}.reshape(-1)", "{v}.reshape({v}.shape)", "{v}.masked_fill({v} > 1, 0.0)", "{v}.view_as({v})",
     "{v}.squeeze()", "{v}.float()",
 )  # fmt: skip
-LAST = ("{v}.masked_fill({v} > 1, float('-inf'))", "{v}.log()", "{v} > 0", "{v}.argmax(-1)", "{v}.shape")
+# The logarithm of the sign gives NaN and infinity; that of small numbers would only measure their rounding.
+LAST = (
+    "{v}.masked_fill({v} > 1, float('-inf'))",
+    "{v}.sign().log()",
+    "{v} > 0",
+    "{v}.argmax(-1)",
+    "{v}.shape",
+)
 BINARY = (
     "{v} + {w}", "{w} + {v}", "{v} * torch.sigmoid({w})", "{v} += {w}", "{v}.add_({w})", "{w} - 0.5 * {v}",
 )  # fmt: skip
