@@ -35,12 +35,8 @@ VIEWS = (
 )  # fmt: skip
 # The logarithm of the sign gives NaN and infinity; that of small numbers would only measure their rounding.
 LAST = (
-    "{v}.masked_fill({v} > 1, float('-inf'))",
-    "{v}.sign().log()",
-    "{v} > 0",
-    "{v}.argmax(-1)",
-    "{v}.shape",
-)
+    "{v}.masked_fill({v} > 1, float('-inf'))", "{v}.sign().log()", "{v} > 0", "{v}.argmax(-1)", "{v}.shape",
+)  # fmt: skip
 BINARY = (
     "{v} + {w}", "{w} + {v}", "{v} * torch.sigmoid({w})", "{v} += {w}", "{v}.add_({w})", "{w} - 0.5 * {v}",
 )  # fmt: skip
