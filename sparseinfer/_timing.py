@@ -76,9 +76,7 @@ def interleave(
     """
     if not candidates or not all(candidates.values()):
         raise ValueError("candidates: expected at least one name, each with at least one call, got none")
-    samplers = {name: Sampler(calls, before) for name, calls in candidates.items()}
-    fastest = min(s.estimate_s for s in samplers.values())
-    periods = {name: period(s.estimate_s, fastest) for name, s in samplers.items()}
+    samplers, periods = prepared(candidates, before)
     wanted = {name: min_rounds if periods[name] == 1 else min(min_rounds, 2) for name in samplers}
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     start = time.perf_counter()
@@ -110,15 +108,23 @@ def geometric_mean(values: Sequence[float]) -> float:
     return math.exp(math.fsum(map(math.log, values)) / len(values)) if values else math.nan
 
 
-def period(estimate_s: float, fastest_s: float) -> int:
-    """Every how many rounds a candidate is visited: slow ones more rarely."""
+def prepared(
+    candidates: Mapping[str, Sequence[Call]], before: Call | None = None
+) -> tuple[dict[str, Sampler], dict[str, int]]:
+    """A sampler for each candidate, and every how many rounds it is visited: slow ones more rarely."""
+    samplers = {name: Sampler(calls, before) for name, calls in candidates.items()}
+    fastest_s = min(sampler.estimate_s for sampler in samplers.values())
+    return samplers, {name: _period(sampler.estimate_s, fastest_s) for name, sampler in samplers.items()}
+
+
+def _period(estimate_s: float, fastest_s: float) -> int:
     return max(1, min(_MAX_PERIOD, round(estimate_s / (_SLOW_FACTOR * fastest_s))))
 
 
 class Sampler:
     """Times one candidate; see `interleave`. `estimate_s`: about how many seconds one call takes."""
 
-    def __init__(self, calls: Sequence[Call], before: Call | None = None) -> None:
+    def __init__(self, calls: Sequence[Call], before: Call | None) -> None:
         self._warm = len(calls) == 1
         self._before = before
         self._next = itertools.cycle(calls).__next__

@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sparseinfer._timing import Call, Sampler, period
+from sparseinfer._timing import Call, prepared
 
 # Rounds before anything is said: with five pairs, all of one sign, the order is sure with 94 %.
 _MIN_ROUNDS = 5
@@ -51,9 +51,7 @@ def rank(candidates: Mapping[str, Sequence[Call]], *, budget_s: float) -> Rankin
 
     A candidate with several calls is timed cold, as in `_timing.interleave`.
     """
-    samplers = {name: Sampler(calls) for name, calls in candidates.items()}
-    fastest_s = min(sampler.estimate_s for sampler in samplers.values())
-    periods = {name: period(sampler.estimate_s, fastest_s) for name, sampler in samplers.items()}
+    samplers, periods = prepared(candidates)
     samples: dict[str, dict[int, float]] = {name: {} for name in samplers}
     start, look_again = time.perf_counter(), _MIN_ROUNDS
     for round_ in itertools.count():
