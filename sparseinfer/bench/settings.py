@@ -35,7 +35,9 @@ class Settings:
     dtypes: Sequence[str] = field(
         default=("f32",),
         metadata=argument(
-            "f32, bf16, f16; of --model f32, bf16w (weights alone), bf16", flag="dtype", several=True
+            "f32, bf16, f16; of --model f32, bf16w (rounded weights), bf16 (wherever it is faster)",
+            flag="dtype",
+            several=True,
         ),
     )
     threads: Sequence[int] = field(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from rich.table import Table
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from sparseinfer._arguments import argument, positive
 from sparseinfer._timing import num_threads
@@ -20,11 +21,12 @@ from sparseinfer.bench.turns import fastest, time_models
 from sparseinfer.convert import convert, explain
 from sparseinfer.prune import Magnitude, prune_
 
-# The arguments of `convert` by the name of what they round: "bf16w" the weights alone.
+# The arguments of `convert` by the name of what they round: "bf16w" the weights alone. "bf16" is what may be
+# rounded, and the dense model is timed in bfloat16, too.
 DTYPES: Mapping[str, Mapping[str, Any]] = {
     "f32": {},
     "bf16w": {"weights": torch.bfloat16},
-    "bf16": {"weights": torch.bfloat16, "activations": torch.bfloat16},
+    "bf16": {"precision": "bf16"},
 }
 
 
@@ -64,7 +66,8 @@ class ModelSettings:
 class Measurement:
     """One model at one batch, sparsity and dtype. Times are minima (medians) over the run.
 
-    dense          memory format of the fastest dense model; speed_up is over it
+    dense          memory format of the fastest dense model, and "bf16" if it is in bfloat16, which is allowed
+                   where the sparse one may round; speed_up is over it
     max_diff       ‖result − that of the pruned model run densely‖ / ‖that‖; the share of tokens that differ
     tokens_per_s   of the sparse model, if it generates tokens
     """
@@ -112,6 +115,9 @@ class _Run:
         if "channels_last" in self._model.memory_formats:
             other: Any = copy.deepcopy(dense)
             by_format["channels_last"] = other.to(memory_format=torch.channels_last)
+        shorter = {}
+        if "bf16" in self._settings.dtypes:
+            shorter = {f"{name} bf16": copy.deepcopy(by_format[name]).bfloat16() for name in by_format}
         for sparsity in self._settings.sparsities:
             self._on_step(f"pruning to {sparsity:g}")
             pruned = copy.deepcopy(dense)
@@ -121,11 +127,12 @@ class _Run:
                 inputs = self._model.inputs(batch)
                 expected = self._model.run(pruned, inputs)
                 for dtype in self._settings.dtypes:
-                    yield self._measured(by_format, pruned, inputs, expected, batch, sparsity, dtype)
+                    rivals = by_format | (shorter if dtype == "bf16" else {})
+                    yield self._measured(rivals, pruned, inputs, expected, batch, sparsity, dtype)
 
     def _measured(
         self,
-        by_format: Mapping[str, nn.Module],
+        rivals: Mapping[str, nn.Module],
         pruned: nn.Module,
         inputs: Any,
         expected: Tensor,
@@ -139,9 +146,9 @@ class _Run:
         fast = convert(pruned, example_inputs=self._model.example(inputs), **arguments)
         max_diff = _difference(self._model.run(fast, inputs), expected)
         self._on_step(f"timing, {about}")
-        candidates = {**by_format, "sparse": fast}
-        times = time_models(candidates, self._model.run, inputs, budget_s=self._settings.budget_s)
-        best = fastest(times, by_format)
+        candidates = {**rivals, "sparse": fast}
+        times = time_models(candidates, self._run, inputs, budget_s=self._settings.budget_s)
+        best = fastest(times, rivals)
         dense_time, sparse_time = times[best], times["sparse"]
         layers = explain(fast).rows
         return Measurement(
@@ -163,6 +170,15 @@ class _Run:
             sparse_layers=sum(layer.decision == "sparse" for layer in layers),
             tokens_per_s=1e6 * self._model.tokens * batch / sparse_time.min_us,
         )
+
+    def _run(self, model: nn.Module, inputs: Any) -> Tensor:
+        """A run of the model, which takes floating-point inputs in its own dtype."""
+        dtype = next(model.parameters()).dtype
+        return self._model.run(model, tree_map(lambda value: _in(dtype, value), inputs))
+
+
+def _in(dtype: torch.dtype, value: Any) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def to_json(machine: Mapping[str, object], measured: Sequence[Measurement]) -> dict[str, object]:

@@ -60,6 +60,9 @@ def convert(
                      only argument. Each layer is planned for the input shapes it gets in this run
     tokens           more token counts to plan Linears for; default (1, 16, 128) if there is no run.
                      A convolution needs `example_inputs`
+    precision        "bf16": layers of a float32 model on the CPU may be computed in bfloat16, sparse or
+                     dense, weights alone or inputs too; each gets what is fastest, and returns float32.
+                     "keep": only what `weights` and `activations` say is rounded; not with "bf16"
     weights          torch.bfloat16 or torch.float16: round the sparse weights to it; default: keep them
     activations      torch.bfloat16: sparse Linears round their inputs to it as well (and sum in float32);
                      what they return keeps the model's dtype. With bfloat16 weights only

@@ -12,6 +12,7 @@ from sparseinfer.convert.plan import Plan, compact_plan, plan
 from sparseinfer.convert.survey.recording import Recording
 from sparseinfer.convert.survey.survey import Product, Survey
 from sparseinfer.convert.timing.timer import Timer
+from sparseinfer.ops.dense import PREPACKED, PREPACKED_BF16
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,13 @@ def _decided(product: Product, recording: Recording, options: ConvertOptions, ti
     if isinstance(candidates, str):
         return Decision(product, Plan(candidates))
     planned = plan(candidates, tokens, timer, options.memory_limit)
-    if product.followers.batch_norm is None or not planned.is_sparse:
+    if product.followers.batch_norm is None:
         return Decision(product, planned)
+    if not planned.is_sparse:
+        rounds = planned.dense_way == PREPACKED_BF16
+        return Decision(product, planned, replace(planned, dense_way=PREPACKED) if rounds else None)
     alone = replace(product, weights=product.site_weights[0])
     exact_candidates, _ = candidates_of(alone, recording, options.exact())
     assert not isinstance(exact_candidates, str)
-    return Decision(product, planned, compact_plan(exact_candidates))
+    (exact,) = exact_candidates.variants
+    return Decision(product, planned, compact_plan(exact))

@@ -49,7 +49,7 @@ def latency_table(
     patterns        of the zeros; NM(n, m) sets its own sparsity. A layer whose shape a pattern does not
                     divide is not timed with it
     budget_s        seconds to measure for, at most; what is left is predicted
-    weights, activations, memory, measure, filter_fn, targets, ignore   as for `convert`
+    precision, weights, activations, memory, measure, filter_fn, targets, ignore   as for `convert`
 
     Layers are Linear, Conv1d, Conv2d and transformers' Conv1D that `convert` can make sparse and that the run
     calls; others are not in the table. Zeros are placed at random. Layers of one shape are timed once; layers

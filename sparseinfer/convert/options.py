@@ -7,7 +7,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeAlias, TypedDict, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypedDict, TypeVar
 
 import torch
 
@@ -32,9 +32,28 @@ _ACTIVATIONS = (None, *(dtype for dtype in _WEIGHTS if dtype is not None and DTY
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class Rounding(NamedTuple):
+    """What a layer may be computed in: dtypes of sparse weights and of what kernels read of x; None: its own.
+
+    Where both may be the same shorter dtype, a dense product may have it, too.
+    """
+
+    weights: torch.dtype | None = None
+    activations: torch.dtype | None = None
+
+
+KEEP = "keep"
+# What each word allows; which of it a layer gets is measured. "keep": what `weights` and `activations` say.
+PRECISIONS: Mapping[str, tuple[Rounding, ...]] = {
+    KEEP: (),
+    "bf16": (Rounding(), Rounding(torch.bfloat16), Rounding(torch.bfloat16, torch.bfloat16)),
+}
+
+
 class TimingKeywords(TypedDict, total=False):
     """The keywords for computing and timing a layer, for type checkers; see ConvertOptions."""
 
+    precision: str
     weights: torch.dtype | None
     activations: torch.dtype | None
     memory: Memory
@@ -59,6 +78,7 @@ class ConvertOptions:
     """
 
     tokens: Sequence[int] | None = None
+    precision: str = KEEP
     weights: torch.dtype | None = None
     activations: torch.dtype | None = None
     memory: Memory = 1.0
@@ -75,6 +95,7 @@ class ConvertOptions:
             hint = f"kernels multiply {name} activations by weights of the same dtype"
             got = f"expected {self.activations} with these activations, got {self.weights} ({hint})"
             raise ValueError(f"weights: {got}")
+        _check_precision(self.precision, {"weights": self.weights, "activations": self.activations})
         if not isinstance(self.budget_s, (int, float)) or not self.budget_s >= 0:
             raise ValueError(f"budget_s: expected a number of seconds from 0, got {self.budget_s!r}")
         if self.tokens is not None:
@@ -86,6 +107,11 @@ class ConvertOptions:
         """`memory` as a number: SPEED means no limit, COMPACT the smallest packing."""
         return _NAMED_MEMORY[self.memory] if isinstance(self.memory, str) else float(self.memory)
 
+    @property
+    def roundings(self) -> tuple[Rounding, ...]:
+        """What a layer of a float32 model may be computed in, the least rounded first."""
+        return PRECISIONS[self.precision] or (Rounding(self.weights, self.activations),)
+
     def unfused(self) -> ConvertOptions:
         return replace(self, fuse=False, fold_batch_norm=False)
 
@@ -94,7 +120,7 @@ class ConvertOptions:
 
     def exact(self) -> ConvertOptions:
         """The same options without rounding."""
-        return replace(self, weights=None, activations=None)
+        return replace(self, precision=KEEP, weights=None, activations=None)
 
 
 def options_of(
@@ -144,6 +170,16 @@ def _check_one_of(name: str, dtype: object, expected: Sequence[torch.dtype | Non
     if dtype not in expected:
         *others, last = map(str, expected)
         raise ValueError(f"{name}: expected {', '.join(others)} or {last}, got {dtype!r}")
+
+
+def _check_precision(precision: object, dtypes: Mapping[str, torch.dtype | None]) -> None:
+    if not isinstance(precision, str) or precision not in PRECISIONS:
+        expected = " or ".join(map(repr, PRECISIONS))
+        raise ValueError(f"precision: expected {expected}, got {precision!r}")
+    for name, dtype in dtypes.items():
+        if dtype is not None and precision != KEEP:
+            hint = f"precision={precision!r} says what may be rounded, {name} what is"
+            raise ValueError(f"{name}: expected None, got {dtype} ({hint})")
 
 
 def _checked_tokens(tokens: Sequence[int]) -> tuple[int, ...]:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from sparseinfer import ops
-from sparseinfer.convert.candidates.base import Candidates
+from sparseinfer.convert.candidates.base import Candidates, Timed
 from sparseinfer.convert.options import COMPACT, SPEED
 from sparseinfer.convert.timing.timer import Timer
 from sparseinfer.convert.timing.times import Times
 from sparseinfer.ops import Layout
-from sparseinfer.ops.dense import PLAIN, PREPACKED, SEMI_STRUCTURED
+from sparseinfer.ops.dense import PLAIN, PREPACKED, PREPACKED_BF16, SEMI_STRUCTURED
 
 # Dense ways that hold the weight in another form, and replace the plain layer where they are faster by more
 # than noise: their time is to be less than this share of its. Chosen, not measured.
 _HELD_OTHERWISE = (PREPACKED, SEMI_STRUCTURED)
 _SHARE_THAT_PAYS = 0.97
+# Those that round, where that is allowed; nothing is rounded, dense or sparse, that does not pay either.
+_ROUNDING = (PREPACKED_BF16,)
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Plan:
     chosen     the layout for each of these, if any was tried
     packings   those used by the buckets, each one packing or one per group of channels
     dense_way  the dense implementation to use if it stays dense; PLAIN: the unchanged layer
+    dtype      of the weights in the packings; None: dense
     """
 
     reason: str
@@ -38,6 +42,7 @@ class Plan:
     packings: tuple[tuple[Tensor, ...], ...] = ()
     buckets: tuple[ops.Bucket, ...] = ()
     dense_way: str = PLAIN
+    dtype: torch.dtype | None = None
 
     @property
     def is_sparse(self) -> bool:
@@ -46,47 +51,82 @@ class Plan:
     @property
     def dense_kind(self) -> str:
         """The name that `explain` shows for the dense implementation."""
-        return {PLAIN: "dense", PREPACKED: "prepacked"}.get(self.dense_way, self.dense_way)
+        kinds = {PLAIN: "dense", PREPACKED: "prepacked", PREPACKED_BF16: "prepacked"}
+        return kinds.get(self.dense_way, self.dense_way)
 
 
-def plan(candidates: Candidates, tokens: Sequence[int], timer: Timer, memory: float) -> Plan:
+@dataclass(frozen=True)
+class _Dense:
+    """How a layer would stay dense: in one way for all numbers of tokens.
+
+    cost    what that costs over all token counts, in times of the best way that rounds nothing
+    exact   times with only such ways; costs of sparse layouts are ratios to these
+    times   to report: with this way alone, if it rounds
+    """
+
+    way: str
+    cost: float
+    exact: tuple[Times, ...]
+    times: tuple[Times, ...]
+
+    def plan(self, reason: str, chosen: tuple[Layout, ...] = ()) -> Plan:
+        return Plan(reason, self.times, chosen, dense_way=self.way)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """The fastest layouts of candidates, by number of tokens, and the sum of their ratios to dense."""
+
+    candidates: Candidates
+    layouts: Mapping[int, Layout]
+    cost: float
+
+    @property
+    def nbytes(self) -> int:
+        return _nbytes(self.candidates, set(self.layouts.values()))
+
+
+def plan(candidates: Timed, tokens: Sequence[int], timer: Timer, memory: float) -> Plan:
     """Decide for one product with these numbers of tokens, all weighted equally.
 
     Each bucket gets its fastest layout, as long as all packings together take at most `memory` times the
     dense weight's bytes. The layer becomes sparse if the mean over the token counts of sparse time / best
     dense time is below 1. COMPACT: only the layout of fewest bytes, if it saves any.
+
+    All packings of a layer hold the same weights: of one dtype, the first allowed one that pays.
     """
     counts = sorted(set(tokens))
     if memory == COMPACT:
         return _compact_or_dense(candidates, counts, timer)
-    sparsity = candidates.weights.sparsity
-    if sparsity < candidates.min_sparsity:
-        reason = f"too dense to win: sparsity {sparsity:.2f}, tried from {candidates.min_sparsity}"
-        return _dense(reason, tuple(timer(candidates, (), m) for m in counts))
+    variants = [each for each in candidates.variants if each.weights.sparsity >= each.min_sparsity]
+    if not variants:
+        sparsity, tried_from = candidates.weights.sparsity, candidates.variants[0].min_sparsity
+        reason = f"too dense to win: sparsity {sparsity:.2f}, tried from {tried_from}"
+        return _timed(candidates, dict.fromkeys(counts, ()), timer).plan(reason)
 
-    tried = {m: candidates.layouts(m) for m in counts}
-    times = {m: timer(candidates, tried[m], m) for m in counts}
-    chosen = _cheapest(candidates, times, SPEED)
+    tried = {m: tuple(dict.fromkeys(_each(variant.layouts(m) for variant in variants))) for m in counts}
+    dense = _timed(candidates, tried, timer)
+    chosen = _chosen(variants, dense.exact, SPEED)
     limit = memory * candidates.dense_weights.weight.nbytes
-    if chosen is None or _nbytes(candidates, set(chosen.values())) > limit:
+    if chosen is None or chosen.nbytes > limit:
         # The best of each bucket are too much together: look for those that serve several.
-        every = tuple(dict.fromkeys((*itertools.chain(*tried.values()), candidates.compact_layout())))
-        times = {m: timer(candidates, every, m) for m in counts}
-        chosen = _cheapest(candidates, times, memory)
+        compact = (variant.compact_layout() for variant in variants)
+        every = tuple(dict.fromkeys((*_each(tried.values()), *compact)))
+        dense = _timed(candidates, dict.fromkeys(counts, every), timer)
+        chosen = _chosen(variants, dense.exact, memory)
     if chosen is None:
-        return _dense(f"no layout takes at most {memory:g} of the dense bytes", tuple(times.values()))
-    by_count = [chosen[m] for m in counts]
-    ratios = [times[m].ratio(layout) for m, layout in zip(counts, by_count, strict=True)]
-    if sum(ratios) >= len(ratios):
-        reason = _dense_is_faster(list(times.values()), by_count)
-        return _dense(reason, tuple(times.values()), tuple(by_count))
+        return dense.plan(f"no layout takes at most {memory:g} of the dense bytes")
+    by_count, times = tuple(chosen.layouts[m] for m in counts), dense.times
+    if chosen.cost >= dense.cost:
+        return dense.plan(_dense_is_faster(times, by_count), by_count)
     used = list(dict.fromkeys(by_count))
     return Plan(
-        _gains(ratios),
-        tuple(times.values()),
-        tuple(by_count),
-        tuple(candidates.packed(layout) for layout in used),
-        _buckets(candidates, chosen, used),
+        _gains([time.ratio(layout) for time, layout in zip(times, by_count, strict=True)]),
+        times,
+        by_count,
+        tuple(chosen.candidates.packed(layout) for layout in used),
+        _buckets(chosen.candidates, chosen.layouts, used),
+        dtype=chosen.candidates.weights.weight.dtype,
     )
 
 
@@ -94,19 +134,55 @@ def compact_plan(candidates: Candidates, reason: str = "", times: tuple[Times, .
     """A plan with only the compact layout, for any number of tokens."""
     layout = candidates.compact_layout()
     packed = candidates.packed(layout)
-    return Plan(reason, times, (layout,) * len(times), (packed,), candidates.buckets(layout))
-
-
-def _dense(reason: str, times: tuple[Times, ...], chosen: tuple[Layout, ...] = ()) -> Plan:
-    return Plan(reason, times, chosen, dense_way=_dense_way(times))
+    buckets, dtype = candidates.buckets(layout), candidates.weights.weight.dtype
+    return Plan(reason, times, (layout,) * len(times), (packed,), buckets, dtype=dtype)
 
 
 def _dense_way(times: Sequence[Times]) -> str:
+    """The one that rounds nothing."""
     for way in _HELD_OTHERWISE:
-        shares = [time.dense[way] / time.dense[PLAIN] for time in times if way in time.dense]
-        if shares and sum(shares) < _SHARE_THAT_PAYS * len(shares):
+        if _pays(way, PLAIN, times):
             return way
     return PLAIN
+
+
+def _pays(way: str, other: str, times: Sequence[Times]) -> bool:
+    shares = [time.dense[way] / time.dense[other] for time in times if way in time.dense]
+    return bool(shares) and sum(shares) < _SHARE_THAT_PAYS * len(shares)
+
+
+def _timed(candidates: Timed, layouts: Mapping[int, tuple[Layout, ...]], timer: Timer) -> _Dense:
+    """The times for each token count, and how the layer would stay dense."""
+    times = [timer(candidates, of_count, m) for m, of_count in layouts.items()]
+    exact = tuple(replace(time, dense=_without(_ROUNDING, time.dense)) for time in times)
+    way = _dense_way(exact)
+    for rounding in _ROUNDING:
+        if _pays(rounding, way, times):
+            alone = tuple(replace(time, dense={rounding: time.dense[rounding]}) for time in times)
+            costs = [a.dense_us / e.dense_us for a, e in zip(alone, exact, strict=True)]
+            return _Dense(rounding, sum(costs), exact, alone)
+    return _Dense(way, len(times), exact, exact)
+
+
+def _without(names: Sequence[str], us: Mapping[str, float]) -> dict[str, float]:
+    return {name: us[name] for name in us if name not in names}
+
+
+def _chosen(variants: Sequence[Candidates], times: Sequence[Times], memory: float) -> _Choice | None:
+    """Of the first variant, unless a later one, whose weights are rounded, is faster by more than noise."""
+    best: _Choice | None = None
+    by_tokens = {time.tokens: time for time in times}
+    for variant in variants:
+        layouts = _cheapest(variant, by_tokens, memory)
+        if layouts is not None:
+            cost = sum(by_tokens[m].ratio(layout) for m, layout in layouts.items())
+            if best is None or cost < _SHARE_THAT_PAYS * best.cost:
+                best = _Choice(variant, layouts, cost)
+    return best
+
+
+def _each(layouts: Iterable[Iterable[Layout]]) -> Iterable[Layout]:
+    return itertools.chain.from_iterable(layouts)
 
 
 def _cheapest(candidates: Candidates, times: Mapping[int, Times], memory: float) -> dict[int, Layout] | None:
@@ -116,7 +192,9 @@ def _cheapest(candidates: Candidates, times: Mapping[int, Times], memory: float)
     for counts in groups:
         # In the order of the layouts: of several that are equally fast it is always the same that is chosen.
         common = [
-            layout for layout in times[counts[0]].sparse if all(layout in times[m].sparse for m in counts)
+            layout
+            for layout in times[counts[0]].sparse
+            if candidates.holds(layout) and all(layout in times[m].sparse for m in counts)
         ]
         cost = {layout: sum(times[m].ratio(layout) for m in counts) for layout in common}
         by_cost.append(sorted(cost.items(), key=lambda item: item[1]))
@@ -158,15 +236,20 @@ def _buckets(
     )
 
 
-def _compact_or_dense(candidates: Candidates, counts: Sequence[int], timer: Timer) -> Plan:
-    layout = candidates.compact_layout()
-    nbytes, dense_nbytes = _nbytes(candidates, {layout}), candidates.dense_weights.weight.nbytes
+def _compact_or_dense(candidates: Timed, counts: Sequence[int], timer: Timer) -> Plan:
+    smallest = min(candidates.variants, key=_compact_nbytes)
+    layout, nbytes = smallest.compact_layout(), _compact_nbytes(smallest)
+    dense_nbytes = candidates.dense_weights.weight.nbytes
     if nbytes >= dense_nbytes:
         reason = f"dense is smaller: {dense_nbytes:,} bytes against {nbytes:,} ({layout})"
-        return _dense(reason, tuple(timer(candidates, (), m) for m in counts))
-    times = tuple(timer(candidates, (layout,), m) for m in counts)
+        return _timed(candidates, dict.fromkeys(counts, ()), timer).plan(reason)
+    times = _timed(candidates, dict.fromkeys(counts, (layout,)), timer).times
     gains = _gains([time.ratio(layout) for time in times])
-    return compact_plan(candidates, f"{nbytes / dense_nbytes:.2f} of the dense bytes, {gains}", times)
+    return compact_plan(smallest, f"{nbytes / dense_nbytes:.2f} of the dense bytes, {gains}", times)
+
+
+def _compact_nbytes(candidates: Candidates) -> int:
+    return _nbytes(candidates, {candidates.compact_layout()})
 
 
 def _gains(ratios: Sequence[float]) -> str:

@@ -37,6 +37,8 @@ class LayerReport:
                  least reliable one
     dense_nbytes bytes of the original weight and bias
     nbytes       bytes of everything the layer holds now
+    dtype        that it multiplies in; "bfloat16 x float32": weights by activations. Several if it changes
+                 with the number of tokens
 
     A layer that shares one matrix with others gets a share of the times and bytes, by rows.
     """
@@ -54,10 +56,13 @@ class LayerReport:
     source: str = ""
     dense_nbytes: int = 0
     nbytes: int = 0
+    dtype: str = ""
 
-    def left_dense(self, reason: str) -> LayerReport:
-        """The same report for a module that stays unchanged after all."""
-        return replace(self, decision="dense", reason=reason, kernels=(), nbytes=self.dense_nbytes)
+    def left_dense(self, reason: str, dtype: str) -> LayerReport:
+        """The same report for a module that stays unchanged after all, with weights of this dtype."""
+        return replace(
+            self, decision="dense", reason=reason, kernels=(), nbytes=self.dense_nbytes, dtype=dtype
+        )
 
 
 @dataclass(frozen=True)
@@ -172,6 +177,7 @@ _COLUMNS = (
     _Column("n x k", "right", lambda row: " x ".join(map(str, row.shape))),
     _Column("sparsity", "right", lambda row: "" if row.sparsity is None else f"{row.sparsity:.3f}"),
     _Column("decision", "left", lambda row: row.decision),
+    _Column("dtype", "left", lambda row: row.dtype),
     _Column("kernel", "left", _kernels),
     _Column("m", "right", lambda row: _lines(row.tokens, "{}")),
     _Column("dense us", "right", lambda row: _lines(row.dense_us, "{:.1f}")),

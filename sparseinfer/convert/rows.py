@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from sparseinfer.convert.assembly.pooling import FasterPool
 from sparseinfer.convert.assembly.replacements import Build
 from sparseinfer.convert.decisions import Decision
+from sparseinfer.convert.plan import Plan
 from sparseinfer.convert.report import LayerReport
 from sparseinfer.convert.survey.followers import NOBODY, Followers
 from sparseinfer.convert.survey.survey import Site, Survey
 from sparseinfer.convert.timing.times import SOURCES
 from sparseinfer.modules import SharedInputLinear
 from sparseinfer.modules.chain import held_bytes
+from sparseinfer.ops.dense import PREPACKED_BF16
+from sparseinfer.ops.names import STORAGES
 
 
 def rows_of(survey: Survey, decisions: Sequence[Decision], built: Build) -> tuple[LayerReport, ...]:
@@ -54,8 +58,28 @@ def _row(decision: Decision, site: Site, built: Build) -> LayerReport:
         source=max((times.source for times in plan.times), key=SOURCES.index, default=""),
         dense_nbytes=weights.nbytes,
         nbytes=weights.nbytes if module is None else held_bytes(module),
+        dtype=_dtypes(plan, weights.weight.dtype),
     )
-    return row.left_dense(built.left_dense[site]) if site in built.left_dense else row
+    if site in built.left_dense:
+        return row.left_dense(built.left_dense[site], _name(weights.weight.dtype))
+    return row
+
+
+def _dtypes(plan: Plan, own: torch.dtype) -> str:
+    """The dtypes of weights and activations in the products of a layer whose own dtype is `own`."""
+    if plan.dense_way == PREPACKED_BF16:
+        return _name(torch.bfloat16)
+    if plan.dtype is None:
+        return _name(own)
+    storages = (STORAGES.get(layout.storage) for layout in plan.chosen)
+    read_as = [own if storage is None else storage.x_dtype or own for storage in storages]
+    both = ((plan.dtype, x_dtype) for x_dtype in read_as or [own])
+    texts = (_name(w) if w == x else f"{_name(w)} x {_name(x)}" for w, x in both)
+    return ", ".join(dict.fromkeys(texts))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _reason(decision: Decision, site: Site, module: nn.Module | None) -> str:
@@ -77,7 +101,8 @@ def _refused(fqn: str, module: nn.Module, reason: str) -> LayerReport:
     parameters = list(module.parameters())
     nbytes = sum(parameter.nbytes for parameter in parameters)
     shape = tuple(parameters[0].shape) if parameters else ()
-    return LayerReport(fqn, shape, None, "dense", reason, dense_nbytes=nbytes, nbytes=nbytes)
+    dtype = _name(parameters[0].dtype) if parameters else ""
+    return LayerReport(fqn, shape, None, "dense", reason, dense_nbytes=nbytes, nbytes=nbytes, dtype=dtype)
 
 
 def _pool(fqn: str, pool: FasterPool) -> LayerReport:

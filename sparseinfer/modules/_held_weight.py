@@ -23,6 +23,7 @@ class HeldWeight(StandIn):
 
     bias: Tensor | None
     activation: str
+    dtype: torch.dtype
 
     # Under these names the weight is in `state_dict()`.
     _weight_keys: ClassVar[tuple[str, ...]]
@@ -51,7 +52,7 @@ class HeldWeight(StandIn):
         In a graph of torch.compile or torch.export it is a constant.
         """
         matrix = constant(self, self._times_held) if torch.compiler.is_compiling() else self.dense_matrix()
-        return ReadOnlyTensor.of(self._as_weight(matrix))
+        return ReadOnlyTensor.of(self._as_weight(matrix.to(self.dtype)))
 
     def _check_no_activation(self) -> None:
         if self.activation != "none":

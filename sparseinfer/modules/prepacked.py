@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 from sparseinfer import ops
 from sparseinfer.formats.checks import WrongDtype
 from sparseinfer.modules.rearranged import RearrangedLinear
-from sparseinfer.ops.dense import prepack_available
+from sparseinfer.ops.dense import multiplies_bf16, prepack_available
 from sparseinfer.ops.transforms import refuse_gradients
 
 # Activations that oneDNN does with the product: attr and algorithm of `torch.ops.mkldnn._linear_pointwise`.
@@ -25,7 +25,7 @@ _tracing, _transforms = torch._C._is_tracing, torch._C._functorch.peek_interpret
 
 
 class PrepackedLinear(RearrangedLinear):
-    """y = activation(x · Wᵀ + bias) with a dense W [n, k]; x [..., k] -> y [..., n], of the dtype of W.
+    """y = activation(x · Wᵀ + bias) with a dense W [n, k]; x [..., k] -> y [..., n], of the layer's dtype.
 
     The weight is reordered once, when the layer is made, and held only in this order. `weight` and
     `state_dict()` return it bit for bit, under the keys of nn.Linear, so that checkpoints are compatible both
@@ -43,17 +43,20 @@ class PrepackedLinear(RearrangedLinear):
         *,
         tokens: int | None = None,
         activation: str = "none",
+        dtype: torch.dtype | None = None,
     ) -> None:
         """Reorder weight [n, k] and copy bias [n].
 
         tokens       the number of rows of x to lay the weight out for; any other works too
         activation   applied to y: a name in `sparseinfer.ops.ACTIVATIONS`, such as "relu"; "none" leaves y
+        dtype        of x, y and bias: that of the weight, which is the default, or torch.float32; x and the
+                     product with it are then rounded to the weight's dtype
 
-        TypeError: a weight that is not floating point, a bias of another dtype. ValueError: a weight that is
-        not [n, k] on cpu or cuda, a bias of another shape, an unknown activation, tokens that are not
-        positive.
+        TypeError: a weight that is not floating point, another dtype of the layer or the bias. ValueError: a
+        weight that is not [n, k] on cpu or cuda, a bias of another shape, an unknown activation, tokens that
+        are not positive.
         """
-        super().__init__(weight, bias, activation=activation)
+        super().__init__(weight, bias, activation=activation, dtype=dtype)
         if tokens is not None and tokens < 1:
             raise ValueError(f"tokens: expected a positive number or None, got {tokens}")
         self.tokens = tokens
@@ -80,8 +83,7 @@ class PrepackedLinear(RearrangedLinear):
         # `is_observed` in line: products with a reordered weight are nothing that torch could look into.
         if _tracing() or _transforms() or forward_ad._current_level >= 0:
             refuse_gradients(x=x, bias=bias)
-            y = torch.nn.functional.linear(x, self.dense_matrix(), bias)
-            return ops.ACTIVATIONS[activation](y)
+            return ops.ACTIVATIONS[activation](self._product(x, self.constant_matrix()))
         autocast = torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled("cpu")
         if autocast and x.is_floating_point() and x.dtype != torch.float64:
             x = x.to(torch.get_autocast_dtype("cpu")).to(self.dtype)
@@ -91,7 +93,12 @@ class PrepackedLinear(RearrangedLinear):
         if x.shape[-1:] != (self.in_features,):
             raise ValueError(f"x: expected shape [..., {self.in_features}], got {tuple(x.shape)}")
         attr, algorithm = _FUSED.get(activation, ("none", ""))
+        widens = self.weight_dtype != self.dtype
+        if widens:
+            x = x.to(self.weight_dtype)
         y = torch.ops.mkldnn._linear_pointwise(x, self._held[0], bias, attr, [], algorithm)
+        if widens:
+            y = y.to(self.dtype)
         if activation not in _FUSED:
             y = ops.ACTIVATIONS[activation](y)
         return y.to(torch.get_autocast_dtype("cpu")) if autocast else y
@@ -102,6 +109,4 @@ class PrepackedLinear(RearrangedLinear):
 
 def _multipliable(weight: Tensor) -> bool:
     """Whether oneDNN can reorder this weight and this CPU can multiply by it then."""
-    return prepack_available(weight) and (
-        weight.dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+    return multiplies_bf16(weight) if weight.dtype == torch.bfloat16 else prepack_available(weight)

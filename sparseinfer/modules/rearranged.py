@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparseinfer import ops
+from sparseinfer.formats.checks import WrongDtype
 from sparseinfer.modules._held_weight import LinearLike, checked_bias, destination
 from sparseinfer.modules._tracing import constant, unseen
 from sparseinfer.ops.transforms import refuse_gradients
@@ -21,18 +22,28 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class RearrangedLinear(LinearLike):
-    """y = activation(x · Wᵀ + bias) with a dense W [n, k]; x [..., k] -> y [..., n], of the dtype of W.
+    """y = activation(x · Wᵀ + bias) with a dense W [n, k]; x [..., k] -> y [..., n], of the layer's dtype.
 
     The weight is rearranged once, when the layer is made, and held only in this layout; `weight` and
     `state_dict()` return it bit for bit, under the keys of nn.Linear. A weight that torch cannot rearrange,
     or cannot restore exactly, is held unchanged. Never trainable.
+
+    The weight's dtype may be shorter than that of the layer, `dtype`: then x is rounded to it, too, and so is
+    their product, before it is widened.
 
     Subclasses define the layout in `_rearranged`.
     """
 
     _weight_keys = ("weight",)
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, activation: str = "none") -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        activation: str = "none",
+        dtype: torch.dtype | None = None,
+    ) -> None:
         """Check weight [n, k] and copy bias [n]; the subclass then holds the weight."""
         super().__init__()
         if not isinstance(weight, Tensor) or not weight.is_floating_point():
@@ -41,13 +52,16 @@ class RearrangedLinear(LinearLike):
         if weight.dim() != 2 or weight.device.type not in ("cpu", "cuda"):
             got = f"{tuple(weight.shape)} on {weight.device}"
             raise ValueError(f"weight: expected [n, k] on cpu or cuda, got {got}")
-        bias = checked_bias(bias, weight.shape[0], weight.dtype, weight.device)
+        if dtype not in (None, weight.dtype, torch.float32):
+            raise TypeError(f"dtype: expected torch.float32 or that of the weight, got {dtype}")
+        self.dtype: torch.dtype = weight.dtype if dtype is None else dtype
+        self.weight_dtype = weight.dtype
+        bias = checked_bias(bias, weight.shape[0], self.dtype, weight.device)
         if activation not in ops.ACTIVATIONS:
             known = ", ".join(ops.ACTIVATIONS)
             raise ValueError(f"activation: expected one of {known}, got {activation!r}")
         self.out_features, self.in_features = weight.shape
         self.activation = activation
-        self.dtype: torch.dtype = weight.dtype
         self._register_bias(bias, self.dtype, weight.device)
 
     @classmethod
@@ -60,8 +74,8 @@ class RearrangedLinear(LinearLike):
         raise NotImplementedError
 
     def _hold(self, weight: Tensor) -> None:
-        """Keep a weight [n, k] of this layer's dtype."""
-        weight = weight.detach().contiguous()
+        """Keep a weight [n, k], in the dtype of the one that the layer was made with."""
+        weight = weight.detach().to(self.weight_dtype).contiguous()
         rearranged = self._rearranged(weight)
         if rearranged is not None and not _same_bits(rearranged.to_dense(), weight):
             rearranged = None
@@ -75,35 +89,47 @@ class RearrangedLinear(LinearLike):
 
     def activated(self, x: Tensor, activation: str) -> Tensor:
         """Calls the layer with this activation instead of its own; see `modules.chain`."""
-        bias = self._parameters["bias"]
-        refuse_gradients(x=x, bias=bias)
+        refuse_gradients(x=x, bias=self._parameters["bias"])
         compiling = torch.compiler.is_compiling()
         weight = constant(self, self._times_held) if compiling else self._held[0]
-        return ops.ACTIVATIONS[activation](F.linear(x, weight, bias))
+        return ops.ACTIVATIONS[activation](self._product(x, weight))
+
+    def _product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x · weightᵀ + bias with a weight [n, k] that F.linear takes."""
+        bias = self._parameters["bias"]
+        # Under autocast torch chooses the dtypes itself.
+        if self.weight_dtype == self.dtype or torch.is_autocast_enabled(x.device.type):
+            return F.linear(x, weight, bias)
+        if x.dtype != self.dtype:
+            raise WrongDtype(f"x: expected {self.dtype}, got {x.dtype}")
+        y = F.linear(x.to(self.weight_dtype), weight).to(self.dtype)
+        return y if bias is None else y + bias
 
     def dense_matrix(self) -> Tensor:
         """A new dense weight [n, k]."""
+        return self.constant_matrix().to(self.dtype)
+
+    def constant_matrix(self) -> Tensor:
+        """The same in the dtype that it is held in."""
         (held,) = self._held
         with unseen():
             return held.to_dense() if self._is_rearranged else held.clone()
 
-    constant_matrix = dense_matrix
-
     @property
     def hidden_nbytes(self) -> int:
         """Bytes of the weight, which is neither a parameter nor a buffer."""
-        return self.out_features * self.in_features * self.dtype.itemsize
+        return self.out_features * self.in_features * self.weight_dtype.itemsize
 
     @property
     def nbytes(self) -> int:
         """Bytes of weight and bias as nn.Linear holds them; torch's padding of the weight is not counted."""
-        numel = self.out_features * (self.in_features + (self.bias is not None))
-        return numel * self.dtype.itemsize
+        return self.hidden_nbytes + (0 if self.bias is None else self.bias.nbytes)
 
     def extra_repr(self) -> str:
+        rounded = "" if self.weight_dtype == self.dtype else f", rounded to {self.weight_dtype}"
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}, activation={self.activation}"
+            f"bias={self.bias is not None}, activation={self.activation}{rounded}"
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -128,12 +154,12 @@ class RearrangedLinear(LinearLike):
         return weight
 
     def _take_form(self, form: Tensor) -> None:
-        self._hold(form.to(self._held[0].device, self.dtype))
+        self._hold(form.to(self._held[0].device))
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: the dense weight, because a rearranged one supports neither."""
         state = self.__dict__.copy()
-        state["_held"] = self.dense_matrix()
+        state["_held"] = self.constant_matrix()
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

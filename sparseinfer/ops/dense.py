@@ -11,6 +11,8 @@ from torch.nn import functional as F
 DenseLinear = Callable[[Tensor], Tensor]
 
 PLAIN, PREPACKED, SEMI_STRUCTURED = "F.linear", "onednn-prepacked", "2:4"
+# x and the weight rounded to bfloat16; the result has the dtype of x.
+PREPACKED_BF16 = "onednn-prepacked bfloat16"
 
 _PREPACK_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -62,6 +64,17 @@ def prepack(weight: Tensor, bias: Tensor | None = None, *, tokens: int | None = 
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), tokens)
     linear = torch.ops.mkldnn._linear_pointwise
     return lambda x: linear(x, packed, bias, "none", [], "")
+
+
+def multiplies_bf16(weight: Tensor) -> bool:
+    """Whether this torch can hold the weight [n, k] in bfloat16 and this CPU multiply by it then."""
+    return prepack_available(weight) and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def prepack_bf16(weight: Tensor, bias: Tensor | None = None, *, tokens: int | None = None) -> DenseLinear:
+    """`prepack` for a weight in bfloat16: x is rounded to it, and the result has the dtype of x."""
+    linear = prepack(weight, bias, tokens=tokens)
+    return lambda x: linear(x.to(torch.bfloat16)).to(x.dtype)
 
 
 def dense_names(weight: Tensor) -> tuple[str, ...]:

@@ -65,6 +65,14 @@ def linear(make: Any, bias: bool = True) -> Pair:
     return Pair(dense, make.from_linear(dense), values(3, 8, integer=True, seed=7))
 
 
+def rounded() -> Pair:
+    """Whose products are in bfloat16, which holds these integers exactly."""
+    pair = linear(PrepackedLinear)
+    weight: Any = pair.dense.weight
+    layer = PrepackedLinear(weight.bfloat16(), pair.dense.bias, dtype=torch.float32)  # type: ignore[arg-type]
+    return Pair(pair.dense, layer, pair.x)
+
+
 class Beside(nn.Module):
     """Several modules of one input, and their results side by side."""
 
@@ -103,6 +111,7 @@ MATRICES: dict[str, Callable[[], Pair]] = {
     "linear, no bias": lambda: linear(SparseLinear, bias=False),
     "prepacked": lambda: linear(PrepackedLinear),
     "prepacked, no bias": lambda: linear(PrepackedLinear, bias=False),
+    "prepacked, rounded": lambda: rounded(),
     "2:4": lambda: linear(SemiStructuredLinear),
     "2:4, no bias": lambda: linear(SemiStructuredLinear, bias=False),
     "conv1d": lambda: conv1d(padding=1),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar, Protocol, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,6 +17,10 @@ from sparseinfer.convert.candidates.cost_model import predict
 from sparseinfer.convert.survey.weights import Weights
 from sparseinfer.formats import CSR
 from sparseinfer.ops import Layout
+from sparseinfer.ops.names import STORAGES
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # Makes a call that holds weights of its own, so that several of them take turns in memory.
 Maker = Callable[[], Call]
@@ -25,15 +29,22 @@ Maker = Callable[[], Call]
 Candidate: TypeAlias = "str | Layout"
 
 
-class Candidates(Protocol):
+class Timed(Protocol):
     """Everything that could compute one product, ready to be timed.
 
     dense_weights   as they are now; x and y have their dtype
     weights         the weights to make sparse, perhaps rounded to 16 bits
     """
 
-    dense_weights: Weights
-    weights: Weights
+    @property
+    def dense_weights(self) -> Weights: ...
+
+    @property
+    def weights(self) -> Weights: ...
+
+    @property
+    def variants(self) -> Sequence[Candidates]:
+        """Those of each dtype of the weights; this one itself, if there is only one."""
 
     @property
     def kind(self) -> str:
@@ -48,25 +59,11 @@ class Candidates(Protocol):
         """For a progress bar."""
 
     @property
-    def limits(self) -> tuple[int | None, ...]:
-        """Upper ends of the token buckets a layer may have, ascending; None = no limit."""
-
-    @property
-    def min_sparsity(self) -> float:
-        """Below it no layout is tried."""
-
-    @property
     def dense_names(self) -> tuple[str, ...]:
         """Keys of `dense`, without making the implementations."""
 
     def dense(self, tokens: int) -> Mapping[str, Maker]:
         """The dense implementations, by name."""
-
-    def layouts(self, tokens: int) -> tuple[Layout, ...]:
-        """The layouts that may be fastest for this number of tokens."""
-
-    def compact_layout(self) -> Layout:
-        """The layout of fewest bytes that has kernels for any number of tokens."""
 
     def packed(self, layout: Layout) -> tuple[Tensor, ...]:
         """The weight in a layout: one packing, or one per group of channels. Made at most once."""
@@ -74,14 +71,35 @@ class Candidates(Protocol):
     def sparse(self, layout: Layout, tokens: int) -> Maker:
         """A module that multiplies by the weight in this layout."""
 
+    def predict(self, candidate: Candidate, tokens: int) -> float:
+        """Predicted microseconds, without running it; infinity if unknown."""
+
+
+class Candidates(Timed, Protocol):
+    """The same with weights in one dtype, from whose layouts a plan can be made."""
+
+    @property
+    def limits(self) -> tuple[int | None, ...]:
+        """Upper ends of the token buckets a layer may have, ascending; None = no limit."""
+
+    @property
+    def min_sparsity(self) -> float:
+        """Below it no layout is tried."""
+
+    def layouts(self, tokens: int) -> tuple[Layout, ...]:
+        """The layouts that may be fastest for this number of tokens."""
+
+    def compact_layout(self) -> Layout:
+        """The layout of fewest bytes that has kernels for any number of tokens."""
+
+    def holds(self, layout: Layout) -> bool:
+        """Whether the layout holds these weights without rounding them."""
+
     def kernel(self, layout: Layout, tokens: int) -> str:
         """Base name of the kernel that reads this layout."""
 
     def buckets(self, layout: Layout) -> tuple[ops.Bucket, ...]:
         """A plan for any number of tokens with this layout alone, as packing number 0."""
-
-    def predict(self, candidate: Candidate, tokens: int) -> float:
-        """Predicted microseconds, without running it; infinity if unknown."""
 
 
 @dataclass(eq=False)
@@ -99,12 +117,20 @@ class BaseCandidates(ABC):
     def kind(self) -> str: ...
 
     @property
+    def variants(self) -> Sequence[Self]:
+        return (self,)
+
+    @property
     def limits(self) -> tuple[int | None, ...]:
         return ops.token_limits(self.device)
 
     @property
     def min_sparsity(self) -> float:
         return ops.min_sparsity(self.device, self.weights.weight.dtype)
+
+    def holds(self, layout: Layout) -> bool:
+        dtype = self.weights.weight.dtype
+        return layout.device != "cpu" or dtype in STORAGES[layout.storage].holds
 
     def packed(self, layout: Layout) -> tuple[Tensor, ...]:
         if layout not in self._packings:
@@ -120,8 +146,11 @@ class BaseCandidates(ABC):
 
     def predict(self, candidate: Candidate, tokens: int) -> float:
         """Microseconds by the cost model, for this instruction set and number of threads."""
+        return self._predicted(self.kind, candidate, tokens)
+
+    def _predicted(self, kind: str, candidate: Candidate, tokens: int) -> float:
         return predict(
-            self.kind,
+            kind,
             str(candidate),
             self.weights.weight.numel(),
             self.weights.sparsity,

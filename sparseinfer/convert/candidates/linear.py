@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,20 +11,42 @@ from torch import Tensor
 
 from sparseinfer import ops
 from sparseinfer._timing import Call, sample
-from sparseinfer.convert.candidates.base import BaseCandidates, Maker, kind_text
+from sparseinfer.convert.candidates.base import BaseCandidates, Candidate, Maker, kind_text
 from sparseinfer.ops import Layout
-from sparseinfer.ops.dense import dense_candidates, dense_names
+from sparseinfer.ops.dense import (
+    PREPACKED,
+    PREPACKED_BF16,
+    dense_candidates,
+    dense_names,
+    multiplies_bf16,
+    prepack_bf16,
+)
+
+# Microseconds to round one element of x, or to widen one of y. Chosen, not measured: six bytes at 20 GB/s.
+_CAST_US = 3e-4
 
 
 @dataclass(eq=False)
 class LinearCandidates(BaseCandidates):
-    """y = x · Wᵀ + bias. `x_dtype`: what the kernels round x to."""
+    """y = x · Wᵀ + bias.
+
+    x_dtype     what the kernels round x to
+    shorter_x   what they may round it to instead; where weights are of this dtype, so may the dense product
+    """
 
     x_dtype: torch.dtype
+    shorter_x: torch.dtype | None = None
 
     @property
     def kind(self) -> str:
-        return kind_text("linear", self.dense_weights.weight.dtype, self.weights.weight.dtype, self.x_dtype)
+        return " or ".join(self._kind(x_dtype) for x_dtype in self._x_dtypes)
+
+    def _kind(self, x_dtype: torch.dtype) -> str:
+        return kind_text("linear", self.dense_weights.weight.dtype, self.weights.weight.dtype, x_dtype)
+
+    @property
+    def _x_dtypes(self) -> tuple[torch.dtype, ...]:
+        return (self.x_dtype,) if self.shorter_x is None else (self.x_dtype, self.shorter_x)
 
     @property
     def shape(self) -> tuple[object, ...]:
@@ -38,7 +61,11 @@ class LinearCandidates(BaseCandidates):
 
     def layouts(self, tokens: int) -> tuple[Layout, ...]:
         weights = self.weights
-        return ops.candidate_layouts("cpu", weights.weight.dtype, self.x_dtype, tokens, weights.sparsity)
+        by_x = (
+            ops.candidate_layouts("cpu", weights.weight.dtype, x_dtype, tokens, weights.sparsity)
+            for x_dtype in self._x_dtypes
+        )
+        return tuple(dict.fromkeys(itertools.chain(*by_x)))
 
     def kernel(self, layout: Layout, tokens: int) -> str:
         return layout.kernel(tokens)
@@ -54,19 +81,31 @@ class LinearCandidates(BaseCandidates):
 
     @property
     def dense_names(self) -> tuple[str, ...]:
-        return dense_names(self.dense_weights.weight)
+        rounded = self.weights.weight
+        rounds = self.shorter_x == rounded.dtype == torch.bfloat16 and multiplies_bf16(rounded)
+        return (*dense_names(self.dense_weights.weight), *([PREPACKED_BF16] if rounds else []))
 
     def dense(self, tokens: int) -> Mapping[str, Maker]:
         x, (weight, bias) = self._x(tokens), (self.dense_weights.weight, self.dense_weights.bias)
 
         def maker(name: str) -> Maker:
             def make() -> Call:
-                linear = dense_candidates(weight.clone(), bias, tokens=tokens)[name]
+                if name == PREPACKED_BF16:
+                    linear = prepack_bf16(self.weights.weight, bias, tokens=tokens)
+                else:
+                    linear = dense_candidates(weight.clone(), bias, tokens=tokens)[name]
                 return lambda: linear(x)
 
             return make
 
         return {name: maker(name) for name in self.dense_names}
+
+    def predict(self, candidate: Candidate, tokens: int) -> float:
+        if candidate == PREPACKED_BF16:
+            dtype, (n, k) = torch.bfloat16, self.weights.weight.shape
+            product_us = self._predicted(kind_text("linear", dtype, dtype, dtype), PREPACKED, tokens)
+            return product_us + _CAST_US * tokens * (n + k)
+        return min(self._predicted(self._kind(x_dtype), candidate, tokens) for x_dtype in self._x_dtypes)
 
     def sparse(self, layout: Layout, tokens: int) -> Maker:
         x, bias, n = self._x(tokens), self.weights.bias, self.weights.weight.shape[0]

@@ -11,7 +11,7 @@ import torch
 
 from sparseinfer._machine import last_level_cache_bytes
 from sparseinfer._timing import Call
-from sparseinfer.convert.candidates.base import Candidates, Maker
+from sparseinfer.convert.candidates.base import Maker, Timed
 from sparseinfer.convert.timing.ranking import Ranking, rank
 from sparseinfer.convert.timing.times import Source, Times
 from sparseinfer.convert.timing.verdicts import Verdicts
@@ -59,7 +59,7 @@ class Timer:
         self._on_start = on_start
         self._verdicts = Verdicts() if measure else None
 
-    def __call__(self, candidates: Candidates, layouts: Iterable[Layout], tokens: int) -> Times:
+    def __call__(self, candidates: Timed, layouts: Iterable[Layout], tokens: int) -> Times:
         """The product with `tokens` tokens in every dense way and in these layouts."""
         layouts = tuple(layouts)
         if self._verdicts is None:
@@ -83,7 +83,7 @@ class Timer:
         dense_us = {name: us[name] for name in dense}
         return Times(tokens, dense_us, {layout: us[str(layout)] for layout in layouts}, source)
 
-    def _measured(self, candidates: Candidates, layouts: tuple[Layout, ...], tokens: int) -> Ranking:
+    def _measured(self, candidates: Timed, layouts: tuple[Layout, ...], tokens: int) -> Ranking:
         """Measured again where the times are absurd; sure then only if both measurements say the same."""
         predicted = predict_times(candidates, layouts, tokens).by_name
         first = time_candidates(candidates, layouts, tokens, cold=self._cold)
@@ -96,7 +96,7 @@ class Timer:
         return replace(likelier, is_sure=False)
 
 
-def _most_apart(candidates: Candidates, us: Mapping[str, float], others: Mapping[str, float]) -> float:
+def _most_apart(candidates: Timed, us: Mapping[str, float], others: Mapping[str, float]) -> float:
     """The largest quotient, at least 1, of a time over the best dense one here and the same there."""
     dense_us, other_us = (min(times[name] for name in candidates.dense_names) for times in (us, others))
     logs = [math.log(us[name] / dense_us * other_us / others[name]) for name in us if others[name] < math.inf]
@@ -105,7 +105,7 @@ def _most_apart(candidates: Candidates, us: Mapping[str, float], others: Mapping
 
 @torch.inference_mode()
 def time_candidates(
-    candidates: Candidates, layouts: Iterable[Layout], tokens: int, *, cold: bool = False
+    candidates: Timed, layouts: Iterable[Layout], tokens: int, *, cold: bool = False
 ) -> Ranking:
     """All dense implementations and layouts, measured in turns, by name."""
     dense_nbytes = candidates.dense_weights.nbytes
@@ -129,7 +129,7 @@ def _calls(make: Maker, nbytes: int, cold: bool) -> list[Call]:
     return [first, *(make() for _ in range(copies - 1))]
 
 
-def predict_times(candidates: Candidates, layouts: tuple[Layout, ...], tokens: int) -> Times:
+def predict_times(candidates: Timed, layouts: tuple[Layout, ...], tokens: int) -> Times:
     """Predicted times, without running anything."""
     dense = {name: candidates.predict(name, tokens) for name in candidates.dense_names}
     sparse = {layout: candidates.predict(layout, tokens) for layout in layouts}
