@@ -12,6 +12,7 @@
 #
 # make test-native   the kernels' tests that need no Python
 # make test-asan     the same with address and undefined-behaviour sanitizers
+# make test-tiles    level amx by an emulated tile unit: the kernels' tests with and without Python
 # make test-neon     the same for aarch64, cross-compiled and under qemu
 #
 # Everything is installed into .venv, at the versions in constraints.txt; what the sweep needs of timm into .venv-timm.
@@ -40,12 +41,19 @@ define native_tests
 	$(BIN)/cmake --build $(1)
 endef
 
+# $(call python_module,folder,options): configures a build of the Python modules.
+define python_module
+	$(BIN)/cmake -S . -B $(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	    -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) \
+	    -DSKBUILD_PROJECT_VERSION=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) $(2)
+endef
+
 # nvcc, if this machine has one; otherwise it comes as Python packages. They are not among the constraints, because a
 # torch with CUDA names its own version of one of them.
 NVCC_PACKAGES := $(addsuffix ==13.0.*,nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime nvidia-cuda-cccl)
 NVCC := $(or $(CUDACXX),$(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
 
-.PHONY: demo test fuzz test-native test-asan test-neon cuda-build bench bench-models bench-prune sweep sweep-transformers sweep-timm lint dev clean
+.PHONY: demo test fuzz test-native test-asan test-tiles test-neon cuda-build bench bench-models bench-prune sweep sweep-transformers sweep-timm lint dev clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -67,6 +75,14 @@ test-asan: $(VENV)/.tools
 	$(call native_tests,build-asan,-DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_FLAGS='$(SANITIZE)')
 	build-asan/native_tests
 
+# tests/native_module.py loads the module of this folder in place of the installed one.
+test-tiles: $(VENV)/.test
+	$(call python_module,build-tiles,-DSPARSEINFER_CUDA=OFF -DSPARSEINFER_NATIVE_TESTS=ON -DSPARSEINFER_EMULATE_TILES=ON)
+	$(BIN)/cmake --build build-tiles
+	build-tiles/native_tests amx
+	SPARSEINFER_ISA=amx SPARSEINFER_NATIVE_MODULE=$$(ls build-tiles/_core*.so) PYTHONPATH=tests \
+	    $(BIN)/python -m pytest -p native_module tests/ops tests/test_native.py
+
 test-neon: $(VENV)/.tools
 	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64-static >/dev/null || \
 	    { echo 'make test-neon: needs apt-get install g++-aarch64-linux-gnu qemu-user-static' >&2; exit 1; }
@@ -75,9 +91,7 @@ test-neon: $(VENV)/.tools
 
 cuda-build: $(VENV)/.tools
 	$(if $(NVCC),,$(PIP) install --quiet $(patsubst %,'%',$(NVCC_PACKAGES)))
-	$(BIN)/cmake -S . -B build-cuda -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
-	    -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) \
-	    -DSKBUILD_PROJECT_VERSION=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) -DSPARSEINFER_CUDA=ON
+	$(call python_module,build-cuda,-DSPARSEINFER_CUDA=ON)
 	$(BIN)/cmake --build build-cuda --target _cuda
 
 bench: $(VENV)/.test
@@ -151,5 +165,5 @@ $(VENV)/.tools: constraints.txt tools/make_venv.sh
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(TIMM) build build-asan build-cuda build-native build-neon dist .benchmarks .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(TIMM) build build-asan build-cuda build-native build-neon build-tiles dist .benchmarks .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

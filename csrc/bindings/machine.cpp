@@ -59,6 +59,10 @@ void bind_machine(py::module_& m) {
   m.attr("storages") = tuple_of(kStorageNames);
   m.attr("packings") = tuple_of(kPackingNames);
   m.def("isa_levels", &supported_isa_names);
+  m.def(
+      "isa_refusal", [](const std::string& isa) { return isa_refusal(parse<Isa>(isa, kIsaNames, "isa")); },
+      py::arg("isa"));
+  m.attr("emulates_tiles") = tiles_are_emulated();
   m.def("active_isa", [] { return std::string(kIsaNames[static_cast<int>(active_isa())]); });
   m.def("kernels", &kernels);
   m.def(

@@ -1,12 +1,20 @@
 // Detects the instruction-set levels this machine supports: compares levels.inc with CPUID and the operating system.
+//
+// Linux saves the state of tiles, 8 KB a thread, only for processes that ask for it, once and for all their threads.
 #include "sparseinfer/cpu_features.h"
 
+#include <cerrno>
 #include <cstdlib>
+#include <cstring>
 #include <initializer_list>
 #include <stdexcept>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace sparseinfer {
@@ -73,15 +81,38 @@ bool has(T reg, T needed) {
   return (reg & needed) == needed;
 }
 
-bool detect(const LevelNeeds& needs) {
+constexpr uint64_t kTileState = uint64_t{3} << 17;
+[[maybe_unused]] constexpr uint32_t kTileFeatures = bits({22, 24, 25});  // of leaf 7 edx
+
+// Why the operating system keeps tiles from this process; empty if it does not.
+std::string tiles_refusal() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+  if (syscall(SYS_arch_prctl, kRequestPermission, kTileData) != 0) {
+    return std::string("the operating system refuses the state of tiles: ") + std::strerror(errno);
+  }
+#endif
+  return "";
+}
+
+std::string refusal(LevelNeeds needs) {
+#if defined(SPARSEINFER_EMULATE_TILES)
+  needs.xcr0 &= ~kTileState;
+  needs.leaf7_edx &= ~kTileFeatures;
+#endif
   const Cpuid leaf1 = cpuid(1, 0), leaf7 = cpuid(7, 0), leaf71 = cpuid(7, 1);
+  if (!has(leaf1.ecx, needs.leaf1_ecx) || !has(leaf7.ebx, needs.leaf7_ebx) || !has(leaf7.ecx, needs.leaf7_ecx) ||
+      !has(leaf7.edx, needs.leaf7_edx) || !has(leaf71.eax, needs.leaf71_eax)) {
+    return "this CPU does not have its instructions";
+  }
   constexpr uint32_t kOsxsave = uint32_t{1} << 27;  // without it there is no xgetbv
-  return (needs.xcr0 == 0 || (has(leaf1.ecx, kOsxsave) && has(xcr0(), needs.xcr0))) &&
-         has(leaf1.ecx, needs.leaf1_ecx) && has(leaf7.ebx, needs.leaf7_ebx) && has(leaf7.ecx, needs.leaf7_ecx) &&
-         has(leaf7.edx, needs.leaf7_edx) && has(leaf71.eax, needs.leaf71_eax);
+  if (needs.xcr0 != 0 && (!has(leaf1.ecx, kOsxsave) || !has(xcr0(), needs.xcr0))) {
+    return "the operating system does not save its registers";
+  }
+  return (needs.xcr0 & kTileState) != 0 ? tiles_refusal() : "";
 }
 #else
-bool detect(const LevelNeeds&) { return true; }
+std::string refusal(const LevelNeeds&) { return ""; }
 #endif
 
 Isa choose() {
@@ -111,13 +142,23 @@ const SellWindow* sell_windows(Isa isa, bool pairs) {
   return pairs ? level.pair_windows : level.windows;
 }
 
-bool isa_supported(Isa isa) {
-  static const std::vector<bool> supported = [] {
-    std::vector<bool> levels;
-    for (const LevelRow& level : kLevels) levels.push_back(level.compiled && detect(level.needs));
+const std::string& isa_refusal(Isa isa) {
+  static const std::vector<std::string> refusals = [] {
+    std::vector<std::string> levels;
+    for (const LevelRow& level : kLevels) levels.push_back(level.compiled ? refusal(level.needs) : "");
     return levels;
   }();
-  return supported[static_cast<size_t>(isa)];
+  return refusals[static_cast<size_t>(isa)];
+}
+
+bool isa_supported(Isa isa) { return kLevels[static_cast<int>(isa)].compiled && isa_refusal(isa).empty(); }
+
+bool tiles_are_emulated() {
+#if defined(SPARSEINFER_EMULATE_TILES)
+  return true;
+#else
+  return false;
+#endif
 }
 
 std::vector<std::string> supported_isa_names() {

@@ -1,5 +1,6 @@
 // Kernel body for `bsr`: multiplies stored blocks as small dense products with the tiles of x. The rows of a block are
 // cut into strips of 4 (2 or 1 where 4 does not divide them), because 4 rows of sums are what the registers hold.
+// Strips of 16, of blocks that were packed for tiles, are multiplied 4 rows at a time.
 //
 // counts: one byte, blocks per (strip, panel); offsets: one byte per (strip, block), block column within the panel;
 // values: [strip][block][columns of the block][rows of the strip]; pair storage [column pairs][rows][2].
@@ -18,11 +19,13 @@ struct Bsr : PackedPanels {
 
   template <class S>
   static void cell(const PackingHeader* w, int64_t split, int64_t panel, const float* x, float* sums, int64_t, char*) {
-    switch (strip_rows(w->block_rows)) {
+    switch (w->strip) {
       case 1:
         return strips<S, 1>(w, split, panel, x, sums);
       case 2:
         return strips<S, 2>(w, split, panel, x, sums);
+      case kTileOutputs:
+        return strips<S, 4, kTileOutputs>(w, split, panel, x, sums);
       default:
         return strips<S, 4>(w, split, panel, x, sums);
     }
@@ -38,43 +41,49 @@ struct Bsr : PackedPanels {
     }
   }
 
-  template <class S, int kStrip>
+  // Strips of kStored rows, of which kStrip are multiplied together.
+  template <class S, int kStrip, int kStored = kStrip>
   static void strips(const PackingHeader* w, int64_t split, int64_t panel, const float* x, float* sums) {
     using Vec = typename S::Vec;
     const int64_t* split_rows = section<int64_t>(w, w->split_rows);
-    const int64_t count = (split_rows[split + 1] - split_rows[split]) / kStrip;
+    const int64_t count = (split_rows[split + 1] - split_rows[split]) / kStored;
     const Cell& cell = section<Cell>(w, w->cells)[split * w->panels + panel];
     const uint8_t* counts = section<uint8_t>(w, w->counts) + cell.counts;
     const uint8_t* offsets = section<uint8_t>(w, w->offsets) + cell.offsets;
     const auto* values = section<typename Step<S>::Payload>(w, w->values) + cell.values;
     const int64_t positions = w->block_cols / kColumns;
 
-    for (int64_t s = 0; s < count; ++s, sums += kStrip * S::kTokens) {
-      if (counts[s] == 0) continue;
-      typename Vec::V sum[kStrip][S::kSums];
-      SI_UNROLL
-      for (int r = 0; r < kStrip; ++r) {
+    for (int64_t s = 0; s < count; ++s) {
+      for (int first = 0; first < kStored; first += kStrip, sums += kStrip * S::kTokens) {
+        if (counts[s] == 0) continue;
+        const auto* from = values + first * kColumns;
+        typename Vec::V sum[kStrip][S::kSums];
         SI_UNROLL
-        for (int t = 0; t < S::kSums; ++t) sum[r][t] = Vec::load(sums + r * S::kTokens + t * Vec::L);
-      }
-      for (int block = 0; block < counts[s]; ++block) {
-        const float* xb = x + *offsets++ * positions * S::kTokens;
-        for (int64_t c = 0; c < positions; ++c, xb += S::kTokens, values += kStrip * kColumns) {
-          typename Step<S>::X xv[S::kSums];
-          load<S>(xb, xv);
+        for (int r = 0; r < kStrip; ++r) {
           SI_UNROLL
-          for (int r = 0; r < kStrip; ++r) {
-            const auto weight = Step<S>::weight(values + r * kColumns);
+          for (int t = 0; t < S::kSums; ++t) sum[r][t] = Vec::load(sums + r * S::kTokens + t * Vec::L);
+        }
+        for (int block = 0; block < counts[s]; ++block) {
+          const float* xb = x + offsets[block] * positions * S::kTokens;
+          for (int64_t c = 0; c < positions; ++c, xb += S::kTokens, from += kStored * kColumns) {
+            typename Step<S>::X xv[S::kSums];
+            load<S>(xb, xv);
             SI_UNROLL
-            for (int t = 0; t < S::kSums; ++t) sum[r][t] = Step<S>::multiply(weight, xv[t], sum[r][t]);
+            for (int r = 0; r < kStrip; ++r) {
+              const auto weight = Step<S>::weight(from + r * kColumns);
+              SI_UNROLL
+              for (int t = 0; t < S::kSums; ++t) sum[r][t] = Step<S>::multiply(weight, xv[t], sum[r][t]);
+            }
           }
         }
-      }
-      SI_UNROLL
-      for (int r = 0; r < kStrip; ++r) {
         SI_UNROLL
-        for (int t = 0; t < S::kSums; ++t) Vec::store(sums + r * S::kTokens + t * Vec::L, sum[r][t]);
+        for (int r = 0; r < kStrip; ++r) {
+          SI_UNROLL
+          for (int t = 0; t < S::kSums; ++t) Vec::store(sums + r * S::kTokens + t * Vec::L, sum[r][t]);
+        }
       }
+      offsets += counts[s];
+      values += counts[s] * positions * kStored * kColumns;
     }
   }
 };

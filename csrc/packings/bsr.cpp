@@ -1,5 +1,6 @@
 // The packing `bsr`: stored blocks, each divided into strips of 4 rows (2 or 1 where 4 does not divide a block's rows),
-// which a kernel multiplies together. For weights whose zeros lie in blocks.
+// which a kernel multiplies together. For weights whose zeros lie in blocks. Blocks of whole tiles that are packed for
+// a level with tiles have strips of 16 rows: their values are tiles then.
 //
 //   counts   uint8 [cells][strips of the split]: blocks of the strip in the panel
 //   offsets  uint8: block column within the panel, strip after strip, ascending
@@ -17,13 +18,20 @@ constexpr int64_t kMostBlocks = 255;  // of a panel: counts and offsets have 8 b
 
 // Measured on Zen 4: 768 columns. Blocks read x in long runs, which come from L2 as fast as they are multiplied.
 int64_t panel(const PackingHeader& h) {
+  if (h.strip == kTileOutputs) return kMostBlocks * h.block_cols;  // sums stay in registers for a panel
   return std::max<int64_t>(1, std::min(kMostBlocks, 768 / h.block_cols)) * h.block_cols;
 }
 int64_t widest_panel(const PackingHeader& h) { return kMostBlocks * h.block_cols; }
 
+void choose_strip(const SparseView& w, Isa isa, PackingHeader& h) {
+  const bool tiles = isa == Isa::kAmx && h.storage == Storage::kBF16 && consists_of_tiles(w.block_rows, w.block_cols);
+  h.strip = static_cast<uint32_t>(tiles ? kTileOutputs : strip_rows(w.block_rows));
+}
+int64_t row_multiple(const PackingHeader& h) { return h.strip; }
+
 template <class Payload>
 void pack_split(const PackingHeader& h, const SparseView& w, int64_t begin, int64_t end, SplitStreams& out) {
-  const int64_t strip = strip_rows(h.block_rows), strips = (end - begin) / strip;
+  const int64_t strip = int64_t{h.strip}, strips = (end - begin) / strip;
   const int64_t blocks_per_panel = h.panel / h.block_cols, pair = columns_per_step(h.storage);
   const auto* values = static_cast<const Payload*>(w.values);
   std::vector<int64_t> at(static_cast<size_t>(strips));
@@ -54,10 +62,12 @@ void pack_split(const PackingHeader& h, const SparseView& w, int64_t begin, int6
 void check_header(const PackingHeader& h) {
   require(h.n % h.block_rows == 0 && h.k % h.block_cols == 0 && h.panel % h.block_cols == 0, "header");
   require(h.block_cols % columns_per_step(h.storage) == 0, "header");
+  const bool tiles = h.storage == Storage::kBF16 && consists_of_tiles(h.block_rows, h.block_cols);
+  require(h.strip == strip_rows(h.block_rows) || (tiles && h.strip == kTileOutputs), "header");
 }
 
 int64_t check_cell(const PackingHeader& h, int64_t rows, int64_t width, CellReader& cell) {
-  const int64_t strip = strip_rows(h.block_rows);
+  const int64_t strip = int64_t{h.strip};
   int64_t stored = 0;
   for (int64_t i = 0; i < rows / strip; ++i) {
     const int64_t blocks = section<uint8_t>(&h, h.counts)[cell.take_counts(1)];
@@ -71,7 +81,7 @@ int64_t check_cell(const PackingHeader& h, int64_t rows, int64_t width, CellRead
 // Calls f(first row, block column, payloads) for each strip of each block of a cell.
 template <class Payload, class F>
 void visit(const PackingHeader& h, const CellPlace& place, F f) {
-  const int64_t strip = strip_rows(h.block_rows), blocks_per_panel = h.panel / h.block_cols;
+  const int64_t strip = int64_t{h.strip}, blocks_per_panel = h.panel / h.block_cols;
   const uint8_t* counts = section<uint8_t>(&h, h.counts) + place.cell->counts;
   const uint8_t* offsets = section<uint8_t>(&h, h.offsets) + place.cell->offsets;
   const Payload* values = section<Payload>(&h, h.values) + place.cell->values;
@@ -84,7 +94,7 @@ void visit(const PackingHeader& h, const CellPlace& place, F f) {
 
 template <class Payload>
 void unpack_blocks(const PackingHeader& h, int64_t* crow, int32_t* col, void* values) {
-  const int64_t strip = strip_rows(h.block_rows), pair = columns_per_step(h.storage);
+  const int64_t strip = int64_t{h.strip}, pair = columns_per_step(h.storage);
   auto strip_of = [&](int64_t row) { return static_cast<size_t>(row / strip); };
   std::vector<int64_t> blocks(static_cast<size_t>(h.n / strip), 0);  // [strips]
   for_cells(h, [&](const CellPlace& place) {
@@ -120,6 +130,7 @@ constexpr CellPacking kCells = [] {
   CellPacking cells = cells_of(pack_split<uint32_t>, pack_split<uint16_t>, check_cell);
   cells.panel = panel;
   cells.widest_panel = widest_panel;
+  cells.choose = choose_strip;
   cells.check_header = check_header;
   return cells;
 }();
@@ -130,7 +141,7 @@ constexpr Packing bsr_packing = [] {
   Packing packing = packing_of_cells(&kCells);
   packing.format = "bsr";
   packing.min_rows = 16;
-  packing.row_multiple = strip_rows;
+  packing.row_multiple = row_multiple;
   packing.unpack[0] = unpack_blocks<uint32_t>;
   packing.unpack[1] = unpack_blocks<uint16_t>;
   return packing;

@@ -29,7 +29,7 @@ Blob pack_csr(const Packing&, const PackInput& input) {
 }
 
 void check(const Packing& packing, const PackingHeader& h) {
-  check_split_rows(h, packing.row_multiple(1));
+  check_split_rows(h, packing.row_multiple(h));
   check_section(h, h.counts, h.n + 1, 8, "offsets");
   check_section(h, h.offsets, h.nnz, 4, "columns");
   check_section(h, h.values, h.nnz, 4, "values");

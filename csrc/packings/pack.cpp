@@ -21,8 +21,9 @@
 namespace sparseinfer {
 namespace {
 
-std::vector<int64_t> row_bounds(const SparseView& w, const Packing& packing, int64_t max_splits) {
-  const int64_t multiple = packing.row_multiple(w.block_rows);
+std::vector<int64_t> row_bounds(const SparseView& w, const Packing& packing, const PackingHeader& h,
+                                int64_t max_splits) {
+  const int64_t multiple = packing.row_multiple(h);
   std::vector<int64_t> work(static_cast<size_t>((w.n + multiple - 1) / multiple));
   for (size_t g = 0; g < work.size(); ++g) {
     const int64_t begin = static_cast<int64_t>(g) * multiple, end = std::min(w.n, begin + multiple);
@@ -35,8 +36,7 @@ std::vector<int64_t> row_bounds(const SparseView& w, const Packing& packing, int
   return bounds;
 }
 
-PackingHeader make_header(PackingKind kind, const SparseView& w, DType dtype, Storage storage,
-                          const std::vector<int64_t>& bounds) {
+PackingHeader make_header(PackingKind kind, const SparseView& w, DType dtype, Storage storage) {
   PackingHeader h{};
   h.magic = kPackingMagic;
   h.kind = kind;
@@ -47,7 +47,6 @@ PackingHeader make_header(PackingKind kind, const SparseView& w, DType dtype, St
   h.nnz = w.nnz;
   h.block_rows = w.block_rows;
   h.block_cols = w.block_cols;
-  h.splits = static_cast<int64_t>(bounds.size()) - 1;
   return h;
 }
 
@@ -187,7 +186,6 @@ Blob pack_cells(const Packing& packing, const PackInput& input) {
                                 std::to_string(h.panel));
   }
   h.panels = (w.k + h.panel - 1) / h.panel;
-  if (kind.choose != nullptr) kind.choose(w, input.options.isa, h);
 
   std::vector<SplitStreams> streams(static_cast<size_t>(h.splits));
   const int64_t value_bytes = payload_bytes(h.storage);
@@ -229,8 +227,11 @@ Blob pack(PackingKind kind, const SparseView& given, const PackOptions& options)
     throw std::invalid_argument(std::string("panel: expected 0 for packing ") + name_of(kind) +
                                 ", whose one panel holds all columns, got " + std::to_string(options.panel));
   }
-  const std::vector<int64_t> bounds = row_bounds(w, packing, std::max<int64_t>(1, options.max_splits));
-  return packing.pack(packing, {w, make_header(kind, w, given.dtype, options.storage, bounds), bounds, options});
+  PackingHeader h = make_header(kind, w, given.dtype, options.storage);
+  if (packing.cells != nullptr && packing.cells->choose != nullptr) packing.cells->choose(w, options.isa, h);
+  const std::vector<int64_t> bounds = row_bounds(w, packing, h, std::max<int64_t>(1, options.max_splits));
+  h.splits = static_cast<int64_t>(bounds.size()) - 1;
+  return packing.pack(packing, {w, h, bounds, options});
 }
 
 const Packing& packing_of(PackingKind kind) {

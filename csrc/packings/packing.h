@@ -23,7 +23,7 @@ using PackSplit = void (*)(const PackingHeader& h, const SparseView& w, int64_t 
 
 // Choices that several packings make.
 
-inline int64_t any_row(int64_t) { return 1; }
+inline int64_t any_row(const PackingHeader&) { return 1; }
 inline int64_t all_columns(const PackingHeader& h) { return std::max<int64_t>(1, h.k); }
 
 // Of many-token packings. Measured on Zen 4: x[128 columns][64 tokens] of fp32 and the streams share an L1 of 32 KB. In
@@ -41,7 +41,8 @@ struct CellPacking {
   int64_t (*panel)(const PackingHeader& h) = nullptr;
   int64_t (*widest_panel)(const PackingHeader& h) = nullptr;
 
-  // Nullable. Sets what else the layout depends on, for the level whose kernels will read it.
+  // Nullable. Sets what else the layout depends on, for the level whose kernels will read it; splits and panels are not
+  // known yet.
   void (*choose)(const SparseView& w, Isa isa, PackingHeader& h) = nullptr;
 
   PackSplit pack_split[2] = {};  // of 4-byte and of 2-byte payloads
@@ -64,8 +65,8 @@ struct PackInput {
 struct Packing {
   const char* format = nullptr;  // what it is made from: "csr" or "bsr"
   int64_t min_rows = 1;          // fewer in a split are not worth a thread; chosen, not measured
-  int64_t (*row_multiple)(int64_t block_rows) = any_row;  // splits begin at multiples of this many rows
-  const CellPacking* cells = nullptr;                     // nullptr: it does not consist of cells
+  int64_t (*row_multiple)(const PackingHeader& h) = any_row;  // splits begin at multiples of this many rows
+  const CellPacking* cells = nullptr;                         // nullptr: it does not consist of cells
 
   Blob (*pack)(const Packing& packing, const PackInput& input) = nullptr;
   void (*check)(const Packing& packing, const PackingHeader& h) = nullptr;

@@ -14,7 +14,7 @@
 namespace sparseinfer {
 namespace {
 
-int64_t row_multiple(int64_t) { return kGroupRows; }
+int64_t row_multiple(const PackingHeader&) { return kGroupRows; }
 
 template <class Payload>
 void pack_split(const PackingHeader& h, const SparseView& w, int64_t begin, int64_t end, SplitStreams& out) {

@@ -17,7 +17,7 @@
 namespace sparseinfer {
 namespace {
 
-int64_t row_multiple(int64_t) { return kSliceRows; }
+int64_t row_multiple(const PackingHeader&) { return kSliceRows; }
 
 // Windows of 64 fp32 take four registers to load: where they move on every second step, whole cache lines pay more than
 // a few columns of reach lost to rounding down.

@@ -67,7 +67,7 @@ void check_cells(const Packing& packing, const PackingHeader& h) {
   check_section(h, h.counts, total.counts, kind.count_bytes, "counts");
   check_section(h, h.rows, total.rows, kind.row_bytes, "rows");
   check_section(h, h.offsets, total.offsets, kind.offset_bytes, "offsets");
-  check_split_rows(h, packing.row_multiple(h.block_rows));
+  check_split_rows(h, packing.row_multiple(h));
 
   int64_t stored = 0;
   for_cells(h, [&](const CellPlace& place) {

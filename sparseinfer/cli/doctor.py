@@ -50,7 +50,10 @@ def _isa() -> str:
     built = dict.fromkeys(kernel.isa for kernel in ops.kernels())
     missing = [isa for isa in built if isa not in ops.isa_levels()]
     text = f"{', '.join(ops.isa_levels())}; in use: {ops.active_isa()}"
-    return f"{text}; built, but not on this machine: {', '.join(missing)}" if missing else text
+    if core.emulates_tiles:
+        text += "; tiles of amx are emulated in this build, slowly"
+    reasons = [f"{isa} ({core.isa_refusal(isa)})" for isa in missing]
+    return f"{text}; built, but not on this machine: {', '.join(reasons)}" if missing else text
 
 
 def _kernels() -> str:
@@ -63,11 +66,10 @@ def _kernels() -> str:
 
 
 def _purposes() -> str:
-    """What each kernel of the level in use is planned for."""
+    """What each kernel that the level in use runs is planned for."""
     return "\n".join(
         f"{kernel.base_name}: {_purpose(kernel)}{'' if kernel.native else ', emulated at this level'}"
-        for kernel in ops.kernels()
-        if kernel.isa == ops.active_isa()
+        for kernel in ops.kernels_at(ops.active_isa())
     )
 
 

@@ -21,7 +21,7 @@ from sparseinfer.ops.candidates import (
     may_win,
     min_sparsity,
 )
-from sparseinfer.ops.cpu.kernels import KernelInfo, active_isa, isa_levels, kernels
+from sparseinfer.ops.cpu.kernels import KernelInfo, active_isa, isa_levels, kernels, kernels_at
 from sparseinfer.ops.cpu.packing import pack
 from sparseinfer.ops.cpu.parts import linear_parts
 from sparseinfer.ops.cuda.kernels import CudaKernel, cuda_kernels
@@ -70,6 +70,7 @@ __all__ = [
     "format_plan",
     "isa_levels",
     "kernels",
+    "kernels_at",
     "kernels_for",
     "layouts",
     "linear",

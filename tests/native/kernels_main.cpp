@@ -12,6 +12,7 @@
 #include "convolutions.h"
 #include "damage.h"
 #include "tested.h"
+#include "tile_unit.h"
 
 namespace native_tests {
 namespace {
@@ -74,13 +75,16 @@ void check_sizes() {
       check_exact("empty", filled(n, k, 17, Values::kIntegers, 0.5, r, c), {0, 1, 17});
     }
   }
-  for (auto [r, c] : {std::pair<int64_t, int64_t>{1, 2}, {6, 10}, {16, 16}, {32, 32}, {64, 64}}) {
-    check_exact("blocks", filled(192, 320, 20, Values::kIntegers, 0.7, r, c), {1, 20});
+  for (auto [r, c] :
+       {std::pair<int64_t, int64_t>{1, 2}, {6, 10}, {16, 16}, {16, 32}, {32, 32}, {48, 64}, {64, 64}, {192, 320}}) {
+    check_exact("blocks", filled(192, 320, 100, Values::kIntegers, 0.7, r, c), {1, 20, 100});
   }
   check_exact("panels", filled(40, 800, 70, Values::kIntegers, 0.6), {1, 16, 70}, {false, {16, 48, 384, 800, 2048}});
+  check_exact("panels", filled(64, 640, 70, Values::kIntegers, 0.6, 32, 64), {1, 70}, {false, {64, 192, 640}});
   // Splits as long as they may be, and more rows than one chunk of sums.
   check_exact("rows", filled(1300, 24, 65, Values::kIntegers, 0.8), {3, 65}, {false, {0}, 1});
   check_exact("rows", filled(1300, 24, 65, Values::kIntegers, 0.8, 4, 4), {3, 65}, {false, {0}, 1});
+  check_exact("rows", filled(1296, 32, 65, Values::kIntegers, 0.8, 16, 32), {3, 65}, {false, {0}, 1});
   // More columns than 16 bits count, and more of x than one pass holds.
   check_exact("columns", filled(8, (1 << 16) + 200, 3, Values::kIntegers, 0.999), {3});
   check_exact("columns", filled(8, (1 << 16) + 200, 3, Values::kIntegers, 0.999, 4, 4), {3});
@@ -98,6 +102,7 @@ void check_hostile() {
   }
   for (auto [r, c] : kBlocks)
     check_exact("NaN and infinity", filled(24, 40, 65, Values::kHostile, 0.6, r, c), {1, 3, 17, 65});
+  check_exact("NaN and infinity", filled(64, 96, 65, Values::kHostile, 0.6, 16, 32), {1, 3, 17, 65});
 }
 
 // One weight of 1 in every row: all numbers of 16 bits go in as x or as weights, and come out.
@@ -130,7 +135,7 @@ void check_every_half() {
 
 // The same bits however the work is cut, near the exact sums.
 void check_splits() {
-  for (auto [r, c] : {std::pair<int64_t, int64_t>{1, 1}, {4, 4}}) {
+  for (auto [r, c] : {std::pair<int64_t, int64_t>{1, 1}, {4, 4}, {16, 32}}) {
     const Problem p = filled(400, 160, 70, Values::kReals, 0.7, r, c);
     for (Tested& tested : g_tested) {
       if (!tested.takes(p)) continue;
@@ -226,7 +231,7 @@ void check_activations() {
 // Any bits come back from a packing.
 void check_bits() {
   Random random(7);
-  for (auto [r, c] : {std::pair<int64_t, int64_t>{1, 1}, {4, 4}, {6, 2}}) {
+  for (auto [r, c] : {std::pair<int64_t, int64_t>{1, 1}, {4, 4}, {6, 2}, {32, 64}}) {
     const Problem p = filled(96, 320, 0, Values::kIntegers, 0.6, r, c);
     for (Tested& tested : g_tested) {
       if (!tested.takes(p)) continue;
@@ -278,7 +283,7 @@ void check_damage(const Problem& p, bool own_level) {
 
 void check_damage() {
   for (auto [n, k, r, c] :
-       {std::array<int64_t, 4>{70, 200, 1, 1}, {1100, 24, 1, 1}, {72, 200, 4, 2}, {512, 40, 8, 2}}) {
+       {std::array<int64_t, 4>{70, 200, 1, 1}, {1100, 24, 1, 1}, {72, 200, 4, 2}, {512, 40, 8, 2}, {96, 128, 16, 32}}) {
     Problem p = filled(n, k, 20, Values::kIntegers, 0.7, r, c);
     // Zeros, because a check that runs on into them meets nothing that it would refuse.
     std::fill(p.weight.begin(), p.weight.end(), 0.0);
@@ -293,6 +298,7 @@ int main_(int argc, char** argv) {
 #if !defined(__SANITIZE_ADDRESS__)
   for (int signal : {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT}) std::signal(signal, crashed);
 #endif
+  check_tile_unit();
   check_sizes();
   check_hostile();
   check_every_half();

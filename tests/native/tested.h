@@ -135,12 +135,13 @@ void for_packings(Tested& tested, const Problem& p, bool all_dtypes, const std::
   if (!all_dtypes) dtypes = {dtypes[static_cast<size_t>(tested.turn++) % dtypes.size()]};
   // A packing made for one level may be read at another.
   std::vector<Isa> isas{tested.kernel.isa};
-  if (tested.kind == PackingKind::kSell) {
+  if (tested.kind == PackingKind::kSell || (tested.kind == PackingKind::kBsr && tested.storage == Storage::kBF16)) {
     for (int i = 0; i < kNumIsas; ++i) {
       if (static_cast<Isa>(i) != tested.kernel.isa) isas.push_back(static_cast<Isa>(i));
     }
   }
-  const bool has_panels = tested.kind == PackingKind::kRowgroup || tested.kind == PackingKind::kRowlist;
+  const bool has_panels = tested.kind == PackingKind::kRowgroup || tested.kind == PackingKind::kRowlist ||
+                          (tested.kind == PackingKind::kBsr && p.block_cols > 1);
   for (auto [w, x] : dtypes) {
     const Format format(p, w);
     for (Isa isa : isas) {

@@ -98,12 +98,12 @@ def integer_x(m: int, k: int, dtype: torch.dtype = F32) -> Tensor:
     return torch.randint(-3, 4, (m, k), generator=torch.Generator().manual_seed(m)).to(dtype)
 
 
-def test_the_registry_covers_every_packing_at_every_level() -> None:
-    levels = {k.isa for k in ops.kernels()}
+def test_the_registry_covers_every_packing_at_every_level_but_that_of_tiles() -> None:
+    levels = {k.isa for k in ops.kernels()} - {"amx"}
     for packing in ("csr", "sell", "bitmap", "rowgroup", "rowlist", "bsr"):
-        assert {k.isa for k in ops.kernels() if k.packing == packing} == levels
+        assert {k.isa for k in ops.kernels() if k.packing == packing} - {"amx"} == levels
     for storage in DTYPES:
-        assert {k.isa for k in ops.kernels() if k.storage == storage} == levels
+        assert {k.isa for k in ops.kernels() if k.storage == storage} - {"amx"} == levels
     assert len({k.name for k in ops.kernels()}) == len(ops.kernels())
     assert {k.isa for k in AVAILABLE} == set(ops.isa_levels())
 

@@ -35,6 +35,13 @@ constexpr int kMaxSellWindows = 8;
 const SellWindow* sell_windows(Isa isa, bool pairs);
 
 bool isa_supported(Isa isa);
+
+// Why this machine cannot run a level of this build; empty if it can, or if the build does not have it.
+const std::string& isa_refusal(Isa isa);
+
+// Whether plain C++ stands in for the tile instructions of level amx (cpu/amx_emulated.h), for tests.
+bool tiles_are_emulated();
+
 std::vector<std::string> supported_isa_names();
 
 // The best supported level, or the one SPARSEINFER_ISA names; read once. Throws std::invalid_argument, which lists

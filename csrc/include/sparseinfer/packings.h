@@ -20,7 +20,8 @@ namespace sparseinfer {
   X(kRowlist, rowlist)   \
   X(kBsr, bsr)           \
   X(kSell, sell)         \
-  X(kBitmap, bitmap)
+  X(kBitmap, bitmap)     \
+  X(kTilemap, tilemap)
 
 #define SI_PACKING_NAME(number, name) #name,
 enum class PackingKind : uint32_t { SI_PACKINGS(SI_NUMBER) };
@@ -39,8 +40,8 @@ struct PackingHeader {
   PackingKind kind;
   DType dtype;      // of the format that was packed, and that unpacking gives back
   Storage storage;  // of the payloads
-  uint32_t reserved;
-  int64_t bytes;  // whole blob
+  uint32_t strip;   // bsr only: rows multiplied together
+  int64_t bytes;    // whole blob
   int64_t n, k, nnz;
   int64_t panel;   // columns per panel
   int64_t panels;  // ceil(k / panel)
@@ -50,8 +51,10 @@ struct PackingHeader {
   int64_t units;                   // entries of `offsets`
   int64_t split_rows;              // int64[splits + 1], first row of each split
   int64_t cells;                   // Cell[splits * panels + 1]
-  int64_t counts;   // csr: int64 crow[n + 1]; rowgroup: PatternCounts[]; rowlist: Run[]; bsr: uint8[]; sell: uint32[]
-  int64_t rows;     // rowlist: uint16[] row within the split; sell: uint32[] first columns; bitmap: uint64[] masks
+  int64_t counts;   // csr: int64 crow[n + 1]; rowgroup: PatternCounts[]; rowlist: Run[]; bsr: uint8[]; sell: uint32[];
+                    // tilemap: int64[] first values
+  int64_t rows;     // rowlist: uint16[] row within the split; sell: uint32[] first columns; bitmap: uint64[] masks;
+                    // tilemap: uint32[16] masks of a tile
   int64_t offsets;  // rowgroup, rowlist: uint16[] column in the panel; sell, bsr: uint8[]; csr: uint32[] columns
   int64_t values;   // payloads in loop order
 };
@@ -102,7 +105,13 @@ static inline bool steps_is_valid(int64_t steps) { return steps == 1 || steps ==
 constexpr int64_t kMaskColumns = 64;
 static inline int64_t mask_words(int64_t k) { return (k + kMaskColumns - 1) / kMaskColumns; }
 
-// bsr: rows multiplied together; a strip never crosses a block.
+// A tile of weights, as the tile unit multiplies it (cpu/amx.h): row r holds inputs 2 r and 2 r + 1 of 16 outputs.
+constexpr int64_t kTileOutputs = 16, kTileInputs = 32;
+
+// bsr: rows multiplied together; a strip never crosses a block. Blocks of whole tiles may have strips of kTileOutputs.
+static inline bool consists_of_tiles(int64_t block_rows, int64_t block_cols) {
+  return block_rows % kTileOutputs == 0 && block_cols % kTileInputs == 0;
+}
 static inline int64_t strip_rows(int64_t block_rows) { return block_rows % 4 == 0 ? 4 : block_rows % 2 == 0 ? 2 : 1; }
 
 template <class T>

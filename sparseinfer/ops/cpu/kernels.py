@@ -44,6 +44,17 @@ def kernels() -> tuple[KernelInfo, ...]:
     return tuple(KernelInfo(**row) for row in core.kernels())
 
 
+@lru_cache(maxsize=64)
+def kernels_at(isa: str) -> tuple[KernelInfo, ...]:
+    """The kernels that a level runs: its own, and those of the levels below it that it does not replace.
+
+    Levels above avx512bf16 have kernels of their own for some packings only.
+    """
+    order = list(dict.fromkeys(row.isa for row in kernels()))
+    levels = order[: order.index(isa) + 1] if isa in order else []
+    return tuple({row.base_name: row for row in kernels() if row.isa in levels}.values())
+
+
 def isa_levels() -> list[str]:
     """Instruction-set levels that this build has and this machine supports, slowest first."""
     return core.isa_levels()
@@ -76,11 +87,12 @@ def kernel_id(base_name: str) -> int:
     ValueError: no such kernel, or not on this machine.
     """
     levels = isa_levels()
-    wanted = [f"{base_name}__{active_isa()}", base_name]
+    here = {kernel.base_name: kernel.name for kernel in kernels_at(active_isa())}
+    wanted = here.get(base_name, base_name)
     for index, kernel in enumerate(kernels()):
-        if kernel.name in wanted and kernel.isa in levels:
+        if kernel.name == wanted and kernel.isa in levels:
             return index
-    names = sorted({k.base_name for k in kernels()})
+    names = sorted(here)
     raise ValueError(
         f"kernel: expected one of {', '.join(names)} (levels {', '.join(levels)}), got {base_name}"
     )

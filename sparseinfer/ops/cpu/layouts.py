@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sparseinfer.ops.cpu.kernels import KernelInfo, active_isa, is_panelled, kernels
+from sparseinfer.ops.cpu.kernels import KernelInfo, active_isa, is_panelled, kernels_at
 from sparseinfer.ops.names import STORAGES
 from sparseinfer.ops.packed import PackedInfo
 
@@ -20,9 +20,8 @@ def panel_for(kernel: KernelInfo) -> int:
 
 
 def rows(isa: str = "") -> tuple[KernelInfo, ...]:
-    """All kernels of a level, by default the active one."""
-    level = isa or active_isa()
-    return tuple(row for row in kernels() if row.isa == level)
+    """All kernels that a level runs, by default the active one."""
+    return kernels_at(isa or active_isa())
 
 
 def computing(dtype: torch.dtype, x_dtype: torch.dtype, isa: str = "") -> tuple[KernelInfo, ...]:
