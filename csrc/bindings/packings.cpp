@@ -20,15 +20,15 @@ struct Dense {
   static constexpr auto fields() { return std::make_tuple(&Dense::address, &Dense::dtype, &Dense::n, &Dense::k); }
 };
 
-// The parts of CSR or BSR; dtype by name, nnz counts the values of stored blocks.
+// The parts of CSR or BSR; dtype by name, nnz counts the values of stored blocks; scales is 0 where there are none.
 struct Compressed {
   std::string dtype;
   int64_t n, k, nnz, block_rows, block_cols;
-  uintptr_t crow, col, values;
+  uintptr_t crow, col, values, scales;
   static constexpr auto fields() {
     using C = Compressed;
     return std::make_tuple(&C::dtype, &C::n, &C::k, &C::nnz, &C::block_rows, &C::block_cols, &C::crow, &C::col,
-                           &C::values);
+                           &C::values, &C::scales);
   }
 };
 
@@ -38,13 +38,13 @@ void check_csr(uintptr_t crow, uintptr_t col, int64_t n, int64_t k, int64_t nnz)
 }
 
 void row_offsets(const Dense& dense, uintptr_t crow) {
-  const auto dtype = parse<DType>(dense.dtype, kDTypeNames, "dtype");
+  const auto dtype = parse<DType>(dense.dtype, kWeightDTypeNames, "dtype");
   py::gil_scoped_release release;
   dense_row_offsets(pointer<const void>(dense.address), dtype, dense.n, dense.k, pointer<int64_t>(crow));
 }
 
 void to_csr(const Dense& dense, uintptr_t crow, uintptr_t col, uintptr_t values) {
-  const auto dtype = parse<DType>(dense.dtype, kDTypeNames, "dtype");
+  const auto dtype = parse<DType>(dense.dtype, kWeightDTypeNames, "dtype");
   py::gil_scoped_release release;
   dense_to_csr(pointer<const void>(dense.address), dtype, dense.n, dense.k, pointer<const int64_t>(crow),
                pointer<int32_t>(col), pointer<void>(values));
@@ -60,7 +60,8 @@ py::array_t<uint8_t> pack_array(const std::string& packing, const Compressed& we
                         pointer<const int64_t>(weight.crow),
                         pointer<const int32_t>(weight.col),
                         pointer<const void>(weight.values),
-                        parse<DType>(weight.dtype, kDTypeNames, "dtype")};
+                        parse<DType>(weight.dtype, kWeightDTypeNames, "dtype"),
+                        pointer<const float>(weight.scales)};
   const auto kind = parse<PackingKind>(packing, kPackingNames, "packing");
   const PackOptions options{parse<Storage>(storage, kStorageNames, "storage"),
                             isa.empty() ? active_isa() : parse<Isa>(isa, kIsaNames, "isa"), max_splits, panel};
@@ -93,10 +94,11 @@ void check_whole(uintptr_t data, int64_t bytes) {
   check_packing(pointer<const void>(data), bytes);
 }
 
-void unpack_checked(uintptr_t data, int64_t bytes, uintptr_t crow, uintptr_t col, uintptr_t values) {
+void unpack_checked(uintptr_t data, int64_t bytes, uintptr_t crow, uintptr_t col, uintptr_t values,
+                    uintptr_t scales) {
   py::gil_scoped_release release;
   const PackingHeader* h = check_packing(pointer<const void>(data), bytes);
-  unpack(h, pointer<int64_t>(crow), pointer<int32_t>(col), pointer<void>(values));
+  unpack(h, pointer<int64_t>(crow), pointer<int32_t>(col), pointer<void>(values), pointer<float>(scales));
 }
 
 }  // namespace
@@ -110,7 +112,7 @@ void bind_packings(py::module_& m) {
   m.def("describe", &describe, py::arg("data"), py::arg("nbytes"));
   m.def("check_packing", &check_whole, py::arg("data"), py::arg("nbytes"));
   m.def("unpack", &unpack_checked, py::arg("data"), py::arg("nbytes"), py::arg("crow"), py::arg("col"),
-        py::arg("values"));
+        py::arg("values"), py::arg("scales") = 0);
 }
 
 }  // namespace bindings

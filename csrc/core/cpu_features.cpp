@@ -31,6 +31,7 @@ struct LevelRow {
   LevelNeeds needs;
   SellWindow windows[kMaxSellWindows + 1];
   SellWindow pair_windows[kMaxSellWindows + 1];
+  SellWindow quad_windows[kMaxSellWindows + 1];
 };
 
 [[maybe_unused]] constexpr uint32_t bits(std::initializer_list<int> numbers) {
@@ -40,10 +41,10 @@ struct LevelRow {
 }
 
 #define SI_LIST(...) {__VA_ARGS__}
-#define SI_LEVEL(number, name, needs, windows, pair_windows) \
-  LevelRow{true, SI_LIST needs, SI_LIST windows, SI_LIST pair_windows},
-#define SI_OTHER_LEVEL(number, name, needs, windows, pair_windows) \
-  LevelRow{false, SI_LIST needs, SI_LIST windows, SI_LIST pair_windows},
+#define SI_LEVEL(number, name, needs, windows, pair_windows, quad_windows) \
+  LevelRow{true, SI_LIST needs, SI_LIST windows, SI_LIST pair_windows, SI_LIST quad_windows},
+#define SI_OTHER_LEVEL(number, name, needs, windows, pair_windows, quad_windows) \
+  LevelRow{false, SI_LIST needs, SI_LIST windows, SI_LIST pair_windows, SI_LIST quad_windows},
 constexpr LevelRow kLevels[] = {
 #include "sparseinfer/levels.inc"
 };
@@ -53,7 +54,9 @@ constexpr LevelRow kLevels[] = {
 
 constexpr bool every_level_has_windows() {
   for (const LevelRow& level : kLevels) {
-    if (level.windows[0].steps == 0 || level.pair_windows[0].steps == 0) return false;
+    for (const SellWindow* list : {level.windows, level.pair_windows, level.quad_windows}) {
+      if (list[0].steps == 0) return false;
+    }
   }
   return true;
 }
@@ -137,9 +140,10 @@ Isa choose() {
 
 }  // namespace
 
-const SellWindow* sell_windows(Isa isa, bool pairs) {
+const SellWindow* sell_windows(Isa isa, Storage storage) {
   const LevelRow& level = kLevels[static_cast<int>(isa)];
-  return pairs ? level.pair_windows : level.windows;
+  const int64_t columns = columns_per_step(storage);
+  return columns == 4 ? level.quad_windows : columns == 2 ? level.pair_windows : level.windows;
 }
 
 const std::string& isa_refusal(Isa isa) {

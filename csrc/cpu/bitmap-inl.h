@@ -106,7 +106,7 @@ struct BitmapTile {
   static constexpr int kRows = 1;
   static constexpr int64_t kPanel = kMode == TileMode::kPairs ? 384 : 128;
   static constexpr int64_t kRoom = kPanel + 2 * kMaskColumns;  // vectors are written whole, and a filling may follow
-  static constexpr bool kWidened = kMode == TileMode::kFloat && sizeof(T) == 2;
+  static constexpr bool kWidened = kMode == TileMode::kFloat && sizeof(T) < 4;
 
   static int64_t panel(const PackingHeader*) { return kPanel; }
   static int64_t scratch_bytes(const PackingHeader*) { return kChunkRows * 8 + kRoom * 2 + kRoom * 4; }
@@ -155,6 +155,7 @@ struct BitmapTile {
 using BitmapTileF32 = BitmapTile<float, TileMode::kFloat>;
 using BitmapTileWBF16 = BitmapTile<BF16, TileMode::kFloat>;
 using BitmapTileWF16 = BitmapTile<F16, TileMode::kFloat>;
+using BitmapTileWI8 = BitmapTile<int8_t, TileMode::kFloat>;
 using BitmapTileBF16 = BitmapTile<uint16_t, TileMode::kPairs>;
 
 }  // namespace

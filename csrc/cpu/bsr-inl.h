@@ -3,7 +3,8 @@
 // Strips of 16, of blocks that were packed for tiles, are multiplied 4 rows at a time.
 //
 // counts: one byte, blocks per (strip, panel); offsets: one byte per (strip, block), block column within the panel;
-// values: [strip][block][columns of the block][rows of the strip]; pair storage [column pairs][rows][2].
+// values: [strip][block][columns of the block][rows of the strip]; pair storage [column pairs][rows][2], i8
+// [fours of columns][rows][4].
 #pragma once
 
 #include "cpu/steps-inl.h"
@@ -15,7 +16,8 @@ template <TileMode kMode_>
 struct Bsr : PackedPanels {
   static constexpr TileMode kMode = kMode_;
   static constexpr int kRows = 4;
-  static constexpr int kColumns = kMode == TileMode::kDwords ? 2 : 1;  // columns per position of the tile
+  // Columns per position of the tile.
+  static constexpr int kColumns = kMode == TileMode::kQuads ? 4 : kMode == TileMode::kDwords ? 2 : 1;
 
   template <class S>
   static void cell(const PackingHeader* w, int64_t split, int64_t panel, const float* x, float* sums, int64_t, char*) {
@@ -33,7 +35,7 @@ struct Bsr : PackedPanels {
 
   template <class S>
   static SI_INLINE void load(const float* x, typename Step<S>::X (&out)[S::kSums]) {
-    if constexpr (kMode == TileMode::kDwords) {
+    if constexpr (kMode == TileMode::kDwords || kMode == TileMode::kQuads) {
       Step<S>::load(x, out);
     } else {
       constexpr uint16_t kHere = 0;

@@ -24,8 +24,8 @@ struct Rowgroup : PackedPanels {
                                 const typename Step<S>::Payload*& values, typename S::Vec::V (&sum)[4][S::kSums]) {
     using Vec = typename S::Vec;
     constexpr int kStored = __builtin_popcount(Pattern), kPositions = Step<S>::kPositions;
-    // Multiplies of a step: those of a quad of weights, one load for four broadcasts.
-    constexpr int kMultiplies = kStored == 1 ? 4 : kStored == 2 ? 2 : 1;
+    // Multiplies of a step (rowgroup_step): those of a quad of weights, one load for four broadcasts.
+    constexpr int kMultiplies = kMode == TileMode::kBytes || kStored > 2 ? 1 : kStored == 1 ? 4 : 2;
     constexpr int kSets = S::kSums * kStored >= 4 ? 1 : kMultiplies;
     typename Vec::V more[kSets][kStored][S::kSums];
     SI_UNROLL

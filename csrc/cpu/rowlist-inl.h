@@ -19,8 +19,8 @@ struct Rowlist : PackedPanels {
   static constexpr TileMode kMode = kMode_;
   static constexpr int kRows = 1;
 
-  template <class S>
-  static SI_INLINE void step(const typename S::Element* x, const uint16_t* offsets, typename Step<S>::X w,
+  template <class S, class W>
+  static SI_INLINE void step(const typename S::Element* x, const uint16_t* offsets, W w,
                              typename S::Vec::V (&sum)[S::kSums]) {
     typename Step<S>::X xv[S::kSums];
     Step<S>::load(x, offsets, xv);

@@ -1,11 +1,12 @@
 // The common part of all few-token kernels. x is copied once per call into rows that the kernel can read past their
-// end: widened to fp32, or as bf16 if the kernel multiplies bf16. Kernels read the weights of a split once for up to
+// end: widened to fp32, as bf16 if the kernel multiplies bf16, or as bytes, behind which lie the tokens' scales. Kernels read the weights of a split once for up to
 // kMaxTokens tokens at a time and return finished vectors of y.
 #pragma once
 
 #include <string.h>
 
 #include "cpu/activation-inl.h"
+#include "cpu/quantize-inl.h"
 #include "cpu/types-inl.h"
 #include "sparseinfer/kernel.h"
 
@@ -17,18 +18,22 @@ struct Int {
   static constexpr int value = N;
 };
 
-// Body: `Element` of the prepared x (float or uint16_t), `kMaxTokens`, and
+// Body: `Element` of the prepared x (float, uint16_t or uint8_t), `kMaxTokens`, and
 // `tokens<T>(args, split, x, stride, token)`, which computes T tokens of one split.
 template <class Body>
 struct Rows {
   using Element = typename Body::Element;
   static constexpr bool kTakesConv = false;
-  static constexpr bool kNative = sizeof(Element) == 4 || Level::kPairDot;
+  static constexpr bool kNative = sizeof(Element) != 2 || Level::kPairDot;
+  static constexpr bool kBytes = sizeof(Element) == 1;
   static constexpr int64_t kTileTokens = 0;
 
   // Zeros behind a row, as many as a kernel may look ahead.
   static int64_t stride(const SpmmArgs& a) { return (a.w->k + kMaxWindow + 15) / 16 * 16; }
-  static int64_t workspace_bytes(const SpmmArgs& a) { return a.m * stride(a) * static_cast<int64_t>(sizeof(Element)); }
+  static int64_t x_bytes(const SpmmArgs& a) { return a.m * stride(a) * static_cast<int64_t>(sizeof(Element)); }
+  static int64_t workspace_bytes(const SpmmArgs& a) {
+    return x_bytes(a) + (kBytes ? a.m * static_cast<int64_t>(sizeof(TokenScale)) : 0);
+  }
   static int64_t scratch_bytes(const SpmmArgs&) { return Body::kScratchBytes; }
   static int64_t prepare_items(const SpmmArgs& a) { return a.m; }
 
@@ -36,7 +41,14 @@ struct Rows {
     const int64_t k = a.w->k;
     for (int64_t token = begin; token < end; ++token) {
       Element* out = reinterpret_cast<Element*>(a.workspace) + token * stride(a);
-      if constexpr (sizeof(Element) == 2) {
+      if constexpr (kBytes) {
+        with_type(a.dtype, [&](auto type) {
+          const auto* x = static_cast<const decltype(type)*>(a.x) + token * a.ldx;
+          const TokenScale scale = find_scale(x, k);
+          quantize(x, k, scale, out);
+          reinterpret_cast<TokenScale*>(a.workspace + x_bytes(a))[token] = scale;
+        });
+      } else if constexpr (sizeof(Element) == 2) {
         if (a.dtype == DType::kF32) {
           round_row(static_cast<const float*>(a.x) + token * a.ldx, k, reinterpret_cast<BF16*>(out));
         } else if (k > 0) {
@@ -88,8 +100,11 @@ struct Rows {
   }
 };
 
-// y[token, row : row + count] = activation(sum + bias), count <= R.
+// y[token, row : row + count] = activation(scale * sum + bias), count <= R.
 SI_INLINE void finish(const SpmmArgs& a, Row::V sum, int64_t token, int64_t row, int count) {
+  if (a.w->storage == Storage::kWI8) {
+    sum = Row::mul(sum, Row::load_partial(section<float>(a.w, a.w->scales) + row, count));
+  }
   with_type(a.dtype, [&](auto type) {
     using T = decltype(type);
     if (a.bias) sum = Row::add(sum, load_bias<Row, T>(a, row, count));

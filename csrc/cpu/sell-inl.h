@@ -7,7 +7,7 @@
 // them. The last position of a window holds zero, and padding refers to it, so that it is never multiplied by x.
 //
 // counts: uint32 windows per slice; rows: uint32 first column of each window; offsets: 16 bytes per step (pair
-// storage 32, two per row), position in the window; values: one payload for each. A window serves `steps` steps.
+// storage 32, two per row; i8 64), position in the window; values: one payload for each. A window serves `steps` steps.
 // Registers (AVX-512): 4 x T of x for windows of 64, 2 x T for 32 and for pairs of bf16; sums; index; values. A level
 // has fast paths for two window widths and three numbers of steps; for packings made for other levels it reads windows
 // from memory.
@@ -25,11 +25,13 @@ template <class T>
 struct SellWidened {
   using Element = float;
   using Payload = T;
+  using Sum = Row;
   static constexpr int kPerRow = 1;  // payloads of a row in one step
   using Any = Level::AnyWindow;
   template <int W>
   using Window = Level::Window<W>;
   static constexpr int kWindows[2] = {Level::kWindows[0], Level::kWindows[1]};
+  static constexpr const int (&kSteps)[3] = Level::kSteps;
 
   template <int W>
   struct Weights {
@@ -47,11 +49,13 @@ struct SellWidened {
 struct SellPairs {
   using Element = uint16_t;
   using Payload = uint16_t;
+  using Sum = Row;
   static constexpr int kPerRow = 2;
   using Any = Level::AnyPairWindow;
   template <int W>
   using Window = Level::PairWindow<W>;
   static constexpr int kWindows[2] = {Level::kPairWindow, 0};
+  static constexpr const int (&kSteps)[3] = Level::kSteps;
 
   template <int W>
   struct Weights {
@@ -66,10 +70,41 @@ struct SellPairs {
   }
 };
 
+// Looks up bytes, four columns a row.
+struct SellQuads {
+  using Element = uint8_t;
+  using Payload = int8_t;
+  using Sum = Ints;
+  static constexpr int kPerRow = 4;
+  template <int W>
+  using Window = Level::ByteWindow<W>;
+  static constexpr int kWindows[2] = {Level::kByteWindow, 0};
+  static constexpr const int (&kSteps)[3] = Level::kByteSteps;
+
+  struct Any {
+    const uint8_t* x;
+    int last;
+  };
+  template <int W>
+  struct Weights {
+    typename Window<W>::Index at;
+    Ints::W values;
+    Weights(const uint8_t* offsets, const int8_t* payloads)
+        : at(Window<W>::index(offsets)), values(Ints::weights(Ints::load_bytes(payloads))) {}
+    SI_INLINE Ints::V multiply(const Window<W>& x, Ints::V sum) const { return Ints::dot(sum, x.look_up(at), values); }
+  };
+  static Ints::V multiply(const Any& x, const uint8_t* offsets, const int8_t* payloads, Ints::V sum) {
+    uint8_t bytes[4 * R];
+    for (int i = 0; i < 4 * R; ++i) bytes[i] = offsets[i] == x.last ? uint8_t{0} : x.x[offsets[i]];
+    return Ints::dot(sum, Ints::load_bytes(bytes), Ints::weights(Ints::load_bytes(payloads)));
+  }
+};
+
 template <class Kind>
 struct Sell {
   using Element = typename Kind::Element;
   using Payload = typename Kind::Payload;
+  using Sum = typename Kind::Sum;
   static constexpr int kMaxTokens = Level::kSellTokens;
   static constexpr int64_t kScratchBytes = 0;
 
@@ -94,9 +129,9 @@ struct Sell {
       return with_window<T / 2, W>(a, split, x, stride, token) &&
              with_window<T - T / 2, W>(a, split, x + T / 2 * stride, stride, token + T / 2);
     } else if constexpr (W > 0) {
-      return a.w->window == W && (with_steps<T, W, Level::kSteps[0]>(a, split, x, stride, token) ||
-                                  with_steps<T, W, Level::kSteps[1]>(a, split, x, stride, token) ||
-                                  with_steps<T, W, Level::kSteps[2]>(a, split, x, stride, token));
+      return a.w->window == W && (with_steps<T, W, Kind::kSteps[0]>(a, split, x, stride, token) ||
+                                  with_steps<T, W, Kind::kSteps[1]>(a, split, x, stride, token) ||
+                                  with_steps<T, W, Kind::kSteps[2]>(a, split, x, stride, token));
     }
     return false;
   }
@@ -133,13 +168,13 @@ struct Sell {
     auto [counts, first, offsets, values] = Streams(a.w, split);
 
     for (int64_t row = split_rows[split]; row < split_rows[split + 1]; row += kSliceRows, ++counts) {
-      Row::V sum[kSets][T][kGroups];
+      typename Sum::V sum[kSets][T][kGroups];
       SI_UNROLL
       for (int s = 0; s < kSets; ++s) {
         SI_UNROLL
         for (int t = 0; t < T; ++t) {
           SI_UNROLL
-          for (int g = 0; g < kGroups; ++g) sum[s][t][g] = Row::zero();
+          for (int g = 0; g < kGroups; ++g) sum[s][t][g] = Sum::zero();
         }
       }
       const uint32_t* end = first + (a.w->panels > 0 ? *counts : 0);
@@ -154,7 +189,7 @@ struct Sell {
             const typename Kind::template Weights<W> weights(offsets + g * kGroupPayloads, values + g * kGroupPayloads);
             SI_UNROLL
             for (int t = 0; t < T; ++t) {
-              Row::V& to = sum[step % kSets][t][g];
+              typename Sum::V& to = sum[step % kSets][t][g];
               to = weights.multiply(window[t], to);
             }
           }
@@ -165,12 +200,22 @@ struct Sell {
         if (left <= 0) break;
         SI_UNROLL
         for (int t = 0; t < T; ++t) {
-          Row::V total = sum[0][t][g];
+          typename Sum::V total = sum[0][t][g];
           SI_UNROLL
-          for (int s = 1; s < kSets; ++s) total = Row::add(total, sum[s][t][g]);
-          finish(a, total, token + t, at, left < R ? static_cast<int>(left) : R);
+          for (int s = 1; s < kSets; ++s) total = Sum::add(total, sum[s][t][g]);
+          finish_sum(a, total, token + t, at, left);
         }
       }
+    }
+  }
+
+  static SI_INLINE void finish_sum(const SpmmArgs& a, typename Sum::V sum, int64_t token, int64_t row, int64_t left) {
+    const int count = left < R ? static_cast<int>(left) : R;
+    if constexpr (sizeof(Element) == 1) {
+      const auto* scales = reinterpret_cast<const TokenScale*>(a.workspace + Rows<Sell>::x_bytes(a));
+      finish(a, real_rows(a.w, sum, scales[token], row, count), token, row, count);
+    } else {
+      finish(a, sum, token, row, count);
     }
   }
 
@@ -179,13 +224,13 @@ struct Sell {
     const int64_t* split_rows = section<int64_t>(a.w, a.w->split_rows);
     auto [counts, first, offsets, values] = Streams(a.w, split);
     for (int64_t row = split_rows[split]; row < split_rows[split + 1]; row += kSliceRows, ++counts) {
-      Row::V sum[kGroups];
-      for (int g = 0; g < kGroups; ++g) sum[g] = Row::zero();
+      typename Sum::V sum[kGroups];
+      for (int g = 0; g < kGroups; ++g) sum[g] = Sum::zero();
       const uint32_t* end = first + (a.w->panels > 0 ? *counts : 0);
       for (; first < end; ++first) {
         const typename Kind::Any window{x + *first, static_cast<int>(a.w->window) - 1};
         for (int64_t step = 0; step < a.w->steps * kGroups; ++step) {
-          Row::V& to = sum[step % kGroups];
+          typename Sum::V& to = sum[step % kGroups];
           to = Kind::multiply(window, offsets, values, to);
           offsets += R * Kind::kPerRow;
           values += R * Kind::kPerRow;
@@ -193,7 +238,7 @@ struct Sell {
       }
       for (int g = 0; g < kGroups; ++g) {
         const int64_t at = row + g * R, left = split_rows[split + 1] - at;
-        if (left > 0) finish(a, sum[g], token, at, left < R ? static_cast<int>(left) : R);
+        if (left > 0) finish_sum(a, sum[g], token, at, left);
       }
     }
   }

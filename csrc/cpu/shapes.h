@@ -10,7 +10,11 @@ enum class TileMode {
   kFloat,   // [columns][tokens] fp32
   kPairs,   // [columns][tokens] bf16; two columns are interleaved in registers
   kDwords,  // [columns / 2][tokens][2] bf16, for weights that come in pairs of neighbouring columns
+  kBytes,   // [columns][tokens] bytes; four columns are interleaved in registers
+  kQuads,   // [columns / 4][tokens][4] bytes, for weights that come in fours of neighbouring columns
 };
+
+constexpr bool is_int8(TileMode mode) { return mode == TileMode::kBytes || mode == TileMode::kQuads; }
 
 template <TileMode>
 struct TileElement {
@@ -21,13 +25,18 @@ struct TileElement<TileMode::kPairs> {
   using type = uint16_t;
 };
 
+template <>
+struct TileElement<TileMode::kBytes> {
+  using type = uint8_t;
+};
+
 template <class Vec_, int kT, TileMode kMode_>
 struct Shape {
   using Vec = Vec_;
   using Element = typename TileElement<kMode_>::type;
   static constexpr TileMode kMode = kMode_;
   static constexpr int kLoads = kT;                                      // vectors of x per column
-  static constexpr int kSums = kMode == TileMode::kPairs ? 2 * kT : kT;  // vectors of sums per row
+  static constexpr int kSums = kT * (kMode == TileMode::kBytes ? 4 : kMode == TileMode::kPairs ? 2 : 1);  // per row
   static constexpr int kTokens = kSums * Vec::L;
 };
 

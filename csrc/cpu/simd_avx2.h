@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/shapes.h"
+#include "cpu/int8_x86.h"
 #include "cpu/simd_x86.h"
 
 namespace sparseinfer {
@@ -58,6 +59,7 @@ struct Level {
     static __m256i dwords(V v) { return _mm256_srli_epi32(_mm256_castps_si256(v), 16); }
   };
   using Transposer = F32x8;
+  using Ints = I32x8;
   static constexpr int kRegisters = 16;
   static constexpr bool kPairDot = false;  // no instruction multiplies pairs of bf16
   static constexpr int kSellTokens = 4;
@@ -86,6 +88,12 @@ struct Level {
   };
   template <int>
   struct PairWindow;
+
+  // The same for bytes, where padding needs no zero.
+  static constexpr int kByteWindow = 16;
+  static constexpr int kByteSteps[3] = {1, 2, 4};
+  template <int kWindow>
+  using ByteWindow = ByteWindow16<kWindow>;
 
   // The same from memory; position `last` counts as zero.
   struct AnyWindow {
@@ -131,6 +139,14 @@ struct Level {
   }
   template <TileMode kMode, int kRows>
   static constexpr int kTileTokens = kRows == 1 ? 64 : 16;
+
+  // The same for tiles of bytes.
+  template <TileMode kMode, class F>
+  static SI_INLINE void with_byte_tile(int64_t tokens, F f) {
+    with_narrow_byte_tile<kMode>(tokens, f);
+  }
+  template <TileMode kMode>
+  static constexpr int kByteTileTokens = kMode == TileMode::kBytes ? 32 : 16;
 };
 
 }  // namespace

@@ -1,6 +1,7 @@
 // Vectors of 16 floats for AVX-512 F/BW/DQ/VL; with BF16, VBMI and VBMI2 where the level has them.
 #pragma once
 
+#include "cpu/int8_avx512.h"
 #include "cpu/shapes.h"
 #include "cpu/simd_x86.h"
 
@@ -16,6 +17,9 @@ struct F32x16 {
   static V load(const float* p) { return _mm512_loadu_ps(p); }
   static V load(const BF16* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
   static V load(const F16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  static V load(const int8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
   static V load_partial(const float* p, int count) { return _mm512_maskz_loadu_ps(first(count), p); }
   static V load_partial(const BF16* p, int count) { return widen(_mm256_maskz_loadu_epi16(first(count), p)); }
   static V load_partial(const F16* p, int count) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(count), p)); }
@@ -168,6 +172,7 @@ struct F32x16 {
 struct Level {
   using Row = F32x16;  // vectors of rows or columns, for few tokens
   using Transposer = F32x8;
+  using Ints = I32x16Of<F32x16>;
   static constexpr int kRegisters = 32;
 #if defined(__AVX512BF16__)
   static constexpr bool kPairDot = true;  // an instruction multiplies pairs of bf16
@@ -194,6 +199,12 @@ struct Level {
     }
     Row::P look_up(Index at) const { return _mm512_permutex2var_epi16(part[0], at, part[1]); }
   };
+
+  // The same for bytes, where padding needs no zero.
+  static constexpr int kByteWindow = kByteWindow512;
+  static constexpr int kByteSteps[3] = {1, 2, 4};
+  template <int kWindow>
+  using ByteWindow = ByteWindow512<kWindow>;
 
   // The same from memory; position `last` counts as zero.
   struct AnyWindow {
@@ -235,6 +246,22 @@ struct Level {
   }
   template <TileMode kMode, int kRows>
   static constexpr int kTileTokens = 64;
+
+  // The same for tiles of bytes.
+  template <TileMode kMode, class F>
+  static SI_INLINE void with_byte_tile(int64_t tokens, F f) {
+    if constexpr (kMode == TileMode::kBytes) {
+      return tokens <= 32 ? with_narrow_byte_tile<kMode>(tokens, f) : f(Shape<Ints, 1, kMode>{});
+    } else {
+      if (tokens <= 8) return with_narrow_byte_tile<kMode>(tokens, f);
+      if (tokens <= 16) return f(Shape<Ints, 1, kMode>{});
+      if (tokens <= 32) return f(Shape<Ints, 2, kMode>{});
+      if (tokens <= 48) return f(Shape<Ints, 3, kMode>{});
+      return f(Shape<Ints, 4, kMode>{});
+    }
+  }
+  template <TileMode kMode>
+  static constexpr int kByteTileTokens = 64;
 };
 
 template <>

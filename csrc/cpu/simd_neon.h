@@ -5,6 +5,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "cpu/int8_neon.h"
 #include "cpu/shapes.h"
 #include "cpu/unroll.h"
 #include "sparseinfer/halves.h"
@@ -44,6 +45,11 @@ struct F32x4 {
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p))));
   }
   static V load(const Dword* p) { return vreinterpretq_f32_u16(vld1q_u16(reinterpret_cast<const uint16_t*>(p))); }
+  static V load(const int8_t* p) {
+    int8_t bytes[8] = {};
+    memcpy(bytes, p, L);
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vld1_s8(bytes)))));
+  }
   static void store(float* p, V v) { vst1q_f32(p, v); }
   static void store(BF16* p, V v) { vst1_u16(reinterpret_cast<uint16_t*>(p), narrow_bf16(v)); }
   static void store(F16* p, V v) { vst1_u16(reinterpret_cast<uint16_t*>(p), vreinterpret_u16_f16(vcvt_f16_f32(v))); }
@@ -226,6 +232,7 @@ struct F32x4 {
 struct Level {
   using Row = F32x4;
   using Transposer = F32x4;
+  using Ints = I32x4Of<F32x4>;
   static constexpr int kRegisters = 32;
   static constexpr bool kPairDot = false;  // no instruction multiplies pairs of bf16
   static constexpr int kSellTokens = 3;    // as many windows and sums as the registers hold
@@ -271,6 +278,22 @@ struct Level {
     Row::P look_up(Index at) const { return vreinterpretq_u16_u8(vqtbl4q_u8(part, at)); }
   };
 
+  // The same for bytes, where padding needs no zero.
+  static constexpr int kByteWindow = 64;
+  static constexpr int kByteSteps[3] = {1, 2, 4};
+  template <int kWindow>
+  struct ByteWindow {
+    static_assert(kWindow == 64);
+    uint8x16x4_t part;
+    using Index = uint8x16_t;
+    void load(const uint8_t* x) {
+      SI_UNROLL
+      for (int i = 0; i < 4; ++i) part.val[i] = vld1q_u8(x + 16 * i);
+    }
+    static Index index(const uint8_t* p) { return vld1q_u8(p); }
+    Ints::P look_up(Index at) const { return vqtbl4q_u8(part, at); }
+  };
+
   // The same from memory; position `last` counts as zero.
   struct AnyWindow {
     const float* x;
@@ -309,6 +332,20 @@ struct Level {
   }
   template <TileMode kMode, int kRows>
   static constexpr int kTileTokens = kRows == 1 ? 64 : 16;
+
+  // The same for tiles of bytes.
+  template <TileMode kMode, class F>
+  static SI_INLINE void with_byte_tile(int64_t tokens, F f) {
+    if constexpr (kMode == TileMode::kBytes) {
+      f(Shape<Ints, 1, kMode>{});
+    } else {
+      if (tokens <= 4) return f(Shape<Ints, 1, kMode>{});
+      if (tokens <= 8) return f(Shape<Ints, 2, kMode>{});
+      f(Shape<Ints, 4, kMode>{});
+    }
+  }
+  template <TileMode kMode>
+  static constexpr int kByteTileTokens = 16;
 };
 
 }  // namespace

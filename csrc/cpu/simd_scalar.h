@@ -6,6 +6,7 @@
 #include <string.h>
 
 #define SI_LEVEL_SCALAR
+#include "cpu/int8_scalar.h"
 #include "cpu/shapes.h"
 #include "cpu/unroll.h"
 #include "sparseinfer/halves.h"
@@ -112,6 +113,7 @@ struct F32x1 {
 struct Level {
   using Row = F32x1;
   using Transposer = F32x1;
+  using Ints = I32x1Of<F32x1>;
   static constexpr int kRegisters = 16;
   static constexpr bool kPairDot = false;  // no instruction multiplies pairs of bf16
   static constexpr int kSellTokens = 1;
@@ -123,6 +125,9 @@ struct Level {
   struct Window;
   template <int>
   struct PairWindow;
+  static constexpr int kByteWindow = 0, kByteSteps[3] = {0, 0, 0};
+  template <int>
+  struct ByteWindow;
   struct AnyWindow {
     const float* x;
     int last;
@@ -148,6 +153,15 @@ struct Level {
   }
   template <TileMode kMode, int kRows>
   static constexpr int kTileTokens = 2;
+
+  // The same for tiles of bytes.
+  template <TileMode kMode, class F>
+  static SI_INLINE void with_byte_tile(int64_t tokens, F f) {
+    if (kMode == TileMode::kBytes || tokens <= 1) return f(Shape<Ints, 1, kMode>{});
+    f(Shape<Ints, kMode == TileMode::kBytes ? 1 : 2, kMode>{});
+  }
+  template <TileMode kMode>
+  static constexpr int kByteTileTokens = kMode == TileMode::kBytes ? 4 : 2;
 };
 
 }  // namespace

@@ -33,6 +33,7 @@ struct F32x4 {
   }
   static void store(float* p, V v) { _mm_storeu_ps(p, v); }
   static V add(V a, V b) { return _mm_add_ps(a, b); }
+  static V mul(V a, V b) { return _mm_mul_ps(a, b); }
   static V fma(V a, V b, V c) { return _mm_fmadd_ps(a, b, c); }
   using Quad = V;
   static Quad load_quad(const float* p) { return load(p); }
@@ -88,6 +89,9 @@ struct F32x8 {
   static void store(BF16* p, V v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow_bf16(v)); }
   static void store(F16* p, V v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  }
+  static V load(const int8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
   }
   // Dtypes without instructions of their own: one value at a time (halves.h).
   template <class T>

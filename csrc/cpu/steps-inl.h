@@ -1,6 +1,7 @@
 // One multiply-accumulate step on an x tile: which x it loads, how a weight is broadcast, what it multiplies.
 // kFloat uses one position per step; kPairs interleaves two positions of bf16 and multiplies both at once; for kDwords
-// two neighbouring columns of bf16 are already interleaved in the tile.
+// two neighbouring columns of bf16 are already interleaved in the tile. kBytes and kQuads are the same for four columns
+// of bytes.
 #pragma once
 
 #include "cpu/tiles-inl.h"
@@ -74,6 +75,42 @@ struct Step<S, TileMode::kDwords> {
   }
   static SI_INLINE X weight(const uint16_t* values) { return Vec::set1_pair(values); }
   static SI_INLINE V multiply(X w, X x, V sum) { return Vec::dot(sum, x, w); }
+};
+
+template <class S>
+struct Step<S, TileMode::kBytes> {
+  using Vec = typename S::Vec;
+  using V = typename Vec::V;
+  using X = typename Vec::P;
+  using Payload = int8_t;
+  static constexpr int kPositions = 4;
+  static_assert(S::kLoads == 1, "the order of the tokens is that of one vector (token_at)");
+
+  static SI_INLINE void load(const uint8_t* x, const uint16_t* offsets, X (&out)[4]) {
+    Vec::interleave(Vec::load_bytes(x + offsets[0] * S::kTokens), Vec::load_bytes(x + offsets[1] * S::kTokens),
+                    Vec::load_bytes(x + offsets[2] * S::kTokens), Vec::load_bytes(x + offsets[3] * S::kTokens), out);
+  }
+  static SI_INLINE typename Vec::W weight(const int8_t* values) { return Vec::set1_quad(values); }
+  template <int I>
+  static SI_INLINE typename Vec::W lane(typename Vec::Quad q) {
+    return Vec::template lane<I>(q);
+  }
+  static SI_INLINE V multiply(typename Vec::W w, X x, V sum) { return Vec::dot(sum, x, w); }
+};
+
+template <class S>
+struct Step<S, TileMode::kQuads> {
+  using Vec = typename S::Vec;
+  using V = typename Vec::V;
+  using X = typename Vec::P;
+  using Payload = int8_t;
+
+  static SI_INLINE void load(const float* x, X (&out)[S::kSums]) {
+    SI_UNROLL
+    for (int t = 0; t < S::kSums; ++t) out[t] = Vec::load_bytes(x + t * Vec::L);
+  }
+  static SI_INLINE typename Vec::W weight(const int8_t* values) { return Vec::set1_quad(values); }
+  static SI_INLINE V multiply(typename Vec::W w, X x, V sum) { return Vec::dot(sum, x, w); }
 };
 
 }  // namespace

@@ -12,6 +12,7 @@
 
 #include "cpu/activation-inl.h"
 #include "cpu/conv-inl.h"
+#include "cpu/quantize-inl.h"
 #include "cpu/types-inl.h"
 #include "sparseinfer/kernel.h"
 
@@ -129,6 +130,16 @@ void finish_tile(const SpmmArgs& a, const float* sums, int64_t row, int64_t rows
   }
 }
 
+// sums[rows][kTokens], of integers, times the scales of their rows.
+template <class Vec, int kTokens>
+void scale_rows(const PackingHeader* w, float* sums, int64_t row, int64_t rows) {
+  const float* scales = section<float>(w, w->scales) + row;
+  for (int64_t r = 0; r < rows; ++r) {
+    const auto scale = Vec::set1(scales[r]);
+    for (int t = 0; t < kTokens; t += Vec::L, sums += Vec::L) Vec::store(sums, Vec::mul(Vec::load(sums), scale));
+  }
+}
+
 // What most Bodies say of themselves.
 struct PackedPanels {
   static int64_t panel(const PackingHeader* w) { return w->panel; }
@@ -139,28 +150,54 @@ template <class Body>
 struct Tiled {
   static constexpr TileMode kMode = Body::kMode;
   static constexpr bool kTakesConv = kMode == TileMode::kFloat;
-  static constexpr bool kNative = kMode == TileMode::kFloat || Level::kPairDot;
-  static constexpr int64_t kTileTokens = Level::kTileTokens<kMode, Body::kRows>;
-  static constexpr int64_t kElement = kMode == TileMode::kPairs ? 2 : 4;
-  static constexpr int64_t kColumnsPerPosition = kMode == TileMode::kDwords ? 2 : 1;
+  static constexpr bool kBytes = is_int8(kMode);
+  static constexpr bool kNative = kMode == TileMode::kFloat || kBytes || Level::kPairDot;
+  static constexpr int64_t kTileTokens = [] {
+    if constexpr (is_int8(kMode)) return Level::kByteTileTokens<kMode>;
+    return Level::kTileTokens<kMode, Body::kRows>;
+  }();
+  static constexpr int64_t kElement = kMode == TileMode::kBytes ? 1 : kMode == TileMode::kPairs ? 2 : 4;
+  static constexpr int64_t kColumnsPerPosition = kMode == TileMode::kQuads ? 4 : kMode == TileMode::kDwords ? 2 : 1;
+  using Scales = TileScales<kTileTokens>;
+  static constexpr int64_t kScaleBytes = kBytes ? static_cast<int64_t>(sizeof(Scales)) : 0;  // before a tile of bytes
+  static constexpr int64_t kGroup = kTileTokens < kByteGroup ? kTileTokens : kByteGroup;     // tokens rounded together
 
   // Positions of a panel: its columns, and one of zeros (packings.h).
   static int64_t positions(const PackingHeader* w) { return Body::panel(w) / kColumnsPerPosition + 1; }
   static int64_t panels(const PackingHeader* w) { return (w->k + Body::panel(w) - 1) / Body::panel(w); }
   static int64_t tiles(const SpmmArgs& a) { return (a.m + kTileTokens - 1) / kTileTokens; }
-  static int64_t tile_bytes(const SpmmArgs& a) { return panels(a.w) * positions(a.w) * kTileTokens * kElement; }
+  static int64_t tile_bytes(const SpmmArgs& a) {
+    return kScaleBytes + panels(a.w) * positions(a.w) * kTileTokens * kElement;
+  }
   static int64_t workspace_bytes(const SpmmArgs& a) { return tiles(a) * tile_bytes(a); }
   static constexpr int64_t kSumBytes = (kChunkRows + G) * kTileTokens * 4;
   static int64_t scratch_bytes(const SpmmArgs& a) { return kSumBytes + Body::scratch_bytes(a.w); }
-  static int64_t prepare_items(const SpmmArgs& a) { return tiles(a) * panels(a.w); }
+  static int64_t prepare_items(const SpmmArgs& a) {
+    return tiles(a) * (kBytes ? kTileTokens / kGroup : panels(a.w));
+  }
 
   template <class F>
   static SI_INLINE void with_shape(const SpmmArgs& a, int64_t tile, F f) {
     const int64_t left = a.m - tile * kTileTokens;
-    Level::with_tile<kMode, Body::kRows>(left < kTileTokens ? left : kTileTokens, f);
+    const int64_t tokens = left < kTileTokens ? left : kTileTokens;
+    if constexpr (kBytes) {
+      Level::with_byte_tile<kMode>(tokens, f);
+    } else {
+      Level::with_tile<kMode, Body::kRows>(tokens, f);
+    }
   }
 
   static void prepare(const SpmmArgs& a, int64_t begin, int64_t end) {
+    if constexpr (kBytes) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t tile = i * kGroup / kTileTokens;
+        with_shape(a, tile, [&](auto shape) {
+          using S = decltype(shape);
+          with_type(a.dtype, [&](auto type) { prepare_bytes<S, decltype(type)>(a, tile, i * kGroup % kTileTokens); });
+        });
+      }
+      return;
+    }
     for (int64_t i = begin; i < end; ++i) {
       const int64_t tile = i / panels(a.w), panel = i % panels(a.w);
       with_shape(a, tile, [&](auto shape) {
@@ -185,6 +222,51 @@ struct Tiled {
     }
   }
 
+  // Rounds the tokens whose bytes lie at kGroup positions of the tile from `first` on.
+  template <class S, class T>
+  static void prepare_bytes(const SpmmArgs& a, int64_t tile, int64_t first) {
+    constexpr int kHere = S::kTokens < kGroup ? S::kTokens : static_cast<int>(kGroup);
+    if (first >= S::kTokens) return;
+    const int64_t token = tile * kTileTokens, k = a.w->k, width = Body::panel(a.w);
+    char* base = a.workspace + tile * tile_bytes(a);
+    Scales& scales = *reinterpret_cast<Scales*>(base);
+    const T* rows[kByteGroup];
+    TokenScale own[kByteGroup];
+    for (int i = 0; i < kHere; ++i) {
+      const int position = static_cast<int>(first) + i;
+      const int t = kMode == TileMode::kBytes ? token_at<S::kTokens>(position) : position;
+      const bool there = token + t < a.m;
+      rows[i] = static_cast<const T*>(a.x) + (there ? token + t : 0) * a.ldx;
+      own[i] = there ? find_scale(rows[i], k) : TokenScale{0.0f, 0};
+      scales.scales[t] = own[i].scale;
+      scales.zeros[t] = own[i].zero;
+    }
+    ByteRows bytes;
+    for (int64_t panel = 0; panel < panels(a.w); ++panel) {
+      char* out = base + kScaleBytes + (panel * positions(a.w) * S::kTokens + first) * kElement;
+      const int64_t left = k - panel * width, columns = left < width ? left : width;
+      for (int64_t c = 0; c < columns; c += kByteColumns) {
+        const int64_t count = columns - c < kByteColumns ? columns - c : kByteColumns;
+        for (int i = 0; i < kHere; ++i) quantize(rows[i] + panel * width + c, count, own[i], bytes[i]);
+        put_bytes<S, kHere>(bytes, count, out + c / kColumnsPerPosition * S::kTokens * kElement);
+      }
+      memset(out + (positions(a.w) - 1) * S::kTokens * kElement, 0, static_cast<size_t>(kHere * kElement));
+    }
+  }
+
+  template <class S, int kHere>
+  static SI_INLINE void put_bytes(const ByteRows& bytes, int64_t count, char* out) {
+    if constexpr (kMode == TileMode::kBytes) {
+      turn_group<S::kTokens, kHere>(bytes, count, reinterpret_cast<uint8_t*>(out));
+    } else {
+      for (int group = 0; group < kHere; group += G) {
+        const Dword* rows[G];
+        for (int i = 0; i < G; ++i) rows[i] = reinterpret_cast<const Dword*>(bytes[(group + i) % kByteGroup]);
+        turn<S::kTokens>(rows, count / kColumnsPerPosition, reinterpret_cast<float*>(out) + group);
+      }
+    }
+  }
+
   static void run(const SpmmArgs& a, int64_t begin, int64_t end, char* scratch) {
     for (int64_t tile = 0; tile < tiles(a); ++tile) {
       with_shape(a, tile, [&](auto shape) {
@@ -197,7 +279,7 @@ struct Tiled {
   static void run_tile(const SpmmArgs& a, int64_t tile, int64_t begin, int64_t end, float* sums, char* scratch) {
     using Element = typename S::Element;
     const int64_t* split_rows = section<int64_t>(a.w, a.w->split_rows);
-    const Element* x = reinterpret_cast<const Element*>(a.workspace + tile * tile_bytes(a));
+    const Element* x = reinterpret_cast<const Element*>(a.workspace + tile * tile_bytes(a) + kScaleBytes);
     for (int64_t s = begin; s < end;) {
       int64_t chunk_end = s + 1;
       while (chunk_end < end && split_rows[chunk_end + 1] - split_rows[s] <= kChunkRows) ++chunk_end;
@@ -216,7 +298,21 @@ struct Tiled {
   }
 
   template <class S>
-  static void finish(const SpmmArgs& a, const float* sums, int64_t row, int64_t rows, int64_t token) {
+  static void finish(const SpmmArgs& a, float* sums, int64_t row, int64_t rows, int64_t token) {
+    // Blocks of sums that stay in L1 while they are scaled and turned.
+    if (a.w->scales != 0 && rows > kBlockRows) {
+      for (int64_t block = 0; block < rows; block += kBlockRows) {
+        const int64_t here = rows - block < kBlockRows ? rows - block : kBlockRows;
+        finish<S>(a, sums + block * S::kTokens, row + block, here, token);
+      }
+      return;
+    }
+    if constexpr (kBytes) {
+      const char* base = a.workspace + token / kTileTokens * tile_bytes(a);
+      make_real<typename S::Vec, S::kTokens>(a.w, sums, row, rows, *reinterpret_cast<const Scales*>(base));
+    } else if constexpr (kMode == TileMode::kFloat) {
+      if (a.w->scales != 0) scale_rows<typename S::Vec, S::kTokens>(a.w, sums, row, rows);
+    }
     constexpr int kPairLanes = kMode == TileMode::kPairs && S::Vec::L > 4 ? S::Vec::L : 0;
     if constexpr (kMode == TileMode::kFloat) {
       with_type(a.dtype, [&](auto type) {
@@ -224,6 +320,8 @@ struct Tiled {
         if (a.conv != nullptr) return finish_pixels<S::kTokens, T>(a, sums, row, rows, token);
         finish_tile<S::kTokens, kPairLanes, T>(a, sums, row, rows, token);
       });
+    } else if constexpr (kBytes) {
+      with_type(a.dtype, [&](auto type) { finish_tile<S::kTokens, 0, decltype(type)>(a, sums, row, rows, token); });
     } else if (a.dtype == DType::kF32) {
       finish_tile<S::kTokens, kPairLanes, float>(a, sums, row, rows, token);
     } else {

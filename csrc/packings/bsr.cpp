@@ -4,7 +4,8 @@
 //
 //   counts   uint8 [cells][strips of the split]: blocks of the strip in the panel
 //   offsets  uint8: block column within the panel, strip after strip, ascending
-//   values   [strip][block][columns of the block][rows of the strip]; in pair storage [column pairs][rows][2]
+//   values   [strip][block][columns of the block][rows of the strip]; in pair storage [column pairs][rows][2],
+//            in i8 [fours of columns][rows][4]
 //   rows     unused
 #include <algorithm>
 #include <stdexcept>
@@ -127,7 +128,7 @@ void unpack_blocks(const PackingHeader& h, int64_t* crow, int32_t* col, void* va
 }
 
 constexpr CellPacking kCells = [] {
-  CellPacking cells = cells_of(pack_split<uint32_t>, pack_split<uint16_t>, check_cell);
+  CellPacking cells = cells_of(pack_split<uint32_t>, pack_split<uint16_t>, pack_split<uint8_t>, check_cell);
   cells.panel = panel;
   cells.widest_panel = widest_panel;
   cells.choose = choose_strip;
@@ -144,6 +145,7 @@ constexpr Packing bsr_packing = [] {
   packing.row_multiple = row_multiple;
   packing.unpack[0] = unpack_blocks<uint32_t>;
   packing.unpack[1] = unpack_blocks<uint16_t>;
+  packing.unpack[2] = unpack_blocks<uint8_t>;
   return packing;
 }();
 

@@ -19,10 +19,10 @@ struct DenseJob {
   std::atomic<bool> out_of_memory{false};
 };
 
-// Both zeros have no bit but the sign; a NaN has others.
+// Both zeros of a float have no bit but the sign; a NaN has others. One byte is an integer, -128 among them.
 template <class Payload>
 bool is_stored(Payload bits) {
-  return static_cast<Payload>(bits << 1) != 0;
+  return sizeof(Payload) == 1 ? bits != 0 : static_cast<Payload>(bits << 1) != 0;
 }
 
 // crow[row + 1] = stored values of the row.

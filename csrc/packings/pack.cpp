@@ -125,9 +125,13 @@ void check_view(PackingKind kind, const SparseView& w, Storage storage) {
   }
   if (w.n % w.block_rows != 0 || w.k % w.block_cols != 0)
     throw std::invalid_argument("block_size: expected one that divides the shape");
-  if (blocks && w.block_cols % columns_per_step(storage) != 0)
-    throw std::invalid_argument("block_size: expected an even number of columns for storage bf16");
+  const int64_t together = columns_per_step(storage);
+  if (blocks && w.block_cols % together != 0) {
+    throw std::invalid_argument("block_size: expected a number of columns divisible by " + std::to_string(together) +
+                                " for storage " + name_of(storage) + ", got " + std::to_string(w.block_cols));
+  }
   check_compressed(w.crow, w.col, w.n / w.block_rows, w.k / w.block_cols, w.nnz / (w.block_rows * w.block_cols));
+  if (w.dtype == DType::kI8) check_scales(w);
 }
 
 // The streams of all splits, end to end.
@@ -189,7 +193,7 @@ Blob pack_cells(const Packing& packing, const PackInput& input) {
 
   std::vector<SplitStreams> streams(static_cast<size_t>(h.splits));
   const int64_t value_bytes = payload_bytes(h.storage);
-  PackJob job{&h, &w, kind.pack_split[value_bytes == 2], &input.bounds, &streams};
+  PackJob job{&h, &w, kind.pack_split[payload_size(h.storage)], &input.bounds, &streams};
   parallel_for(h.splits, Spread::pool(), pack_range, &job);
   if (job.out_of_memory) throw std::bad_alloc();
   const Laid laid = laid_end_to_end(streams, kind, value_bytes);
@@ -202,11 +206,15 @@ Blob pack_cells(const Packing& packing, const PackInput& input) {
   h.rows = places.add(laid.bytes.rows);
   h.offsets = places.add(laid.bytes.offsets);
   h.values = places.add(laid.bytes.values + kValuesSlack);
+  if (w.dtype == DType::kI8) h.scales = places.add(w.n * 4);
+  if (h.storage == Storage::kI8) h.row_sums = places.add(w.n * 4);
   h.bytes = places.size();
   Blob blob(h.bytes);
   write(blob, 0, &h, 1);
   write(blob, h.split_rows, input.bounds.data(), input.bounds.size());
   write(blob, h.cells, laid.cells.data(), laid.cells.size());
+  if (h.scales != 0) write(blob, h.scales, w.scales, static_cast<size_t>(w.n));
+  if (h.row_sums != 0) write(blob, h.row_sums, row_sums(w).data(), static_cast<size_t>(w.n));
   CopyJob copy{&blob, &h, &streams, &laid.starts};
   parallel_for(h.splits, Spread::pool(), copy_range, &copy);
   return blob;

@@ -18,8 +18,15 @@
 namespace sparseinfer {
 
 // Appends rows [begin, end) of W to `out`, panel by panel. `h` holds the sizes (n, k, panel, panels, block, window,
-// steps). Values of `w` are as wide as those of the packing: 4 or 2 bytes.
+// steps). Values of `w` are as wide as those of the packing: 4, 2 or 1 bytes.
 using PackSplit = void (*)(const PackingHeader& h, const SparseView& w, int64_t begin, int64_t end, SplitStreams& out);
+
+// Where a table of what differs between payloads of 4, 2 and 1 bytes holds those of a storage.
+constexpr int kPayloadSizes = 3;
+inline int payload_size(Storage storage) {
+  const int64_t bytes = payload_bytes(storage);
+  return bytes == 4 ? 0 : bytes == 2 ? 1 : 2;
+}
 
 // Choices that several packings make.
 
@@ -28,7 +35,9 @@ inline int64_t all_columns(const PackingHeader& h) { return std::max<int64_t>(1,
 
 // Of many-token packings. Measured on Zen 4: x[128 columns][64 tokens] of fp32 and the streams share an L1 of 32 KB. In
 // pairs two loads of x feed four multiplies, and fewer, longer lists are worth more than an L1 that holds them.
-inline int64_t l1_panel(const PackingHeader& h) { return h.storage == Storage::kBF16 ? 384 : 128; }
+inline int64_t l1_panel(const PackingHeader& h) {
+  return h.storage == Storage::kI8 ? 512 : h.storage == Storage::kBF16 ? 384 : 128;
+}
 inline int64_t widest_l1_panel(const PackingHeader&) { return kMaxPanel; }
 
 // What a packing says of itself.
@@ -45,7 +54,7 @@ struct CellPacking {
   // known yet.
   void (*choose)(const SparseView& w, Isa isa, PackingHeader& h) = nullptr;
 
-  PackSplit pack_split[2] = {};  // of 4-byte and of 2-byte payloads
+  PackSplit pack_split[kPayloadSizes] = {};
 
   // Nullable. Refuses a header that `pack` does not write, beyond what holds for all packings.
   void (*check_header)(const PackingHeader& h) = nullptr;
@@ -71,8 +80,8 @@ struct Packing {
   Blob (*pack)(const Packing& packing, const PackInput& input) = nullptr;
   void (*check)(const Packing& packing, const PackingHeader& h) = nullptr;
 
-  // Into the format, of 4-byte and of 2-byte payloads: crow [n / block_rows + 1], col and values sized by nnz.
-  void (*unpack[2])(const PackingHeader& h, int64_t* crow, int32_t* col, void* values) = {};
+  // Into the format: crow [n / block_rows + 1], col and values sized by nnz.
+  void (*unpack[kPayloadSizes])(const PackingHeader& h, int64_t* crow, int32_t* col, void* values) = {};
 };
 
 #define SI_PACKING(number, name) extern const Packing name##_packing;
@@ -82,6 +91,10 @@ const Packing& packing_of(PackingKind kind);
 
 // Whether it is made from bsr.
 inline bool takes_blocks(PackingKind kind) { return std::strcmp(packing_of(kind).format, "bsr") == 0; }
+
+// int8 (scales.cpp). Refuses scales that are missing or not finite, and rows whose sums int32 might not hold.
+void check_scales(const SparseView& w);
+std::vector<int32_t> row_sums(const SparseView& w);
 
 // `pack` and `check` of a packing of cells.
 Blob pack_cells(const Packing& packing, const PackInput& input);
@@ -100,11 +113,12 @@ void unpack_rows(const PackingHeader& h, int64_t* crow, int32_t* col, void* valu
 }
 
 // The parts that all packings of cells have; what differs is set afterwards.
-constexpr CellPacking cells_of(PackSplit pack4, PackSplit pack2,
+constexpr CellPacking cells_of(PackSplit pack4, PackSplit pack2, PackSplit pack1,
                                int64_t (*check_cell)(const PackingHeader&, int64_t, int64_t, CellReader&)) {
   CellPacking cells;
   cells.pack_split[0] = pack4;
   cells.pack_split[1] = pack2;
+  cells.pack_split[2] = pack1;
   cells.check_cell = check_cell;
   return cells;
 }
@@ -118,12 +132,13 @@ constexpr Packing packing_of_cells(const CellPacking* cells) {
 }
 
 // The same, made from csr.
-template <VisitCell<uint32_t> kVisit4, VisitCell<uint16_t> kVisit2>
+template <VisitCell<uint32_t> kVisit4, VisitCell<uint16_t> kVisit2, VisitCell<uint8_t> kVisit1>
 constexpr Packing packing_of_rows(const CellPacking* cells) {
   Packing packing = packing_of_cells(cells);
   packing.format = "csr";
   packing.unpack[0] = unpack_rows<uint32_t, kVisit4>;
   packing.unpack[1] = unpack_rows<uint16_t, kVisit2>;
+  packing.unpack[2] = unpack_rows<uint8_t, kVisit1>;
   return packing;
 }
 

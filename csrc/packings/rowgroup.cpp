@@ -5,7 +5,7 @@
 //   offsets  uint16: position in the panel of each unit, pattern after pattern; whole steps of `rowgroup_step` units,
 //            padded with the position past the panel
 //   values   payloads of each unit, one for each row of its pattern; in pair storage two units of a pattern together,
-//            row by row both of their payloads; 0 as padding
+//            in i8 four, row by row all of their payloads; 0 as padding
 //   rows     unused
 #include <algorithm>
 
@@ -59,7 +59,7 @@ void pack_split(const PackingHeader& h, const SparseView& w, int64_t begin, int6
       }
       uint16_t* offsets = SplitStreams::extend<uint16_t>(out.offsets, units);
       Payload* stored = SplitStreams::extend<Payload>(out.values, payloads);
-      // A pair of units stores row by row both of their payloads.
+      // A pair of units, or four, stores row by row all of their payloads.
       int64_t placed[kPatterns] = {};
       auto place = [&](int p, int64_t position, const Payload* from) {
         const int64_t unit = placed[p]++;
@@ -123,7 +123,7 @@ void visit(const PackingHeader& h, const CellPlace& place, RowSink<Payload>& sin
 }
 
 constexpr CellPacking kCells = [] {
-  CellPacking cells = cells_of(pack_split<uint32_t>, pack_split<uint16_t>, check_cell);
+  CellPacking cells = cells_of(pack_split<uint32_t>, pack_split<uint16_t>, pack_split<uint8_t>, check_cell);
   cells.count_bytes = sizeof(PatternCounts);
   cells.offset_bytes = 2;
   cells.panel = l1_panel;
@@ -134,7 +134,7 @@ constexpr CellPacking kCells = [] {
 }  // namespace
 
 constexpr Packing rowgroup_packing = [] {
-  Packing packing = packing_of_rows<visit<uint32_t>, visit<uint16_t>>(&kCells);
+  Packing packing = packing_of_rows<visit<uint32_t>, visit<uint16_t>, visit<uint8_t>>(&kCells);
   packing.min_rows = 16;
   packing.row_multiple = row_multiple;
   return packing;

@@ -3,8 +3,8 @@
 //
 //   counts   Run []: number of consecutive rows whose lists have this length; rows without units do not appear
 //   rows     uint16: row within the split, in the order of the runs
-//   offsets  uint16: position in the panel of each unit, list after list; in pair storage padded to an even number
-//            with the position past the panel
+//   offsets  uint16: position in the panel of each unit, list after list; in pair storage padded to an even number,
+//            in i8 to a multiple of four, with the position past the panel
 //   values   one payload for each unit, 0 as padding
 #include <algorithm>
 
@@ -106,7 +106,7 @@ void visit(const PackingHeader& h, const CellPlace& place, RowSink<Payload>& sin
 }
 
 constexpr CellPacking kCells = [] {
-  CellPacking cells = cells_of(pack_split<uint32_t>, pack_split<uint16_t>, check_cell);
+  CellPacking cells = cells_of(pack_split<uint32_t>, pack_split<uint16_t>, pack_split<uint8_t>, check_cell);
   cells.count_bytes = sizeof(Run);
   cells.row_bytes = 2;
   cells.offset_bytes = 2;
@@ -118,7 +118,7 @@ constexpr CellPacking kCells = [] {
 }  // namespace
 
 constexpr Packing rowlist_packing = [] {
-  Packing packing = packing_of_rows<visit<uint32_t>, visit<uint16_t>>(&kCells);
+  Packing packing = packing_of_rows<visit<uint32_t>, visit<uint16_t>, visit<uint8_t>>(&kCells);
   packing.min_rows = 128;  // more rows in a split mean longer runs of equal length
   return packing;
 }();

@@ -22,7 +22,7 @@ int64_t row_multiple(const PackingHeader&) { return kSliceRows; }
 // Windows of 64 fp32 take four registers to load: where they move on every second step, whole cache lines pay more than
 // a few columns of reach lost to rounding down.
 int64_t alignment(Storage storage, int64_t window, int64_t steps) {
-  return storage != Storage::kBF16 && window == 64 && steps == 2 ? 16 : 1;
+  return columns_per_step(storage) == 1 && window == 64 && steps == 2 ? 16 : 1;
 }
 
 // The rows of one slice, walked from window to window.
@@ -88,9 +88,8 @@ void pack_split(const PackingHeader& h, const SparseView& w, int64_t begin, int6
 void choose_window(const SparseView& w, Isa isa, PackingHeader& h) {
   constexpr int64_t kSamples = 8;  // slices looked at; chosen, not measured
 
-  const bool pairs = h.storage == Storage::kBF16;
   double best = std::numeric_limits<double>::infinity();
-  for (const SellWindow* at = sell_windows(isa, pairs); at->steps > 0; ++at) {
+  for (const SellWindow* at = sell_windows(isa, h.storage); at->steps > 0; ++at) {
     const SellWindow& choice = *at;
     const int64_t per_window = choice.steps * columns_per_step(h.storage);
     const int64_t align = alignment(h.storage, choice.window, choice.steps);
@@ -159,7 +158,7 @@ void visit(const PackingHeader& h, const CellPlace& place, RowSink<Payload>& sin
 }
 
 constexpr CellPacking kCells = [] {
-  CellPacking cells = cells_of(pack_split<uint32_t>, pack_split<uint16_t>, check_cell);
+  CellPacking cells = cells_of(pack_split<uint32_t>, pack_split<uint16_t>, pack_split<uint8_t>, check_cell);
   cells.count_bytes = 4;
   cells.row_bytes = 4;
   cells.panel = all_columns;
@@ -171,7 +170,7 @@ constexpr CellPacking kCells = [] {
 }  // namespace
 
 constexpr Packing sell_packing = [] {
-  Packing packing = packing_of_rows<visit<uint32_t>, visit<uint16_t>>(&kCells);
+  Packing packing = packing_of_rows<visit<uint32_t>, visit<uint16_t>, visit<uint8_t>>(&kCells);
   packing.min_rows = 32;
   packing.row_multiple = row_multiple;
   return packing;

@@ -117,7 +117,7 @@ const PackingHeader* check_header(const void* data, int64_t bytes) {
   }
   if (h->bytes != bytes)
     fail("packed: expected %lld bytes, got %lld", static_cast<ll>(h->bytes), static_cast<ll>(bytes));
-  require(static_cast<uint32_t>(h->kind) < kNumPackings && static_cast<uint32_t>(h->dtype) < kNumDTypes &&
+  require(static_cast<uint32_t>(h->kind) < kNumPackings && static_cast<uint32_t>(h->dtype) < kNumWeightDTypes &&
               static_cast<uint32_t>(h->storage) < kNumStorages && storage_holds(h->storage, h->dtype),
           "header");
   return h;
@@ -133,6 +133,9 @@ const PackingHeader* check_packing(const void* data, int64_t bytes) {
   require(h.block_rows >= 1 && h.block_cols >= 1 && h.block_rows <= kMaxDim && h.block_cols <= kMaxDim, "header");
   require(takes_blocks(h.kind) || h.block_rows * h.block_cols == 1, "header");
   require(has_kernels(h.kind, h.storage), "header");
+  require((h.scales != 0) == (h.dtype == DType::kI8) && (h.row_sums != 0) == (h.storage == Storage::kI8), "header");
+  if (h.scales != 0) check_section(h, h.scales, h.n, 4, "scales");
+  if (h.row_sums != 0) check_section(h, h.row_sums, h.n, 4, "row sums");
   packing.check(packing, h);
   return &h;
 }

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparseinfer._native import core
 from sparseinfer.formats import checks
-from sparseinfer.formats.dtypes import VALUE_DTYPES
+from sparseinfer.formats.dtypes import WEIGHT_DTYPES
 
 Self = TypeVar("Self", bound="Compressed")
 
@@ -20,23 +20,27 @@ class Compressed:
     """Base of the compressed-row formats; holds plain, contiguous CPU tensors without gradients.
 
     A unit is one weight (CSR) or one block (BSR). Tensors that already are contiguous are kept, not copied.
+    Values of int8 are integers that `scales`, float32 [n], one of each row, multiply; other dtypes have none.
     """
 
     values: Tensor
     crow_indices: Tensor
     col_indices: Tensor
     shape: tuple[int, int]
+    scales: Tensor | None = None
 
     _layout: ClassVar[torch.layout]
     _values_ndim: ClassVar[int]
 
     def __post_init__(self) -> None:
         checked = {
-            "values": checks.plain("values", self.values, VALUE_DTYPES, self._values_ndim),
+            "values": checks.plain("values", self.values, tuple(WEIGHT_DTYPES.values()), self._values_ndim),
             "crow_indices": checks.plain("crow_indices", self.crow_indices, (torch.int64,), 1),
             "col_indices": checks.plain("col_indices", self.col_indices, (torch.int32,), 1),
             "shape": checks.pair("shape", self.shape, minimum=0),
         }
+        if self.scales is not None:
+            checked["scales"] = checks.plain("scales", self.scales, (torch.float32,), 1)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
         self.validate()
@@ -45,7 +49,7 @@ class Compressed:
         """Raise ValueError unless the three tensors describe one matrix of this shape.
 
         Offsets start at 0, never decrease and end at the number of units; columns ascend strictly within a
-        row and lie inside the shape. Construction calls it; call it again if the tensors may have been
+        row and lie inside the shape; scales are finite and not negative. Construction calls it; call it again if the tensors may have been
         modified since.
         """
         rows, columns = self._grid()
@@ -56,6 +60,18 @@ class Compressed:
         checks.length("col_indices", self.col_indices, units, "values.shape[0]")
         crow, col = (checks.address(name, getattr(self, name)) for name in ("crow_indices", "col_indices"))
         core.check_csr(crow, col, rows, columns, units)
+        self._check_scales()
+
+    def _check_scales(self) -> None:
+        scales, dtype = self.scales, self.dtype
+        if (dtype == torch.int8) != (scales is not None):
+            wanted = "one of each row for int8 values" if dtype == torch.int8 else f"none for {dtype} values"
+            raise ValueError(f"scales: expected {wanted}, got {'none' if scales is None else 'some'}")
+        if scales is None:
+            return
+        checks.length("scales", scales, self.shape[0], "rows")
+        if not bool((scales.isfinite() & (scales >= 0)).all()):
+            raise ValueError("scales: expected finite numbers from 0, got others")
 
     @classmethod
     def from_torch(cls: type[Self], t: Tensor) -> Self:
@@ -80,7 +96,12 @@ class Compressed:
         )
 
     def to_torch_sparse(self) -> Tensor:
-        """The same matrix as a torch tensor with int64 indices. The values are shared, not copied."""
+        """The same matrix as a torch tensor with int64 indices. The values are shared, not copied.
+
+        TypeError: int8, whose scales it could not hold.
+        """
+        if self.scales is not None:
+            raise TypeError("values: expected a dtype without scales, got int8 (to_dense multiplies by them)")
         return torch.sparse_compressed_tensor(
             self.crow_indices,
             self.col_indices.to(torch.int64),
@@ -114,8 +135,13 @@ class Compressed:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of values and both index tensors."""
-        return self.values.nbytes + self.crow_indices.nbytes + self.col_indices.nbytes
+        """Bytes of values, both index tensors and scales."""
+        scales = 0 if self.scales is None else self.scales.nbytes
+        return self.values.nbytes + self.crow_indices.nbytes + self.col_indices.nbytes + scales
+
+    def _scaled(self, dense: Tensor) -> Tensor:
+        """The matrix [n, k] of which `dense` holds the values."""
+        return dense if self.scales is None else dense.to(torch.float32) * self.scales[:, None]
 
     def _grid(self) -> tuple[int, int]:
         """(rows, columns) that the indices count."""

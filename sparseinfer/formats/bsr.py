@@ -10,17 +10,18 @@ from torch import Tensor
 
 from sparseinfer.formats import checks
 from sparseinfer.formats._compressed import Compressed, offsets
-from sparseinfer.formats.dtypes import VALUE_DTYPES
+from sparseinfer.formats.dtypes import WEIGHT_DTYPES
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BSR(Compressed):
     """Block compressed rows of a weight matrix [n, k] with blocks of r rows and c columns, in CPU memory.
 
-    values        [nblocks, r, c]  float32, bfloat16 or float16, block row by block row, each block row-major
+    values        [nblocks, r, c]  float32, bfloat16, float16 or int8, block row by block row, each row-major
     crow_indices  [n / r + 1]      int64, block row i owns values[crow_indices[i] : crow_indices[i + 1]]
     col_indices   [nblocks]        int32, block column, strictly ascending within a block row
     shape         (n, k)           r divides n, c divides k
+    scales        [n]              of int8, as of CSR; else None
 
     Construction checks everything and raises like CSR, and ValueError for a block that does not divide the
     shape. nnz counts every value of a stored block.
@@ -30,23 +31,26 @@ class BSR(Compressed):
     _values_ndim: ClassVar[int] = 3
 
     @classmethod
-    def from_dense(cls, w: Tensor, block_size: tuple[int, int]) -> BSR:
-        """Keep the blocks of w [n, k], any strides, in which any element is not zero (NaN is not zero)."""
-        w = checks.plain("weight", w, VALUE_DTYPES, 2)
+    def from_dense(cls, w: Tensor, block_size: tuple[int, int], scales: Tensor | None = None) -> BSR:
+        """Keep the blocks of w [n, k], any strides, in which any element is not zero (NaN is not zero).
+
+        scales   float32 [n], of a w of int8
+        """
+        w = checks.plain("weight", w, tuple(WEIGHT_DTYPES.values()), 2)
         r, c = checks.pair("block_size", block_size, minimum=1)
         rows, columns = checks.blocks_divide((w.shape[0], w.shape[1]), (r, c))
         blocks = w.view(rows, r, columns, c).transpose(1, 2)
         kept = (blocks != 0).flatten(2).any(dim=2)
         block_rows, block_columns = kept.nonzero(as_tuple=True)
         values = blocks[block_rows, block_columns]
-        return cls(values, offsets(kept), block_columns.to(torch.int32), (w.shape[0], w.shape[1]))
+        return cls(values, offsets(kept), block_columns.to(torch.int32), (w.shape[0], w.shape[1]), scales)
 
     def to_dense(self) -> Tensor:
-        """The matrix [n, k], bit for bit what was stored, zeros elsewhere."""
+        """The matrix [n, k], bit for bit what was stored, zeros elsewhere; of int8 float32, with its scales."""
         (rows, columns), (r, c) = self._grid(), self.block_size
         blocks = torch.zeros((rows, columns, r, c), dtype=self.dtype, device="cpu")
         blocks[self._unit_rows(), self.col_indices.to(torch.int64)] = self.values
-        return blocks.transpose(1, 2).reshape(self.shape)
+        return self._scaled(blocks.transpose(1, 2).reshape(self.shape))
 
     @property
     def block_size(self) -> tuple[int, int]:

@@ -12,17 +12,18 @@ from torch import Tensor
 from sparseinfer._native import core
 from sparseinfer.formats import checks
 from sparseinfer.formats._compressed import Compressed
-from sparseinfer.formats.dtypes import DTYPE_NAMES, VALUE_DTYPES
+from sparseinfer.formats.dtypes import WEIGHT_DTYPE_NAMES, WEIGHT_DTYPES
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CSR(Compressed):
     """Compressed sparse rows of a weight matrix [n, k], in CPU memory.
 
-    values        [nnz]    float32, bfloat16 or float16, row by row
+    values        [nnz]    float32, bfloat16, float16 or int8, row by row
     crow_indices  [n + 1]  int64, row i owns values[crow_indices[i] : crow_indices[i + 1]]
     col_indices   [nnz]    int32, strictly ascending within a row
     shape         (n, k)
+    scales        [n]      of int8, float32: a weight is its value times the scale of its row; else None
 
     Construction checks everything and raises TypeError (not a tensor, wrong dtype) or ValueError (wrong
     device, rank or length, offsets not monotone, a column out of range, unsorted or repeated).
@@ -32,11 +33,14 @@ class CSR(Compressed):
     _values_ndim: ClassVar[int] = 1
 
     @classmethod
-    def from_dense(cls, w: Tensor) -> CSR:
-        """Keep the non-zero elements of w [n, k], any strides. NaN and Inf are kept; -0.0 counts as zero."""
-        w = checks.plain("weight", w, VALUE_DTYPES, 2)
+    def from_dense(cls, w: Tensor, scales: Tensor | None = None) -> CSR:
+        """Keep the non-zero elements of w [n, k], any strides. NaN and Inf are kept; -0.0 counts as zero.
+
+        scales   float32 [n], of a w of int8
+        """
+        w = checks.plain("weight", w, tuple(WEIGHT_DTYPES.values()), 2)
         n, k = w.shape
-        dtype = DTYPE_NAMES[w.dtype]
+        dtype = WEIGHT_DTYPE_NAMES[w.dtype]
         dense, crow = checks.address("weight", w), torch.empty(n + 1, dtype=torch.int64, device="cpu")
         offsets = checks.address("crow_indices", crow)
         core.dense_row_offsets((dense, dtype, n, k), offsets)
@@ -45,7 +49,7 @@ class CSR(Compressed):
         values = torch.empty(nnz, dtype=w.dtype, device="cpu")
         parts = checks.address("col_indices", col), checks.address("values", values)
         core.dense_to_csr((dense, dtype, n, k), offsets, *parts)
-        return cls(values, crow, col, (n, k))
+        return cls(values, crow, col, (n, k), scales)
 
     @classmethod
     def from_scipy(cls, matrix: Any) -> CSR:
@@ -71,7 +75,7 @@ class CSR(Compressed):
         )
 
     def to_dense(self) -> Tensor:
-        """The matrix [n, k], bit for bit what was stored, zeros elsewhere."""
+        """The matrix [n, k], bit for bit what was stored, zeros elsewhere; of int8 float32, with its scales."""
         w = torch.zeros(self.shape, dtype=self.dtype, device="cpu")
         w[self._unit_rows(), self.col_indices.to(torch.int64)] = self.values
-        return w
+        return self._scaled(w)

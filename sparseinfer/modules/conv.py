@@ -102,7 +102,7 @@ class _SparseConv(PackedLayer, Generic[Dense]):
         if not isinstance(conv, cls._dense):
             raise TypeError(f"conv: expected nn.{cls._dense.__name__}, got {type(conv).__name__}")
         fmt = CSR.from_dense(conv.weight.detach().flatten(1))
-        layouts = [ops.Layout.on_cpu(fmt)] if packings is None else as_layouts(packings)
+        layouts = [ops.Layout.on_cpu(fmt)] if packings is None else as_layouts(packings, fmt)
         layer = cls(
             pack_groups(fmt, layouts, conv.groups),
             conv.bias,

@@ -11,9 +11,10 @@ from sparseinfer import ops
 from sparseinfer.formats import BSR, CSR
 
 
-def as_layouts(packings: Sequence[str | ops.Layout]) -> list[ops.Layout]:
-    """The layouts; a name means that packing in fp32."""
-    return [name if isinstance(name, ops.Layout) else ops.Layout(name) for name in packings]
+def as_layouts(packings: Sequence[str | ops.Layout], fmt: CSR | BSR) -> list[ops.Layout]:
+    """The layouts of fmt; a name means that packing in fp32, of int8 in i8."""
+    storage = ops.Layout.on_cpu(fmt).storage
+    return [name if isinstance(name, ops.Layout) else ops.Layout(name, storage) for name in packings]
 
 
 def pack_groups(
@@ -35,7 +36,9 @@ def split_rows(fmt: CSR | BSR, groups: int) -> list[CSR | BSR]:
     for group in range(groups):
         crow = fmt.crow_indices[group * rows // groups : (group + 1) * rows // groups + 1]
         units = slice(int(crow[0]), int(crow[-1]))
-        parts.append(type(fmt)(fmt.values[units], crow - crow[0], fmt.col_indices[units], (n // groups, k)))
+        own = None if fmt.scales is None else fmt.scales[group * n // groups : (group + 1) * n // groups]
+        shape = (n // groups, k)
+        parts.append(type(fmt)(fmt.values[units], crow - crow[0], fmt.col_indices[units], shape, own))
     return parts
 
 
@@ -53,4 +56,5 @@ def join_rows(parts: Sequence[CSR | BSR]) -> CSR | BSR:
         torch.cat(crow),
         torch.cat([part.col_indices for part in parts]),
         (sum(part.shape[0] for part in parts), first.shape[1]),
+        None if first.scales is None else torch.cat([part.scales for part in parts if part.scales is not None]),
     )

@@ -20,7 +20,7 @@ class SparseLinear(LinearLike, PackedLayer):
 
     The weight lives only in its packings, uint8 buffers `packing_0`, ... that `state_dict()` leaves out:
     it holds `values`, `crow_indices`, `col_indices` and `bias` instead, bit for bit. `plan` says which
-    packing and kernel serve how many tokens. float32, bfloat16 or float16, never trainable. One instance may
+    packing and kernel serve how many tokens. float32, bfloat16, float16 or int8, never trainable. One instance may
     serve several threads at once.
 
     `.to("cuda")` and `.to("cpu")` pack the weight again for the kernels there; blocks (BSR) can move to a GPU
@@ -58,8 +58,11 @@ class SparseLinear(LinearLike, PackedLayer):
         buckets: Sequence[ops.Bucket] | None = None,
         activation: str = "none",
     ) -> SparseLinear:
-        """Pack fmt [n, k] in each layout; a name means fp32; default: "rowgroup", for BSR "bsr"."""
-        layouts = [ops.Layout.on_cpu(fmt)] if packings is None else as_layouts(packings)
+        """Pack fmt [n, k] in each layout; a name means fp32, of int8 i8; default: "rowgroup", for BSR "bsr".
+
+        Of int8, storage "i8" also rounds each token of x to 8 bits, "wi8" does not.
+        """
+        layouts = [ops.Layout.on_cpu(fmt)] if packings is None else as_layouts(packings, fmt)
         return cls(pack_groups(fmt, layouts), bias, buckets=buckets, activation=activation)
 
     @classmethod

@@ -11,22 +11,24 @@ from torch import Tensor
 
 from sparseinfer import ops
 from sparseinfer.formats import BSR, CSR
+from sparseinfer.formats.dtypes import WEIGHT_DTYPES
 from sparseinfer.modules._held_weight import HeldWeight, checked_bias, destination
 from sparseinfer.modules._tracing import unseen
 from sparseinfer.modules.groups import join_rows, pack_groups
 from sparseinfer.ops.backend import made_from
-from sparseinfer.ops.names import DTYPES
 
 Self = TypeVar("Self", bound="PackedLayer")
 
 _PARTS = ("values", "crow_indices", "col_indices")
+_SCALED_PARTS = (*_PARTS, "scales")  # of int8
 
 
 class PackedLayer(HeldWeight):
     """A layer whose weight, as a matrix [n, k], lives only in packings.
 
     The packings are uint8 buffers `packing_0`, ... that `state_dict()` leaves out: it holds
-    `values`, `crow_indices`, `col_indices` and `bias` instead, bit for bit. Each layout has one packing or,
+    `values`, `crow_indices`, `col_indices` and `bias` instead, bit for bit, and of int8 `scales`. Each layout
+    has one packing or,
     if the weight is split into groups of rows, one packing per group, in order. The weight's dtype may be
     shorter than `dtype`, which is that of the bias and of the dense layer.
 
@@ -36,7 +38,9 @@ class PackedLayer(HeldWeight):
 
     plan: str
 
-    _weight_keys = _PARTS
+    @property
+    def _weight_keys(self) -> tuple[str, ...]:  # type: ignore[override]
+        return _SCALED_PARTS if self._info.dtype == "i8" else _PARTS
 
     def __init__(
         self,
@@ -58,7 +62,8 @@ class PackedLayer(HeldWeight):
         self.activation = activation
         self._groups = groups
         self._packing_names = tuple(f"packing_{i}" for i in range(len(packings)))
-        self.dtype = DTYPES[infos[0].dtype] if dtype is None else dtype
+        held = WEIGHT_DTYPES[infos[0].dtype]
+        self.dtype = dtype or (torch.float32 if held == torch.int8 else held)
         # Layouts and plan that the layer had on the other kind of device.
         self._left: tuple[list[ops.Layout], str] | None = None
         device = packings[0].device
@@ -165,14 +170,14 @@ class PackedLayer(HeldWeight):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         fmt = self.to_format()
-        for part in _PARTS:
+        for part in self._weight_keys:
             destination[prefix + part] = getattr(fmt, part)
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _form_in(self, state_dict: dict[str, Any], prefix: str) -> list[Tensor]:
         """Packings like those of the layer."""
         try:
-            fmt = self._fitting_format(*(state_dict[prefix + part] for part in _PARTS))
+            fmt = self._fitting_format(*(state_dict[prefix + part] for part in self._weight_keys))
             return pack_groups(fmt, self._layouts(), self._groups, self._packings()[0].device)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"While loading {prefix}values and its indices: {error}") from error
@@ -183,10 +188,12 @@ class PackedLayer(HeldWeight):
         self._times_held += 1
         self._note_packed()
 
-    def _fitting_format(self, values: Tensor, crow: Tensor, col: Tensor) -> CSR | BSR:
+    def _fitting_format(
+        self, values: Tensor, crow: Tensor, col: Tensor, scales: Tensor | None = None
+    ) -> CSR | BSR:
         """The format that these tensors are, if it is a weight of this layer: same kind, shape and dtype."""
-        fmt = made_from(self._info)(values, crow, col, self.matrix_shape)
-        expected = DTYPES[self._info.dtype]
+        fmt = made_from(self._info)(values, crow, col, self.matrix_shape, scales)
+        expected = WEIGHT_DTYPES[self._info.dtype]
         if fmt.dtype != expected:
             raise TypeError(f"values: expected dtype {expected}, got {fmt.dtype}")
         return fmt

@@ -34,7 +34,7 @@ from sparseinfer.ops.layout import CUDA_LIMITS, FEW_TOKENS, Layout, default_kern
 from sparseinfer.ops.names import ACTIVATIONS, DTYPE_NAMES, DTYPES
 from sparseinfer.ops.packed import PackedInfo
 from sparseinfer.ops.plan import Bucket, Plan, format_plan, parse_plan
-from sparseinfer.ops.reference import reference_conv, reference_linear
+from sparseinfer.ops.reference import quantize_tokens, reference_conv, reference_int8, reference_linear
 from sparseinfer.ops.same import Kept
 
 _schema.define()
@@ -79,7 +79,9 @@ __all__ = [
     "min_sparsity",
     "pack",
     "parse_plan",
+    "quantize_tokens",
     "reference_conv",
+    "reference_int8",
     "reference_linear",
     "token_limits",
     "unpack",

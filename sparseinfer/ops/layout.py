@@ -42,7 +42,8 @@ class Layout:
     @classmethod
     def on_cpu(cls, fmt: CSR | BSR) -> Layout:
         """The layout that CPU kernels read a format in by default."""
-        return cls(BACKENDS["cpu"].packing.packing_for(fmt))
+        packing = BACKENDS["cpu"].packing
+        return cls(packing.packing_for(fmt), packing.storage_for(fmt))
 
     @classmethod
     def on_cuda(cls, fmt: CSR | BSR) -> Layout:

@@ -71,7 +71,7 @@ class Storage:
     """How a packing of the CPU's kernels holds its weights (csrc/include/sparseinfer/dtypes.h).
 
     holds    weight dtypes that it represents exactly
-    x_dtype  dtype that x is rounded to; None: x of any dtype is widened to fp32
+    x_dtype  dtype that x is rounded to, uint8 with a scale of each token; None: x is widened to fp32
     nbytes   bytes per weight
     """
 
@@ -89,6 +89,8 @@ STORAGES = {
     "bf16": Storage((torch.bfloat16,), torch.bfloat16, 2),
     "wbf16": Storage((torch.bfloat16,), None, 2),
     "wf16": Storage((torch.float16,), None, 2),
+    "i8": Storage((torch.int8,), torch.uint8, 1),
+    "wi8": Storage((torch.int8,), None, 1),
 }
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparseinfer.formats import BSR, CSR
 from sparseinfer.formats.checks import address
-from sparseinfer.ops.names import DTYPES
+from sparseinfer.formats.dtypes import WEIGHT_DTYPES
 
 # What packings are made from, by the name that rows of kernels have for it.
 FORMATS: dict[str, type[CSR] | type[BSR]] = {"csr": CSR, "bsr": BSR}
@@ -48,16 +48,19 @@ def version(packed: Tensor) -> int:
     return -1 if packed.is_inference() else packed._version
 
 
-def unpacked(info: PackedInfo, fmt: str, fill: Callable[[int, int, int], None]) -> CSR | BSR:
+def unpacked(info: PackedInfo, fmt: str, fill: Callable[..., None]) -> CSR | BSR:
     """The format (one of FORMATS) with these figures, in CPU memory.
 
-    `fill` writes row offsets int64, column indices int32 and values to the three addresses it is given.
+    `fill` writes row offsets int64, column indices int32 and values to the three addresses it is given, and
+    of int8 scales to a fourth.
     """
     r, c = info.block_size
     units = info.nnz // (r * c)
     shape = (units, r, c) if fmt == "bsr" else (units,)
-    values = torch.empty(shape, dtype=DTYPES[info.dtype], device="cpu")
+    values = torch.empty(shape, dtype=WEIGHT_DTYPES[info.dtype], device="cpu")
     crow = torch.empty(info.n // r + 1, dtype=torch.int64, device="cpu")
     col = torch.empty(units, dtype=torch.int32, device="cpu")
-    fill(address("crow_indices", crow), address("col_indices", col), address("values", values))
-    return FORMATS[fmt](values, crow, col, (info.n, info.k))
+    scales = torch.empty(info.n, device="cpu") if values.dtype == torch.int8 else None
+    parts = [address("crow_indices", crow), address("col_indices", col), address("values", values)]
+    fill(*parts, *([] if scales is None else [address("scales", scales)]))
+    return FORMATS[fmt](values, crow, col, (info.n, info.k), scales)

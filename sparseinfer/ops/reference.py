@@ -1,4 +1,4 @@
-"""The reference results in float64 that every kernel is compared with."""
+"""The reference results that every kernel is compared with: in float64, and of int8 exactly."""
 
 from __future__ import annotations
 
@@ -19,6 +19,49 @@ def reference_linear(
     y = x.to(torch.float64) @ fmt.to_dense().to(torch.float64).T
     if bias is not None:
         y = y + bias.to(torch.float64)
+    return ACTIVATIONS[activation](y)
+
+
+def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, zero and scale of tokens x [..., k]: x = scale * (q - zero), up to rounding.
+
+    The integers q [..., k] and zero [..., 1] are from 0 to 255, as int64. scale [..., 1] is float32, for each
+    token (max - min) / 255 of its values and 0; NaN where a value is NaN or infinite, and then q is 0.
+    """
+    x = x.to(torch.float32)
+    finite = x.isfinite().all(-1, keepdim=True)
+    x = torch.where(finite, x, 0.0)
+    low, high = (
+        (x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)) if x.shape[-1] else (x.sum(-1, keepdim=True),) * 2
+    )
+    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+    scale = ((high.double() - low.double()) / 255.0).to(torch.float32)
+    scale = scale.clamp(min=torch.finfo(torch.float32).smallest_normal)
+    inverse = 1.0 / scale
+    zero = (0.5 - low * inverse).floor().to(torch.int64)
+    q = ((x * inverse).round().to(torch.int64) + zero).clamp(0, 255)
+    nan = torch.full_like(scale, float("nan"))
+    return torch.where(finite, q, 0), torch.where(finite, zero, 0), torch.where(finite, scale, nan)
+
+
+def reference_int8(
+    x: Tensor, weight: CSR | BSR | Tensor, bias: Tensor | None = None, activation: str = "none"
+) -> Tensor:
+    """What storage "i8" computes of int8 weights: the same integers, exactly, then float32 to the last bit.
+
+    activation(sum (q - zero) * w * scale of the row * scale of the token + bias); see `quantize_tokens`. In
+    float32; kernels differ from it by the rounding of the activation and of y's dtype alone.
+    """
+    fmt = unpack(weight) if isinstance(weight, Tensor) else weight
+    if fmt.scales is None:
+        raise TypeError(f"weight: expected values of int8, got {fmt.dtype}")
+    q, zero, scale = quantize_tokens(x)
+    one = torch.ones_like(fmt.scales)
+    integers = type(fmt)(fmt.values, fmt.crow_indices, fmt.col_indices, fmt.shape, one).to_dense()
+    sums = (q - zero).to(torch.float64) @ integers.to(torch.float64).T  # below 2^31: exact
+    y = sums.to(torch.float32) * fmt.scales * scale
+    if bias is not None:
+        y = y + bias.to(torch.float32)
     return ACTIVATIONS[activation](y)
 
 

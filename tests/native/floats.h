@@ -1,4 +1,4 @@
-// The three float types, converted by plain arithmetic on their fields: what the kernels do with them is checked
+// The three float types and int8, converted by plain arithmetic on their fields: what the kernels do with them is checked
 // against this, so none of the library's conversions is used.
 #pragma once
 
@@ -35,6 +35,7 @@ inline double decode_16(uint32_t bits, DType dtype) {
 }
 
 inline double decode(uint32_t bits, DType dtype) {
+  if (dtype == DType::kI8) return bits < 128 ? static_cast<double>(bits) : static_cast<double>(bits) - 256.0;
   if (dtype == DType::kF32) {
     float value;
     std::memcpy(&value, &bits, sizeof value);
@@ -53,6 +54,7 @@ inline double decode(uint32_t bits, DType dtype) {
 
 // To nearest, ties to even.
 inline uint32_t encode(double value, DType dtype) {
+  if (dtype == DType::kI8) return static_cast<uint32_t>(static_cast<int>(value)) & 255;
   const Fields f = fields(dtype);
   const int bias = (1 << (f.exponent - 1)) - 1;
   const uint32_t infinity = ((1u << f.exponent) - 1) << f.mantissa;
@@ -75,11 +77,14 @@ inline double rounded(double value, DType dtype) { return decode(encode(value, d
 inline double rounding(DType dtype) { return std::ldexp(0.5, -fields(dtype).mantissa); }
 
 inline uint32_t get_bits(const void* values, int64_t i, DType dtype) {
+  if (dtype == DType::kI8) return static_cast<const uint8_t*>(values)[i];
   return dtype == DType::kF32 ? static_cast<const uint32_t*>(values)[i] : static_cast<const uint16_t*>(values)[i];
 }
 inline void put_bits(void* values, int64_t i, DType dtype, uint32_t bits) {
   if (dtype == DType::kF32) {
     static_cast<uint32_t*>(values)[i] = bits;
+  } else if (dtype == DType::kI8) {
+    static_cast<uint8_t*>(values)[i] = static_cast<uint8_t>(bits);
   } else {
     static_cast<uint16_t*>(values)[i] = static_cast<uint16_t>(bits);
   }

@@ -97,11 +97,16 @@ void check_hostile() {
   const std::vector<std::pair<int64_t, int64_t>> sizes = {{24, 40}, {17, 257}, {64, 64}, {5, 129}, {130, 500}};
   for (auto [n, k] : sizes) {
     for (double sparsity : {0.5, 0.9}) {
-      check_exact("NaN and infinity", filled(n, k, 65, Values::kHostile, sparsity), {1, 3, 4, 17, 65});
+      for (Values values : {Values::kHostile, Values::kHostileX}) {
+        check_exact("NaN and infinity", filled(n, k, 65, values, sparsity), {1, 3, 4, 17, 65});
+      }
     }
   }
-  for (auto [r, c] : kBlocks)
-    check_exact("NaN and infinity", filled(24, 40, 65, Values::kHostile, 0.6, r, c), {1, 3, 17, 65});
+  for (auto [r, c] : kBlocks) {
+    for (Values values : {Values::kHostile, Values::kHostileX}) {
+      check_exact("NaN and infinity", filled(24, 40, 65, values, 0.6, r, c), {1, 3, 17, 65});
+    }
+  }
   check_exact("NaN and infinity", filled(64, 96, 65, Values::kHostile, 0.6, 16, 32), {1, 3, 17, 65});
 }
 
@@ -118,7 +123,7 @@ void check_every_half() {
     in.finish();
     out.finish();
     for (Tested& tested : g_tested) {
-      if (!tested.takes(in)) continue;
+      if (!tested.takes(in) || tested.storage == Storage::kI8) continue;  // which would round them
       for (DType w : tested.weight_dtypes()) {
         if (tested.storage != Storage::kBF16 || dtype == DType::kBF16) {
           const Fenced blob = packed(tested, Format(in, w), tested.kernel.isa);
@@ -136,8 +141,10 @@ void check_every_half() {
 // The same bits however the work is cut, near the exact sums.
 void check_splits() {
   for (auto [r, c] : {std::pair<int64_t, int64_t>{1, 1}, {4, 4}, {16, 32}}) {
-    const Problem p = filled(400, 160, 70, Values::kReals, 0.7, r, c);
+    const Problem reals = filled(400, 160, 70, Values::kReals, 0.7, r, c);
+    const Problem real_x = filled(400, 160, 70, Values::kRealX, 0.7, r, c);
     for (Tested& tested : g_tested) {
+      const Problem& p = tested.is_int8() ? real_x : reals;
       if (!tested.takes(p)) continue;
       for_packings(tested, p, false, {0}, 64, [&](const PackingHeader* h, DType x) {
         for (int64_t m : {int64_t{3}, int64_t{70}}) {
@@ -160,8 +167,10 @@ void check_parts() {
   const std::vector<std::vector<int64_t>> cuts = {
       {96}, {32, 64}, {1, 95}, {95, 1}, {17, 3, 5, 1, 70}, {16, 16, 16, 48}, std::vector<int64_t>(96, 1)};
   for (auto [r, c] : {std::pair<int64_t, int64_t>{1, 1}, {8, 4}}) {
-    const Problem p = filled(96, 72, 600, Values::kReals, 0.8, r, c);
+    const Problem reals = filled(96, 72, 600, Values::kReals, 0.8, r, c);
+    const Problem real_x = filled(96, 72, 600, Values::kRealX, 0.8, r, c);
     for (Tested& tested : g_tested) {
+      const Problem& p = tested.is_int8() ? real_x : reals;
       if (!tested.takes(p)) continue;
       for (int64_t max_splits : {64, 3}) {
         for_packings(tested, p, false, {0}, max_splits, [&](const PackingHeader* h, DType x) {
@@ -201,19 +210,30 @@ double activated(double v, Activation activation) {
   }
 }
 
+// One weight in every row. Of int8 it is an integer, and so is x but for the scales.
+Problem diagonal(bool int8, int64_t r, int64_t c) {
+  Problem p(20, 20, 40, r, c);
+  for (int64_t i = 0; i < p.n; ++i) {
+    for (int64_t block = i / c * c, j = block; j < block + c; ++j) p.store(i, j, 0.0);
+    p.store(i, i, 1.0 + (int8 ? static_cast<double>(i % 3) : static_cast<double>(i) / 128));
+    p.bias[static_cast<size_t>(i)] = static_cast<double>(i % 5) / 8;
+  }
+  Random random(1);
+  for (double& v : p.x) v = static_cast<double>(random.between(-240, 240)) / (random.chance(0.2) ? 1024 : 8);
+  if (int8) {
+    for (double& v : p.x) v = std::floor(v);
+    p.span(random);
+  }
+  p.x[3 * 20 + 19] = p.x[9 * 20] = std::numeric_limits<double>::quiet_NaN();
+  p.finish();
+  return p;
+}
+
 void check_activations() {
-  for (auto [r, c] : {std::pair<int64_t, int64_t>{1, 1}, {2, 2}}) {
-    Problem p(22, 22, 40, r, c);
-    for (int64_t i = 0; i < p.n; ++i) {
-      for (int64_t block = i / c * c, j = block; j < block + c; ++j) p.store(i, j, 0.0);
-      p.store(i, i, 1.0 + static_cast<double>(i) / 128);
-      p.bias[static_cast<size_t>(i)] = static_cast<double>(i % 5) / 8;
-    }
-    Random random(1);
-    for (double& v : p.x) v = static_cast<double>(random.between(-240, 240)) / (random.chance(0.2) ? 1024 : 8);
-    p.x[3 * 22 + 21] = p.x[9 * 22] = std::numeric_limits<double>::quiet_NaN();
-    p.finish();
+  for (auto [r, c] : {std::pair<int64_t, int64_t>{1, 1}, {2, 2}, {2, 4}}) {
+    const Problem floats = diagonal(false, r, c), integers = diagonal(true, r, c);
     for (Tested& tested : g_tested) {
+      const Problem& p = tested.is_int8() ? integers : floats;
       if (!tested.takes(p)) continue;
       for_packings(tested, p, true, {0}, 64, [&](const PackingHeader* h, DType x) {
         for (int i = 1; i < kNumActivations; ++i) {
@@ -270,8 +290,9 @@ void check_damage(const Problem& p, bool own_level) {
         std::snprintf(g_now, sizeof g_now, "unpacking %s with damage %d", tested.kernel.kernel.name,
                       static_cast<int>(trial));
         const Fenced crow((h->n / h->block_rows + 1) * 8), col(h->nnz / (h->block_rows * h->block_cols) * 4);
-        const Fenced values(h->nnz * dtype_bytes(h->dtype));
-        unpack(h, reinterpret_cast<int64_t*>(crow.data()), reinterpret_cast<int32_t*>(col.data()), values.data());
+        const Fenced values(h->nnz * dtype_bytes(h->dtype)), scales(h->n * 4);
+        unpack(h, reinterpret_cast<int64_t*>(crow.data()), reinterpret_cast<int32_t*>(col.data()), values.data(),
+               reinterpret_cast<float*>(scales.data()));
       } catch (const std::invalid_argument&) {
         ++tested.refused;
       } catch (const std::exception& error) {
@@ -282,8 +303,12 @@ void check_damage(const Problem& p, bool own_level) {
 }
 
 void check_damage() {
-  for (auto [n, k, r, c] :
-       {std::array<int64_t, 4>{70, 200, 1, 1}, {1100, 24, 1, 1}, {72, 200, 4, 2}, {512, 40, 8, 2}, {96, 128, 16, 32}}) {
+  for (auto [n, k, r, c] : {std::array<int64_t, 4>{70, 200, 1, 1},
+                            {1100, 24, 1, 1},
+                            {72, 200, 4, 2},
+                            {512, 40, 8, 2},
+                            {72, 200, 4, 4},
+                            {96, 128, 16, 32}}) {
     Problem p = filled(n, k, 20, Values::kIntegers, 0.7, r, c);
     // Zeros, because a check that runs on into them meets nothing that it would refuse.
     std::fill(p.weight.begin(), p.weight.end(), 0.0);

@@ -37,7 +37,7 @@ struct Tested {
 
   std::vector<DType> weight_dtypes() const {
     std::vector<DType> list;
-    for (DType d : {DType::kF32, DType::kBF16, DType::kF16}) {
+    for (DType d : {DType::kF32, DType::kBF16, DType::kF16, DType::kI8}) {
       if (storage_holds(storage, d)) list.push_back(d);
     }
     return list;
@@ -46,7 +46,9 @@ struct Tested {
     if (storage == Storage::kBF16) return {DType::kBF16, DType::kF32};
     return {DType::kF32, DType::kBF16, DType::kF16};
   }
+  bool is_int8() const { return storage == Storage::kI8 || storage == Storage::kWI8; }
   bool takes(const Problem& p) const {
+    if (is_int8() && !p.int8) return false;
     if (packing_format(kind) == std::string("csr")) return p.block_rows * p.block_cols == 1;
     return p.block_cols % columns_per_step(storage) == 0;
   }
@@ -76,9 +78,11 @@ void check(Tested& tested, const char* name, const Call& call, const Function& w
     for (int64_t t = 0; t < call.m; ++t) {
       for (int64_t r = 0; r < p.n; ++r) {
         const auto i = static_cast<size_t>(t * p.n + r);
-        const double sum = p.sums[i] + bias[static_cast<size_t>(r)], exact = wanted(sum), got = y.at(t, r);
+        const double scale = tested.is_int8() ? scale_of(r) : 1.0, got = y.at(t, r);
+        const bool rounds = tested.storage == Storage::kI8, odd = rounds && p.odd[static_cast<size_t>(t)];
+        const double sum = odd ? std::nan("") : p.sums[i] * scale + bias[static_cast<size_t>(r)], exact = wanted(sum);
         if (got == exact || (std::isnan(got) && std::isnan(exact))) continue;
-        const double error = std::fabs(got - exact), bound = p.bounds[i] + allowed(sum);
+        const double error = std::fabs(got - exact), bound = (p.bounds[i] + (rounds ? p.coarse[i] : 0.0)) * scale + allowed(sum);
         if (got == rounded(exact, call.x_dtype)) continue;
         if (bound > 0.0 && error <= bound + rounding(call.x_dtype) * std::fabs(exact)) continue;
         // Instructions for bf16 take and give zero for subnormal numbers.
@@ -115,8 +119,11 @@ void check_round_trip(Tested& tested, const Format& format, const Fenced& blob) 
   std::vector<int64_t> crow(format.crow.size(), -1);
   std::vector<int32_t> col(format.col.size(), -1);
   std::vector<char> values(format.values.size(), 0x5a);
-  unpack(h, crow.data(), col.data(), values.data());
-  if (h->nnz == format.nnz() && crow == format.crow && col == format.col && values == format.values) return;
+  std::vector<float> scales(format.scales.size(), -1.0f);
+  unpack(h, crow.data(), col.data(), values.data(), scales.data());
+  const bool same_scales = scales == format.scales;
+  if (h->nnz == format.nnz() && crow == format.crow && col == format.col && values == format.values && same_scales)
+    return;
   size_t i = 0;
   while (i < values.size() && values[i] == format.values[i]) ++i;
   fail(std::string("round trip: ") + tested.kernel.kernel.name + " n=" + std::to_string(format.n) +

@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "sparseinfer/dtypes.h"
+
 namespace sparseinfer {
 
 // Ascending in speed.
@@ -30,9 +32,9 @@ struct SellWindow {
   double cycles;  // of one step, as measured (levels.inc)
 };
 
-// Those of a level, for lookups one by one or in pairs of bf16; they end at the first without steps.
+// Those of a level, for lookups one by one, in pairs of bf16 or in fours of int8; they end at the first without steps.
 constexpr int kMaxSellWindows = 8;
-const SellWindow* sell_windows(Isa isa, bool pairs);
+const SellWindow* sell_windows(Isa isa, Storage storage);
 
 bool isa_supported(Isa isa);
 

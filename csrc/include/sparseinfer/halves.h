@@ -33,6 +33,7 @@ static inline uint32_t to_bits(float value) {
 }
 
 static inline float widen(float v) { return v; }
+static inline float widen(int8_t v) { return v; }
 static inline float widen(Dword v) {
   float as_it_is;
   memcpy(&as_it_is, &v, sizeof as_it_is);
@@ -79,7 +80,7 @@ static inline void narrow_back(float v, F16* out) {
   out->bits = static_cast<uint16_t>((bits >> 16 & 0x8000) | 0x7c00 | (bits >> 13 & 0x3ff));
 }
 
-// Calls f with a value of the C++ type of the dtype.
+// Calls f with a value of the C++ type of the dtype, one that x may have.
 template <class F>
 inline __attribute__((always_inline)) void with_type(DType dtype, F f) {
   switch (dtype) {
@@ -88,6 +89,8 @@ inline __attribute__((always_inline)) void with_type(DType dtype, F f) {
     return f(type{});
     SI_DTYPES(SI_CASE)
 #undef SI_CASE
+    case DType::kI8:
+      return;
   }
 }
 

@@ -19,6 +19,7 @@ struct SparseView {
   const int32_t* col;   // [stored blocks], block columns, ascending in a row
   const void* values;   // [stored blocks][block_rows][block_cols]
   DType dtype;
+  const float* scales;  // [n] of int8, finite and not negative; else nullptr
 };
 
 // 64-byte aligned bytes.
@@ -64,7 +65,8 @@ Blob pack(PackingKind kind, const SparseView& w, const PackOptions& options);
 const PackingHeader* check_packing(const void* data, int64_t bytes);
 const PackingHeader* check_header(const void* data, int64_t bytes);
 
-// Exact inverse of `pack`. `crow` [n / block_rows + 1], `col` and `values` sized by the header's nnz.
-void unpack(const PackingHeader* w, int64_t* crow, int32_t* col, void* values);
+// Exact inverse of `pack`. `crow` [n / block_rows + 1], `col` and `values` sized by the header's nnz; `scales` [n] of
+// int8, else nullptr.
+void unpack(const PackingHeader* w, int64_t* crow, int32_t* col, void* values, float* scales);
 
 }  // namespace sparseinfer

@@ -3,7 +3,7 @@
 // to disk, so the layout may change with every version.
 //
 // Vocabulary. A *unit* is one stored column (bsr: one stored block). Its *payload* is its value in the packing's
-// storage, 4 or 2 bytes. A *panel* is a range of `panel` columns whose slice of x stays in L1. A *split* is a range of
+// storage, 4, 2 or 1 bytes. A *panel* is a range of `panel` columns whose slice of x stays in L1. A *split* is a range of
 // rows of about equal work, the grain of threading. A *cell* is one split x one panel; cells are stored split-major.
 #pragma once
 
@@ -57,6 +57,8 @@ struct PackingHeader {
                     // tilemap: uint32[16] masks of a tile
   int64_t offsets;  // rowgroup, rowlist: uint16[] column in the panel; sell, bsr: uint8[]; csr: uint32[] columns
   int64_t values;   // payloads in loop order
+  int64_t scales;   // float[n], which multiply the sums of the rows; 0: there are none, the payloads are the weights
+  int64_t row_sums;  // i8: int32[n], sums of each row's payloads, for the zero point of x; else 0
 };
 
 // Where a cell's streams start, in elements of each section.
@@ -85,11 +87,12 @@ constexpr int64_t kMaxSplitRows = 512;  // accumulators of a split, 512 x 64 tok
 
 // Lists of units are filled up to whole steps with payloads of zero at the position after the panel's last column; the
 // x tiles hold zeros there, so that NaN and Inf of x never meet the filling. Pair storage multiplies two units at a
-// time; rowgroup also multiplies four or two times in a step where a pattern has one row or two, so that its loops end
-// without a remainder, which would cost a mispredicted branch.
+// time, i8 four; rowgroup also multiplies four or two times in a step where a pattern has one row or two, so that its
+// loops end without a remainder, which would cost a mispredicted branch. Not i8, whose filling would be sixteen units.
 static inline int64_t rowlist_step(Storage storage) { return columns_per_step(storage); }
 static inline int64_t rowgroup_step(Storage storage, int pattern_rows) {
-  return columns_per_step(storage) * (pattern_rows == 1 ? 4 : pattern_rows == 2 ? 2 : 1);
+  const bool alone = storage == Storage::kI8 || pattern_rows > 2;
+  return columns_per_step(storage) * (alone ? 1 : pattern_rows == 1 ? 4 : 2);
 }
 
 // sell: a slice of 16 rows steps through windows of x together. The last position of a window is always zero: it is

@@ -14,8 +14,8 @@ from torch import Tensor
 from sparseinfer._native import core
 from sparseinfer.formats import BSR, CSR
 from sparseinfer.formats.checks import address
+from sparseinfer.formats.dtypes import WEIGHT_DTYPE_NAMES
 from sparseinfer.ops.cpu.kernels import format_of
-from sparseinfer.ops.names import DTYPE_NAMES
 from sparseinfer.ops.packed import PackedInfo, check_made_from, unpacked
 
 
@@ -23,21 +23,22 @@ def pack(
     fmt: CSR | BSR,
     packing: str,
     *,
-    storage: str = "f32",
+    storage: str = "",
     isa: str = "",
     panel: int = 0,
     max_splits: int = 64,
 ) -> Tensor:
     """Pack a format for the kernels of `packing`: "bsr" from BSR, any other from CSR.
 
-    storage      how the weights are held: "f32", which holds every dtype; "bf16", in pairs for bf16
-                 activations; "wbf16" and "wf16", two bytes that are widened to fp32 when they are read
+    storage      how the weights are held: "f32", which holds every dtype but int8; "bf16", in pairs for bf16
+                 activations; "wbf16" and "wf16", two bytes that are widened to fp32 when they are read; "i8",
+                 which rounds each token to 8 bits, and "wi8", widened to fp32. Default: "f32", of int8 "i8"
     isa          instruction-set level to lay the weights out for; default: the active one
     panel        columns whose slice of x stays in the L1 cache; 0: the packing's default
     max_splits   maximum number of row ranges that are distributed to threads
 
     Returns a uint8 tensor [nbytes]. ValueError: an unknown packing, storage or level, a storage that cannot
-    hold the dtype exactly or has no kernels, a panel that is too wide, or a panel for a packing that has only
+    hold the dtype exactly or has no kernels, rows of int8 whose sums may not fit 32 bits, a panel that is too wide, or a panel for a packing that has only
     one. TypeError: BSR for a packing of CSR, or the reverse.
     """
     if packing not in core.packings:
@@ -49,7 +50,7 @@ def pack(
     array = core.pack(
         packing,
         (
-            DTYPE_NAMES[fmt.dtype],
+            WEIGHT_DTYPE_NAMES[fmt.dtype],
             n,
             k,
             fmt.nnz,
@@ -57,8 +58,9 @@ def pack(
             address("crow_indices", fmt.crow_indices),
             address("col_indices", fmt.col_indices),
             address("values", fmt.values),
+            0 if fmt.scales is None else address("scales", fmt.scales),
         ),
-        storage,
+        storage or storage_for(fmt),
         isa,
         max_splits,
         panel,
@@ -70,6 +72,11 @@ def pack(
 def packing_for(fmt: CSR | BSR) -> str:
     """The name of the packing for this format where none is asked for: one for any number of tokens."""
     return "bsr" if isinstance(fmt, BSR) else "rowgroup"
+
+
+def storage_for(fmt: CSR | BSR) -> str:
+    """The storage where none is asked for."""
+    return "i8" if fmt.dtype == torch.int8 else "f32"
 
 
 def pack_on(

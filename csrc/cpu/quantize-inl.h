@@ -1,0 +1,137 @@
+// int8: rounds tokens of x to 8 bits, and turns sums of products back into real numbers.
+//
+// x = scale * (q - zero), q and zero in [0, 255], scale and zero of every token from its smallest and largest value and
+// 0, which is always exact. One value is (max - min) / 255 apart from the next. A sum over the weights w of a row is
+// then scale * (sum of q * w - zero * sum of w), the parts in brackets in int32, exactly (packings/scales.cpp), and y
+// that times the row's scale. A scale is at least the smallest normal number: what is far below it counts as zero, as a
+// token of zeros does. A NaN or an infinity in a token makes all its results NaN. Scales that were found beforehand
+// would take the place of `find_scale`.
+#pragma once
+
+#include <string.h>
+
+#include "cpu/types-inl.h"
+#include "sparseinfer/kernel.h"
+
+namespace sparseinfer {
+namespace {
+
+using Ints = Level::Ints;
+
+struct TokenScale {
+  float scale;
+  int32_t zero;
+};
+
+// Calls f(vector, first element) for x[k], filled up with zeros.
+template <class T, class F>
+SI_INLINE void for_vectors(const T* x, int64_t k, F f) {
+  int64_t i = 0;
+  for (; i + R <= k; i += R) f(Row::load(x + i), i);
+  if (i < k) f(Row::load_partial(x + i, static_cast<int>(k - i)), i);
+}
+
+template <class T>
+TokenScale find_scale(const T* x, int64_t k) {
+  constexpr float kLeast = 1.17549435e-38f;
+  Row::V low[2] = {Row::zero(), Row::zero()}, high[2] = {Row::zero(), Row::zero()}, odd = Row::zero();
+  int64_t i = 0;
+  for (; i + 2 * R <= k; i += 2 * R) {
+    SI_UNROLL
+    for (int s = 0; s < 2; ++s) {
+      const Row::V v = Row::load(x + i + s * R);
+      low[s] = Row::min(v, low[s]);
+      high[s] = Row::max(v, high[s]);
+      odd = Row::fma(v, Row::zero(), odd);  // NaN where v is none or not finite
+    }
+  }
+  for_vectors(x + i, k - i, [&](Row::V v, int64_t) {
+    low[0] = Row::min(v, low[0]);
+    high[0] = Row::max(v, high[0]);
+    odd = Row::fma(v, Row::zero(), odd);
+  });
+  const float none = Row::sum(odd);
+  if (none != none) return {none, 0};
+  float lows[R], highs[R], least = 0.0f, most = 0.0f;
+  Row::store(lows, Row::min(low[0], low[1]));
+  Row::store(highs, Row::max(high[0], high[1]));
+  for (int lane = 0; lane < R; ++lane) {
+    least = lows[lane] < least ? lows[lane] : least;
+    most = highs[lane] > most ? highs[lane] : most;
+  }
+  const float scale = static_cast<float>((static_cast<double>(most) - static_cast<double>(least)) / 255.0);
+  const float used = scale > kLeast ? scale : kLeast;
+  return {used, static_cast<int32_t>(0.5f - least * (1.0f / used))};
+}
+
+// x[count] -> out[count], and behind them up to R - 1 bytes more. Zeros for a token without a scale.
+template <class T>
+SI_INLINE void quantize(const T* x, int64_t count, TokenScale token, uint8_t* out) {
+  if (!(token.scale > 0.0f)) {
+    memset(out, 0, static_cast<size_t>(count));
+    return;
+  }
+  const Row::V inverse = Row::set1(1.0f / token.scale);
+  for_vectors(x, count, [&](Row::V v, int64_t i) { Ints::store_bytes(out + i, Row::mul(v, inverse), token.zero); });
+}
+
+// The token whose bytes lie at a position of a tile [columns][kTokens], such that interleaving four columns, which works
+// in parts of 16 bytes, gives sums in the order of the tokens.
+template <int kTokens>
+constexpr int token_at(int position) {
+  constexpr int kLanes = kTokens / 4;
+  return kLanes < 4 ? position : position / 4 % 4 * kLanes + position / 16 * 4 + position % 4;
+}
+
+// Scales of the tokens of one tile.
+template <int kTokens>
+struct TileScales {
+  float scales[kTokens];
+  int32_t zeros[kTokens];
+};
+
+// x[the tokens of positions from `group` on, columns from `first` on] -> bytes [16 tokens][256 columns] of which `count`
+// are those of x.
+constexpr int kByteGroup = 16, kByteColumns = 256;
+using ByteRows = uint8_t[kByteGroup][kByteColumns + R];
+
+// bytes[kGroup][count] -> out[count][kTokens]
+template <int kTokens, int kGroup>
+SI_INLINE void turn_group(const ByteRows& bytes, int64_t count, uint8_t* out) {
+  const uint8_t* rows[kByteGroup];
+  for (int i = 0; i < kByteGroup; ++i) rows[i] = bytes[i];
+  int64_t c = 0;
+#if !defined(SI_LEVEL_SCALAR)
+  for (; c + kByteGroup <= count; c += kByteGroup) turn_bytes(rows, c, out + c * kTokens, kTokens);
+#endif
+  for (; c < count; ++c) {
+    for (int i = 0; i < kGroup; ++i) out[c * kTokens + i] = rows[i][c];
+  }
+}
+
+// sums[rows][kTokens] of int32 -> real numbers, in place.
+template <class Vec, int kTokens, int kTileTokens>
+void make_real(const PackingHeader* w, float* sums, int64_t row, int64_t rows, const TileScales<kTileTokens>& tile) {
+  using F = typename Vec::Floats;
+  const float* row_scales = section<float>(w, w->scales) + row;
+  const int32_t* row_sums = section<int32_t>(w, w->row_sums) + row;
+  for (int64_t r = 0; r < rows; ++r, sums += kTokens) {
+    const auto sum = Vec::set1(row_sums[r]);
+    const auto scale = F::set1(row_scales[r]);
+    SI_UNROLL
+    for (int t = 0; t < kTokens; t += Vec::L) {
+      const auto zeros = Vec::load(tile.zeros + t);
+      F::store(sums + t, Vec::real(Vec::load(sums + t), zeros, sum, scale, F::load(tile.scales + t)));
+    }
+  }
+}
+
+// Sums of R rows of one token.
+SI_INLINE Row::V real_rows(const PackingHeader* w, Ints::V sum, TokenScale token, int64_t row, int count) {
+  const Row::V sums = Row::load_partial(section<float>(w, w->row_sums) + row, count);
+  const Row::V scales = Row::load_partial(section<float>(w, w->scales) + row, count);
+  return Ints::real(sum, Ints::bits(sums), Ints::set1(token.zero), scales, Row::set1(token.scale));
+}
+
+}  // namespace
+}  // namespace sparseinfer
