@@ -7,7 +7,7 @@ fast = si.convert(model, example_inputs=(x,))
 print(si.explain(fast))
 
 This module exports the names that the README uses; everything else is in the packages:
-sparseinfer.convert, .prune, .prune.solvers, .modules, .formats, .ops, .select.
+sparseinfer.convert, .prune, .prune.solvers, .quantize, .modules, .formats, .ops, .select.
 """
 
 from __future__ import annotations
@@ -51,12 +51,14 @@ from sparseinfer.prune import (
     finalize_,
     prune_,
 )
+from sparseinfer.quantize import GPTQ, RoundToNearest, SmoothQuant, StaticInputs, quantize_
 
 __version__ = _version("sparseinfer")
 
 __all__ = [
     "ADMM",
     "ERK",
+    "GPTQ",
     "NM",
     "OWL",
     "RIA",
@@ -72,13 +74,16 @@ __all__ = [
     "Magnitude",
     "Random",
     "Reconstruct",
+    "RoundToNearest",
     "Row",
     "Sensitivity",
+    "SmoothQuant",
     "SparseConv1d",
     "SparseConv2d",
     "SparseGPT",
     "SparseLinear",
     "SparseMultiheadAttention",
+    "StaticInputs",
     "Taylor",
     "Unstructured",
     "Wanda",
@@ -93,4 +98,5 @@ __all__ = [
     "formats",
     "latency_table",
     "prune_",
+    "quantize_",
 ]

@@ -206,7 +206,7 @@ def test_a_shared_weight_is_pruned_and_counted_once():
 def test_a_weight_shared_with_a_module_that_was_not_selected_is_told():
     net = nn.ModuleDict({"embed": nn.Embedding(10, 4), "head": linear(10, 4)})
     net["head"].weight = net["embed"].weight
-    message = "embed.weight: not selected, but pruned too, because 'head' shares it"
+    message = "embed.weight: not selected, but changed too, because 'head' shares it"
     with pytest.warns(UserWarning, match=message):
         prune_(net, Magnitude(0.5))
     assert int(net["embed"].weight.count_nonzero()) == 20

@@ -68,7 +68,7 @@ BAD_LAYERS = {
     with_inference_tensor: (
         ValueError,
         "1.weight: expected a writable weight, got an inference tensor "
-        "(call prune_ under torch.inference_mode())",
+        "(call this under torch.inference_mode())",
     ),
     with_integers: (
         TypeError,

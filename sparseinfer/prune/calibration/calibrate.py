@@ -24,6 +24,7 @@ def calibrate(
     batches: Iterable[Any],
     *,
     gram: bool = True,
+    ranges: bool = False,
     loss_fn: LossFn | None = None,
     forward: Forward | None = None,
     filter_fn: FilterFn | None = None,
@@ -37,14 +38,16 @@ def calibrate(
                                 (keyword arguments), on the model's device
     gram                        whether to keep Gram matrices, for solvers and the error of each layer; norms
                                 are always kept
+    ranges                      whether to keep the ranges of inputs too, for static scales of activations
+                                and SmoothQuant
     loss_fn(output, batch)      a scalar, whose gradients are kept too, for Gradient and Taylor
     forward(model, batch)       runs the model instead of the call above
     filter_fn, targets, ignore  which layers, default all: see sparseinfer.select.select_modules
     progress                    whether a terminal shows a progress bar
 
     Each batch is released after its run. Memory does not grow with their number: 4·groups·k² bytes for the
-    Gram matrix of each distinct layer input (8 of float64), 16·groups·k bytes for norms and, with a
-    loss_fn, 4 bytes for each weight. Every row of an input counts, including padding.
+    Gram matrix of each distinct layer input (8 of float64), 16·groups·k bytes for norms, 0.5 MB more for
+    ranges and, with a loss_fn, 4 bytes for each weight. Every row of an input counts, including padding.
 
     The model runs in eval mode, without gradients unless there is a loss_fn, and is left unchanged, also
     after an error.
@@ -55,7 +58,7 @@ def calibrate(
     """
     layers = prunable_layers(model, filter_fn, targets, ignore)
     return statistics_of(
-        model, layers, batches, gram=gram, loss_fn=loss_fn, forward=forward, progress=progress
+        model, layers, batches, gram=gram, ranges=ranges, loss_fn=loss_fn, forward=forward, progress=progress
     )
 
 
@@ -65,6 +68,7 @@ def statistics_of(
     batches: Iterable[Any],
     *,
     gram: bool = True,
+    ranges: bool = False,
     loss_fn: LossFn | None = None,
     forward: Forward | None = None,
     progress: bool = True,
@@ -77,7 +81,7 @@ def statistics_of(
     with (
         evaluating(model),
         Progress("calibrating", total, shown=progress) as bar,
-        Collector(layers, gram=gram) as collector,
+        Collector(layers, gram=gram, ranges=ranges) as collector,
         gradients or torch.no_grad(),
     ):
         for batch in every_batch(batches):

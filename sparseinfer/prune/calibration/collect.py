@@ -23,9 +23,10 @@ class Collector:
     share their sums. If they get different tensors in a later run, each continues with its own.
     """
 
-    def __init__(self, layers: Mapping[str, Layer], *, gram: bool) -> None:
+    def __init__(self, layers: Mapping[str, Layer], *, gram: bool, ranges: bool = False) -> None:
         self._layers = layers
         self._gram = gram
+        self._ranges = ranges
         self._streams: dict[str, _Stream] = {}
         self._latest: _Stream | None = None
         self._handles: list[Any] = []
@@ -70,7 +71,8 @@ class Collector:
         stream = self._streams.get(layer.fqn)
         if stream is None:
             if self._latest is None or not self._latest.began_with(layer, x):
-                self._latest = _Stream(layer, x, self._gram)
+                sums = Sums(layer, x, gram=self._gram, ranges=self._ranges)
+                self._latest = _Stream(layer, x, sums)
             self._latest.readers.add(layer.fqn)
             self._streams[layer.fqn] = self._latest
             return
@@ -95,8 +97,8 @@ class _Stream:
     read_by  names of those who have
     """
 
-    def __init__(self, layer: Layer, x: Tensor, gram: bool) -> None:
-        self.sums = Sums(layer, x, gram)
+    def __init__(self, layer: Layer, x: Tensor, sums: Sums) -> None:
+        self.sums = sums
         self.sums.add(x)
         self.readers: set[str] = set()
         self.read_by: set[str] = set()

@@ -25,6 +25,8 @@ class LayerStats:
     gram     [groups, k, k] float32 (float64 for float64 inputs), Σ x·xᵀ; None if not requested.
              Layers that get the same tensor hold the same Gram matrix.
     grad     shape of the weight, float32 or float64, Σ ∂loss/∂w over the batches; None without a loss
+    low      [groups, k] float32, the smallest value of each input; `high` the largest; None if not requested
+    counts   [65536] int64, how often an input had each value of bfloat16, by its bits; None like `low`
     """
 
     tokens: int
@@ -32,6 +34,9 @@ class LayerStats:
     sq: Tensor
     gram: Tensor | None = None
     grad: Tensor | None = None
+    low: Tensor | None = None
+    high: Tensor | None = None
+    counts: Tensor | None = None
 
     def relative_error(self, weight: Tensor, pruned: Tensor) -> float:
         """‖X·(W - Ŵ)ᵀ‖² / ‖X·Wᵀ‖² over the calibration tokens, from the Gram matrix; 0.0 where ‖X·Wᵀ‖ is 0.
@@ -93,7 +98,8 @@ def check_stats(
 ) -> None:
     """ValueError names the first layer without statistics, with another shape, or lacking one of `needs`.
 
-    needs   of "gram", "norms" and "gradients"; if empty, statistics may be missing, but not of other shapes
+    needs   of "gram", "norms", "gradients" and "ranges"; if empty, statistics may be missing, but not of
+            other shapes
     reader  what needs them, for error messages
     """
     if stats is None:
@@ -118,6 +124,9 @@ def check_stats(
         if "gradients" in needs and layer_stats.grad is None:
             hint = "calibrate with a loss_fn"
             raise ValueError(f"stats: expected gradients of {fqn!r}, got None ({hint})")
+        if "ranges" in needs and layer_stats.low is None:
+            hint = "calibrate with ranges=True"
+            raise ValueError(f"stats: expected ranges of the inputs of {fqn!r}, got None ({hint})")
         if layer_stats.grad is not None:
             _check_shape(f"gradients of {fqn!r}", tuple(layer.weight.shape), layer_stats.grad)
 

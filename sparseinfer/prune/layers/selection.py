@@ -123,6 +123,6 @@ def _warn_of_other_owners(
             if id(parameter) in pruned:
                 owner = pruned[id(parameter)]
                 hint = f"ignore=[{owner!r}] keeps both"
-                message = f"{name}: not selected, but pruned too, because {owner!r} shares it ({hint})"
-                # The caller of prune_ or calibrate.
+                message = f"{name}: not selected, but changed too, because {owner!r} shares it ({hint})"
+                # The caller of prune_, quantize_ or calibrate.
                 warnings.warn(message, UserWarning, stacklevel=stacklevel)

@@ -29,7 +29,7 @@ def prunable_weight(module_fqn: str, module: nn.Module, parameter: str) -> nn.Pa
         hint = "give the module a .clone() of it"
         raise ValueError(f"{name}: expected one memory cell per weight, got an expanded tensor ({hint})")
     if weight.is_inference() and not torch.is_inference_mode_enabled():
-        hint = "call prune_ under torch.inference_mode()"
+        hint = "call this under torch.inference_mode()"
         raise ValueError(f"{name}: expected a writable weight, got an inference tensor ({hint})")
     if nans := int(weight.detach().isnan().sum()):
         raise ValueError(f"{name}: expected numbers, got {nans} NaN (the rank of a NaN is undefined)")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sparseinfer.prune.checks import check_int
 from sparseinfer.prune.patterns import NM, Column, Unstructured
+from sparseinfer.prune.solvers.columns import settle_columns
 from sparseinfer.prune.solvers.hessian import filled, inverse_factor
 from sparseinfer.prune.solvers.solver import Solution, Solver
 
@@ -93,25 +94,18 @@ def sparsegpt(
     """
     k = weight.shape[2]
     may_fill = filled(weight).mT.contiguous()
-    # A column of the weight is a row here: contiguous.
-    w = weight.mT.clone(memory_format=torch.contiguous_format)
-    mask = torch.empty_like(w, dtype=torch.bool)
+    mask = torch.empty_like(may_fill)
     scale = factor.diagonal(dim1=-2, dim2=-1)[..., None]
-    for start in range(0, k, block_size):
-        end = min(start + block_size, k)
-        errors = torch.empty_like(w[:, start:end])
-        for i in range(start, end):
-            if (i - start) % width == 0:
-                chosen = slice(i, min(i + width, end))
-                scores = (w[:, chosen].abs() / scale[:, chosen]).masked_fill_(~may_fill[:, chosen], 0)
-                mask[:, chosen] = choose(scores.mT, i).mT
-            kept = mask[:, i] & may_fill[:, i]
-            error = w[:, i].masked_fill(kept, 0) / scale[:, i]
-            w[:, i:end].baddbmm_(factor[:, i, i:end, None], error[:, None], alpha=-1)
-            w[:, i].masked_fill_(~kept, 0)
-            errors[:, i - start] = error
-        w[:, end:].baddbmm_(factor[:, start:end, end:].mT, errors, alpha=-1)
-    return w.mT, mask.mT
+
+    def settle(w: Tensor, i: int) -> Tensor:
+        start = i - i % block_size
+        if (i - start) % width == 0:
+            chosen = slice(i, min(i + width, start + block_size, k))
+            scores = (w[:, chosen].abs() / scale[:, chosen]).masked_fill_(~may_fill[:, chosen], 0)
+            mask[:, chosen] = choose(scores.mT, i).mT
+        return w[:, i].masked_fill(~(mask[:, i] & may_fill[:, i]), 0)
+
+    return settle_columns(weight, factor, settle, block_size=block_size), mask.mT
 
 
 def _above_threshold(scores: Tensor, sparsity: float) -> Tensor:

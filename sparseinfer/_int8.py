@@ -1,0 +1,92 @@
+"""int8 weights: integers from -127 to 127 and one scale per row, held in a floating-point weight.
+
+`quantize_` writes integers times scale into a weight of any dtype, and the scales into a buffer beside it;
+`integers_of` gives the same integers back. They are exact:
+
+A scale has 17 significant bits and an integer 7, so that their product is exact in float32. In bfloat16 and
+float16 the product is rounded by at most 2^-9 of its value, which moves the quotient of weight and scale by
+127 · 2^-9 < 1/4: it still rounds to the integer. If the scale is rounded to bfloat16 too, as `model.to` does,
+by less than 127 · 2^-8 + 2^-8 < 1/2.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sparseinfer._transposed import is_transposed_linear
+
+LARGEST = 127
+# Bits of a float32 beyond the 17 that a scale has.
+_TAIL = 127
+
+
+def scale_name(parameter: str) -> str:
+    """The buffer that holds the scales of a parameter: "weight_scale" of "weight"."""
+    return f"{parameter}_scale"
+
+
+def row_scales(peak: Tensor, dtype: torch.dtype) -> Tensor:
+    """float32 scales of rows whose largest magnitudes are these, [...]; 1 for rows of zeros.
+
+    dtype  of the weight. Twice its smallest number is the smallest scale: integers times a smaller one could
+           not be told apart. Infinite where a scale is beyond float32
+    """
+    least = max(2 * _smallest(dtype), torch.finfo(torch.float32).tiny)
+    scale = (peak.double() / LARGEST).to(torch.float32).clamp(min=least)
+    # Rounded down, so that no product exceeds the largest number of the dtype.
+    scale = torch.where(scale.isfinite(), (scale.view(torch.int32) & ~_TAIL).view(torch.float32), scale)
+    return torch.where(peak == 0, 1.0, scale)
+
+
+def rounded(matrix: Tensor, scale: Tensor) -> Tensor:
+    """int8, the nearest multiples of the scales, half to even: matrix [..., n, k], scale [..., n]."""
+    dtype = torch.promote_types(matrix.dtype, torch.float32)
+    quotient = matrix.to(dtype) / scale[..., None].to(dtype)
+    return quotient.round_().clamp_(-LARGEST, LARGEST).to(torch.int8)
+
+
+def products(integers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Integers [..., n, k] times scales [..., n], in this dtype; exact before it is rounded to a half."""
+    wide = torch.promote_types(dtype, torch.float32)
+    return (integers.to(wide) * scale[..., None].to(wide)).to(dtype)
+
+
+def rows_of(module: nn.Module, parameter: str = "weight") -> Tensor:
+    """A weight with its outputs first, as `scale_name` counts them: of transformers' Conv1D [n, k]."""
+    weight: Tensor = module.get_parameter(parameter).detach()
+    return weight.mT if is_transposed_linear(module) else weight
+
+
+def integers_of(module: nn.Module, parameter: str = "weight") -> tuple[Tensor, Tensor] | None:
+    """The integers, int8 [rows, k], and scales, float32 [rows], that the weight consists of at present.
+
+    None if the module has no scales of it, or if it was written to since they were made. Rows are those of
+    all outputs, of experts [experts, n] one after the other; columns are in the weight's own order.
+    """
+    scale = module._buffers.get(scale_name(parameter))
+    weight = module._parameters.get(parameter)
+    if scale is None or weight is None or weight.is_meta or scale.is_meta or not weight.numel():
+        return None
+    return on_grid(rows_of(module, parameter), scale)
+
+
+def on_grid(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor] | None:
+    """`integers_of` of a weight [n, ...] or [experts, n, k]; None unless it is a multiple of the scales."""
+    rows = weight.reshape(len(scale), -1)
+    scales = scale.to(torch.float32)
+    if not bool((scales > 0).all()) or not bool(rows.isfinite().all()):
+        return None
+    integers = rounded(rows, scales)
+    # What rounding the products, and of a model that was cast the scales as well, explains.
+    half = (torch.finfo(weight.dtype).eps + (scale.dtype != torch.float32) * torch.finfo(scale.dtype).eps) / 2
+    tiny = _smallest(weight.dtype) / 2
+    exact = products(integers, scales, torch.promote_types(weight.dtype, torch.float32))
+    near = (rows - exact).abs_() <= (exact.abs_() * (half * 1.01)).add_(tiny)
+    return (integers, scales) if bool(near.all()) else None
+
+
+def _smallest(dtype: torch.dtype) -> float:
+    """The smallest positive number of a dtype."""
+    limits = torch.finfo(dtype)
+    return limits.tiny * limits.eps

@@ -1,0 +1,34 @@
+"""Clipping: scales smaller than the largest weight of a row asks for, where the others gain more by it."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from sparseinfer._int8 import products, rounded, row_scales
+
+Clip = Literal["none", "mse"]
+
+# Candidates of "mse": the part of the largest magnitude that becomes 127. Chosen, not measured.
+_PARTS = tuple(1 - 0.05 * i for i in range(11))
+
+
+def check_clip(clip: object) -> None:
+    if clip not in get_args(Clip):
+        raise ValueError(f"clip: expected one of {', '.join(get_args(Clip))}, got {clip!r}")
+
+
+def clipped_scales(matrix: Tensor, scale: Tensor, peak: Tensor) -> Tensor:
+    """Scales [groups, n] of the least squared change of each row of a matrix [groups, n, k]."""
+    dtype = torch.promote_types(matrix.dtype, torch.float32)
+    wide = matrix.to(dtype)
+    best = torch.full_like(peak, torch.inf, dtype=dtype)
+    for part in _PARTS:
+        candidate = row_scales(peak.double() * part, matrix.dtype)
+        error = (products(rounded(wide, candidate), candidate, dtype) - wide).square_().sum(-1)
+        better = error < best
+        scale = torch.where(better, candidate, scale)
+        best = torch.where(better, error, best)
+    return scale
