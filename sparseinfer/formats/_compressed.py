@@ -10,13 +10,14 @@ from torch import Tensor
 
 from sparseinfer._native import core
 from sparseinfer.formats import checks
+from sparseinfer.formats._stored import Stored
 from sparseinfer.formats.dtypes import VALUE_DTYPES
 
 Self = TypeVar("Self", bound="Compressed")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Compressed:
+class Compressed(Stored):
     """Base of the compressed-row formats; holds plain, contiguous CPU tensors without gradients.
 
     A unit is one weight (CSR) or one block (BSR). Tensors that already are contiguous are kept, not copied.
@@ -92,31 +93,6 @@ class Compressed:
             check_invariants=False,
         )
 
-    @property
-    def nnz(self) -> int:
-        """Stored values, stored zeros included."""
-        return self.values.numel()
-
-    @property
-    def density(self) -> float:
-        """nnz / (n * k); 1.0 for a matrix without elements."""
-        n, k = self.shape
-        return self.nnz / (n * k) if n * k else 1.0
-
-    @property
-    def sparsity(self) -> float:
-        """1 - density."""
-        return 1.0 - self.density
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.values.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of values and both index tensors."""
-        return self.values.nbytes + self.crow_indices.nbytes + self.col_indices.nbytes
-
     def _grid(self) -> tuple[int, int]:
         """(rows, columns) that the indices count."""
         return self.shape
@@ -125,12 +101,6 @@ class Compressed:
         """Row of each unit, int64 [values.shape[0]]."""
         rows = torch.arange(self.crow_indices.numel() - 1, dtype=torch.int64, device="cpu")
         return rows.repeat_interleave(self.crow_indices.diff(), output_size=self.values.shape[0])
-
-    def _describe(self) -> str:
-        return f"shape={self.shape}, nnz={self.nnz}, sparsity={self.sparsity:.4f}, dtype={self.dtype}"
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._describe()})"
 
 
 def offsets(kept: Tensor) -> Tensor:
