@@ -1,6 +1,7 @@
 """Converts a model as a Record says: by its plans, or planned anew for the same calls, without running it.
 
-The weights may still be in a file: then they are on meta, and a `Source` gives those of one product at a time.
+The weights may still be in a file: then they are on meta, and a `Source` gives those of one product at a
+time.
 """
 
 from __future__ import annotations

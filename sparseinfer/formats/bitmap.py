@@ -20,14 +20,15 @@ class Bitmap(Stored):
     """One bit for each weight of a matrix [n, k], and the values of the set bits, in CPU memory.
 
     values  [nnz]             float32, bfloat16, float16 or int8, row by row
-    mask    [n, ceil(k / 8)]  uint8: bit c % 8, counted from the least, of byte c // 8 stands for column c. Bits
+    mask    [n, ceil(k / 8)]  uint8: bit c % 8, counted from the least, of byte c // 8 stands for column c.
+            Bits
                               behind column k - 1 are zero
     shape   (n, k)
     scales  [n]               float32, for int8 only: a weight is value · scale of its row
 
     Smaller than CSR unless fewer than one weight in 32 is kept. Construction checks everything and raises
-    TypeError (not a tensor, wrong dtype) or ValueError (wrong device, rank or length, bits that are not as many
-    as the values or lie outside of the shape).
+    TypeError (not a tensor, wrong dtype) or ValueError (wrong device, rank or length, bits that are not as
+    many as the values or lie outside of the shape).
     """
 
     values: Tensor
@@ -90,7 +91,9 @@ class Bitmap(Stored):
         return cls.from_csr(CSR.from_torch(t))
 
     def to_torch_sparse(self) -> Tensor:
-        """The same matrix as a torch.sparse_csr tensor with int64 indices. The values are shared, not copied."""
+        """The same matrix as a torch.sparse_csr tensor with int64 indices. The values are shared, not
+        copied.
+        """
         return self.to_csr().to_torch_sparse()
 
     def to_stored(self) -> Tensor:
@@ -105,7 +108,9 @@ class Bitmap(Stored):
         return w
 
     def to_dense(self) -> Tensor:
-        """The matrix [n, k], bit for bit what was stored, zeros elsewhere; of int8 values · scales, float32."""
+        """The matrix [n, k], bit for bit what was stored, zeros elsewhere; of int8 values · scales,
+        float32.
+        """
         return scaled(self.to_stored(), self.scales)
 
     def _bits(self) -> tuple[int, int, int, int]:
@@ -113,7 +118,9 @@ class Bitmap(Stored):
 
 
 def packed_bits(kept: np.ndarray) -> Tensor:
-    """Rows of bools as bits, the first in the least of each byte; the last byte of a row is padded by zeros."""
+    """Rows of bools as bits, the first in the least of each byte; the last byte of a row is padded by
+    zeros.
+    """
     return torch.from_numpy(np.packbits(kept, axis=1, bitorder="little"))
 
 

@@ -22,14 +22,15 @@ class NM(Stored):
     """A weight matrix [n, k] of which each group of M neighbours in a row keeps at most N, in CPU memory.
 
     values     [n, k / M, N]   float32, bfloat16, float16 or int8. A group that keeps fewer than N has zeros
-    positions  [n, ceil(k / M * N * b / 8)]  uint8: for each value its place in the group, ascending, b bits each,
-               the least first, where b = (M - 1).bit_length(). Bits behind the last place of a row are zero
+    positions  [n, ceil(k / M * N * b / 8)]  uint8: for each value its place in the group, ascending, b bits
+               each, the least first, where b = (M - 1).bit_length(). Bits behind the last place of a row
+               are zero
     shape      (n, k)          M divides k
     pattern    (N, M)          1 <= N <= M <= 256
     scales     [n]             float32, for int8 only: a weight is value · scale of its row
 
-    Construction checks everything and raises TypeError (not a tensor, wrong dtype) or ValueError (wrong device,
-    rank or length, M that does not divide k, places that do not ascend or exceed the group).
+    Construction checks everything and raises TypeError (not a tensor, wrong dtype) or ValueError (wrong
+    device, rank or length, M that does not divide k, places that do not ascend or exceed the group).
     """
 
     values: Tensor
@@ -69,7 +70,8 @@ class NM(Stored):
     def from_dense(cls, w: Tensor, pattern: tuple[int, int], scales: Tensor | None = None) -> NM:
         """Keep N of each M elements of w [n, k], any strides. NaN and Inf are kept; -0.0 counts as zero.
 
-        pattern  (N, M). ValueError: a group with more than N that are not zero (prune with that pattern first)
+        pattern  (N, M). ValueError: a group with more than N that are not zero (prune with that pattern
+                 first)
         scales   float32 [n], for w of int8 only
         """
         w = checks.plain("weight", w, STORED_DTYPES, 2)
@@ -78,7 +80,7 @@ class NM(Stored):
         kept = groups != 0
         if kept.numel() and (most := int(kept.sum(dim=2).max())) > n:
             raise ValueError(f"weight: expected at most {n} of each {m} that are not zero, got {most}")
-        # A stable sort puts the kept ones first, in order; then zeros of the lowest places, to be put in order.
+        # A stable sort puts the kept ones first, in order; then zeros of the lowest places.
         order = (~kept).to(torch.uint8).argsort(dim=2, stable=True)[:, :, :n]
         places, _ = order.sort(dim=2)
         values = groups.gather(2, places).where(kept.gather(2, places), torch.zeros((), dtype=w.dtype))
@@ -114,7 +116,9 @@ class NM(Stored):
         return groups.view(rows, k)
 
     def to_dense(self) -> Tensor:
-        """The matrix [n, k], bit for bit what was stored, zeros elsewhere; of int8 values · scales, float32."""
+        """The matrix [n, k], bit for bit what was stored, zeros elsewhere; of int8 values · scales,
+        float32.
+        """
         return scaled(self.to_stored(), self.scales)
 
     def _places(self) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""`sparseinfer convert`: converts the model of a folder, or stores a file's weights in the smallest formats."""
+"""Converts the model of a folder, or stores a file's weights in the smallest formats."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Conversion:
 
     model: Path = field(
         metadata=argument(
-            "folder with config.json, weights and tokenizer, or a file of safetensors, whose weights are only "
-            "stored in the smallest formats",
+            "folder with config.json, weights and tokenizer, or a file of safetensors, whose weights are "
+            "only stored in the smallest formats",
             positional=True,
             read=Path,
             metavar="DIR|FILE",

@@ -103,7 +103,9 @@ def load(folder: Path) -> Checkpoint:
 
 
 def _model(kind: Any, config: Any, folder: Path) -> tuple[nn.Module, Any]:
-    """The model of a folder, written by transformers or by `save_sparse`, and what transformers tells of it."""
+    """The model of a folder, written by transformers or by `save_sparse`, and what transformers tells of
+    it.
+    """
     file = folder / WEIGHTS
     stored = File(file) if file.is_file() else None
     if stored is None or not stored.is_ours:
@@ -137,8 +139,9 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def save_sparse(checkpoint: Checkpoint, model: nn.Module, folder: Path) -> None:
-    """Writes config, tokenizer and a file of `si.save`; `load` reads the folder. In the original dtype, if the
-    model is the checkpoint's own, and in float32 if it was converted from it."""
+    """Writes config, tokenizer and a file of `si.save`; `load` reads the folder. In the original dtype, if
+    the model is the checkpoint's own, and in float32 if it was converted from it.
+    """
     dense: Any = checkpoint.model
     if model is dense:
         dense.to(checkpoint.dtype)

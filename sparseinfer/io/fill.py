@@ -1,4 +1,6 @@
-"""Puts the tensors of a file into a model: all checked before the first is put, all taken back after an error."""
+"""Puts the tensors of a file into a model: all checked before the first is put, all taken back after an
+error.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,12 @@ from sparseinfer.io.state import EXTRA
 
 @dataclass(frozen=True)
 class Slot:
-    """A place for a tensor: an entry of a module's parameters or buffers."""
+    """A place for a tensor: an entry of a module's parameters or buffers, and what was there at first."""
 
     registry: dict[str, Any]
     name: str
     persistent: bool
+    old: Tensor
 
     @property
     def held(self) -> Tensor:
@@ -43,7 +46,7 @@ class Filling:
         self._new: dict[int, tuple[Tensor, Tensor]] = {}
         self._names: dict[int, list[str]] = {}
         for key, slot in self._slots.items():
-            self._names.setdefault(id(slot.held), []).append(key)
+            self._names.setdefault(id(slot.old), []).append(key)
 
     def check(self) -> None:
         """ValueError that names the file and the tensor, unless file and model fit; nothing is changed."""
@@ -54,7 +57,7 @@ class Filling:
             )
         have, derived = set(file.names), set(file.manifest.derived)
         for key, slot in self._slots.items():
-            names = [name for name in self._names[id(slot.held)] if name in have]
+            names = [name for name in self._names[id(slot.old)] if name in have]
             if not names and slot.persistent:
                 raise ValueError(f"{self._where(key)}: expected it in the file, got none{self._whose()}")
             if key in have and (slot.persistent or key not in derived):
@@ -73,17 +76,18 @@ class Filling:
     def missing_on_meta(self) -> bool:
         """Whether the model was built without data that the file does not have either."""
         have = {key for key, slot in self._slots.items() if self._fits(key, slot)}
-        held = {id(slot.held) for key, slot in self._slots.items() if key in have}
+        held = {id(slot.old) for key, slot in self._slots.items() if key in have}
         strays = [t for module in self._model.modules() for t in _tensors(vars(module)) if t.is_meta]
         return any(id(t) not in held for t in strays)
 
     def put(self, lazy: Callable[[str], bool]) -> None:
         """Put every tensor into its place; a weight for which `lazy` is true comes later, and is on meta."""
         for key, slot in self._slots.items():
-            name = self._name_in_file(key, slot.held)
+            name = self._name_in_file(key, slot.old)
             if name is not None and (slot.persistent or self._fits(key, slot)):
-                alone = len(self._names[id(slot.held)]) == 1
-                self._put(slot, self._fresh(name, slot.held, lazy=alone and lazy(key)))
+                alone = len(self._names[id(slot.old)]) == 1
+                later = alone and slot.old.device.type in ("cpu", "meta") and lazy(key)
+                self._put(slot, self._fresh(name, slot.old, lazy=later))
         for key, module in self._extra.items():
             state = self._file.manifest.extra.get(key)
             before: Any = module.get_extra_state()
@@ -170,20 +174,20 @@ class Filling:
 
     def _fits(self, key: str, slot: Slot) -> bool:
         file = self._file
-        name = self._name_in_file(key, slot.held)
+        name = self._name_in_file(key, slot.old)
         return name is not None and file.spec(file.stored_name(name)) == (
-            slot.held.dtype,
-            tuple(slot.held.shape),
+            slot.old.dtype,
+            tuple(slot.old.shape),
         )
 
     def _check_fits(self, key: str, slot: Slot) -> None:
         dtype, shape = self._file.spec(self._file.stored_name(key))
-        expected = f"{slot.held.dtype} {tuple(slot.held.shape)}"
-        if (dtype, shape) != (slot.held.dtype, tuple(slot.held.shape)):
+        expected = f"{slot.old.dtype} {tuple(slot.old.shape)}"
+        if (dtype, shape) != (slot.old.dtype, tuple(slot.old.shape)):
             raise ValueError(f"{self._where(key)}: expected {expected}, got {dtype} {shape}{self._whose()}")
-        if type(slot.held) not in (Tensor, nn.Parameter, nn.Buffer):
+        if type(slot.old) not in (Tensor, nn.Parameter, nn.Buffer):
             raise ValueError(
-                f"{self._where(key)}: expected a plain tensor in the model, got {type(slot.held).__name__}"
+                f"{self._where(key)}: expected a plain tensor in the model, got {type(slot.old).__name__}"
             )
 
     def _check_same(self, names: Sequence[str]) -> None:
@@ -207,12 +211,12 @@ def _slots(model: nn.Module) -> Iterator[tuple[str, Slot]]:
         prefix = f"{fqn}." if fqn else ""
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                yield prefix + name, Slot(module._parameters, name, True)
+                yield prefix + name, Slot(module._parameters, name, True, parameter)
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 yield (
                     prefix + name,
-                    Slot(module._buffers, name, name not in module._non_persistent_buffers_set),
+                    Slot(module._buffers, name, name not in module._non_persistent_buffers_set, buffer),
                 )
 
 

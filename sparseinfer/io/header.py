@@ -2,8 +2,8 @@
 
 8 bytes: the header's length, little endian. The header: a JSON object, padded by spaces, that gives for each
 tensor its dtype, shape and the range of its bytes, and under "__metadata__" texts. Then the bytes of the
-tensors, without gaps. What is not a multiple of 64 bytes is followed by a tensor of zeros, so that every other
-tensor begins at a multiple of 64 bytes of the file.
+tensors, without gaps. What is not a multiple of 64 bytes is followed by a tensor of zeros, so that every
+other tensor begins at a multiple of 64 bytes of the file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LENGTH_BYTES = 8
 # As the safetensors library has it.
 _MOST_HEADER_BYTES = 100_000_000
 # What Python's objects take at most for each mark of JSON, and how much they may in any case: a file of 4 KB
-# may well hold some hundred names. Together they bound what a header that lies about itself makes us allocate.
+# may well hold some hundred names. Together they bound what a lying header makes us allocate.
 _BYTES_PER_MARK = 120
 _ALWAYS_ALLOWED = 64 << 20
 

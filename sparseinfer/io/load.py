@@ -22,18 +22,19 @@ def load(
 ) -> nn.Module:
     """The saved model: its weights and, if it was converted, what `convert` made of it, without running it.
 
-    model   a dense model of the same class, which is filled in place; or a function that makes one. The function
-            is called where tensors have no data, and again, in earnest, if the model cannot be made like that
-    plan    of a converted model: "stored", what `convert` decided, with equal results; what this machine has no
-            kernels for is planned anew by predicted times. "predict" and "measure": all is planned anew, for the
-            same calls, by predicted or measured times
+    model   a dense model of the same class, which is filled in place; or a function that makes one. The
+            function is called where tensors have no data, and again, in earnest, if the model cannot be
+            made like that
+    plan    of a converted model: "stored", what `convert` decided, with equal results; what this machine
+            has no kernels for is planned anew by predicted times. "predict" and "measure": all is planned
+            anew, for the same calls, by predicted or measured times
 
     Tensors that are stored as they are lie in the mapped file, which processes share, until they are written
     to. Weights of converted layers are read one after another; packings are memory of this process. The model
     is in eval mode if it was saved in it.
 
-    ValueError that names file, tensor, what was expected and what is there: not such a file, a damaged one, one of
-    a newer version, or of another model. The model is unchanged then.
+    ValueError that names file, tensor, what was expected and what is there: not such a file, a damaged one,
+    one of a newer version, or of another model. The model is unchanged then.
     """
     if plan not in get_args(Planning):
         raise ValueError(f"plan: expected one of {', '.join(get_args(Planning))}, got {plan!r}")

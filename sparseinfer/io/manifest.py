@@ -115,7 +115,10 @@ def parse_manifest(text: str, file_bytes: int) -> Manifest:
 
 
 _KINDS = {
-    **{"model": str, "training": bool, "derived": list, "channels_last": list},
+    "model": str,
+    "training": bool,
+    "derived": list,
+    "channels_last": list,
     **dict.fromkeys(("sparse", "aliases", "extra", "conversions"), dict),
 }
 

@@ -1,4 +1,6 @@
-"""A file of `si.save`, or any safetensors file, mapped into memory and checked before anything is made of it."""
+"""A file of `si.save`, or any safetensors file, mapped into memory and checked before anything is made of
+it.
+"""
 
 from __future__ import annotations
 

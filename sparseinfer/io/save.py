@@ -19,14 +19,16 @@ from sparseinfer.io.writer import write
 def save(model: nn.Module, path: str | os.PathLike[str], *, progress: bool = True) -> Path:
     """Write a model, converted, pruned or dense, to a safetensors file that `load` reads; returns the path.
 
-    Each weight is stored in the smallest of the formats bitmap, csr, bsr and nm, or as it is; further names of
-    shared tensors, buffers (those that state_dict leaves out, too) and extra states as well. A converted model is
-    stored as the dense model that it was made from, with the weights that it computes with (rounded, if `convert`
-    rounded them), and with the decisions of `convert`; packings belong to a machine and are made anew. Masks
-    of pruning are applied and left out. Negative zeros become positive in weights that get smaller.
+    Each weight is stored in the smallest of the formats bitmap, csr, bsr and nm, or as it is; further names
+    of shared tensors, buffers (those that state_dict leaves out, too) and extra states as well. A converted
+    model is stored as the dense model that it was made from, with the weights that it computes with
+    (rounded, if `convert` rounded them), and with the decisions of `convert`; packings belong to a machine
+    and are made anew. Masks of pruning are applied and left out. Negative zeros become positive in weights
+    that get smaller.
 
-    The file takes the place of an old one at the end, or not at all. Nothing is pickled. TypeError, ValueError:
-    something that a file of tensors and JSON cannot hold, by its name. OSError: it cannot be written.
+    The file takes the place of an old one at the end, or not at all. Nothing is pickled. TypeError,
+    ValueError: something that a file of tensors and JSON cannot hold, by its name. OSError: it cannot be
+    written.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")

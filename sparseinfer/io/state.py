@@ -46,7 +46,9 @@ class State:
 
 
 def state_of(model: nn.Module, on_layer: Callable[[], None] = lambda: None) -> State:
-    """Collect it; `on_layer` is called after each converted layer. TypeError, ValueError: it cannot be stored."""
+    """Collect it; `on_layer` is called after each converted layer. TypeError, ValueError: it cannot be
+    stored.
+    """
     collector = _Collector(model, on_layer)
     collector.module(model, "")
     return collector.state

@@ -17,7 +17,8 @@ from sparseinfer.io.smallest import AnyFormat
 def write(
     path: Path, tensors: Mapping[str, Tensor], formats: Mapping[str, AnyFormat], manifest: Manifest
 ) -> None:
-    """Write tensors as they are, and weights in formats, which the manifest describes, or leave all as it was.
+    """Write tensors as they are, and weights in formats, which the manifest describes, or leave all as it
+    was.
 
     OSError that says so: the file cannot be written, for example because the disk is full.
     """

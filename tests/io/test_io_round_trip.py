@@ -98,6 +98,7 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 import torch, sparseinfer as si
 from file_models import Everything
 expected = torch.load({str(tmp_path / "expected.pt")!r})
+torch.set_grad_enabled(False)
 loaded = si.load({str(file)!r}, Everything)
 torch.save(loaded(expected["x"]), {str(tmp_path / "y.pt")!r})
 state = si.densify_(loaded).state_dict()
