@@ -24,6 +24,8 @@ from sparseinfer.ops import Layout
 from sparseinfer.ops.dense import PLAIN
 
 _ATTRIBUTE = "_sparseinfer_record"
+# Of an input: to measure, one is made, and a file may say anything.
+_MOST_ELEMENTS = 2**30
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,8 @@ def _calls(content: Any) -> Calls:
     if inputs is not None and type(inputs) is not int:
         raise ValueError(f"expected a number for inputs, got {str(inputs)[:80]}")
     shapes = tuple(_sizes(shape) for shape in content["shapes"])
+    if not all(0 < math.prod(shape) <= _MOST_ELEMENTS for shape in shapes):
+        raise ValueError(f"expected shapes of inputs, got {str(shapes)[:80]}")
     return Calls(shapes, inputs, bool(content["channels_last"]))
 
 

@@ -25,7 +25,14 @@ from sparseinfer.convert.record import Record, StoredDecision, StoredPlan, attac
 from sparseinfer.convert.report import attach
 from sparseinfer.convert.rows import rows_of
 from sparseinfer.convert.survey.recording import Recording
-from sparseinfer.convert.survey.survey import Product, Survey, products_of, sites_of, with_weights_of_now
+from sparseinfer.convert.survey.survey import (
+    Product,
+    Site,
+    Survey,
+    products_of,
+    sites_of,
+    with_weights_of_now,
+)
 from sparseinfer.convert.survey.weights import Weights
 from sparseinfer.convert.timing.times import Times
 from sparseinfer.formats import BSR, CSR
@@ -66,15 +73,28 @@ class Nothing:
 def check_fits(model: nn.Module, record: Record) -> None:
     """ValueError unless the model has the layers that the record names, of kinds that convert takes."""
     modules = _layers(model, [*record.layers, *record.pools])
-    _, refused = sites_of({fqn: modules[fqn] for fqn in record.layers}, {})
+    sites, refused = sites_of({fqn: modules[fqn] for fqn in record.layers}, {})
     for fqn, reason in refused.items():
         raise ValueError(f"{fqn}: expected a layer that was converted, got one that cannot be ({reason})")
+    for site in sites:
+        for shape in record.layers[site.fqn].shapes:
+            _check_takes(site, shape)
     for fqn in record.pools:
         if not isinstance(modules[fqn], nn.MaxPool2d):
             raise ValueError(f"{fqn}: expected nn.MaxPool2d, got {type(modules[fqn]).__name__}")
     unknown = [fqn for decision in record.decisions for fqn in decision.layers if fqn not in record.layers]
     if unknown:
         raise ValueError(f"{unknown[0]}: expected a layer of the conversion, got another")
+
+
+def _check_takes(site: Site, shape: tuple[int, ...]) -> None:
+    """ValueError unless the layer takes an input of that shape."""
+    try:
+        counts = [matrix.tokens(shape) for matrix in site.matrices.values()]
+    except (RuntimeError, ValueError, IndexError):
+        counts = [0]
+    if not all(counts):
+        raise ValueError(f"{site.fqn}: expected the shape of an input that it takes, got {shape}")
 
 
 def reload_(model: nn.Module, record: Record, planning: Planning, source: Source) -> nn.Module:
@@ -164,7 +184,9 @@ class _Stored:
         self, product: Product, layers: Sequence[str], known: StoredDecision | None
     ) -> Iterator[Decision]:
         folds = product.followers.batch_norm is not None
-        if known is None or not _runs_here(known.plan, product) or not _runs_here(known.plain, product):
+        lacks_plain = known is not None and folds and bool(known.plan.buckets) and known.plain is None
+        runs_here = known is not None and _runs_here(known.plan, product) and _runs_here(known.plain, product)
+        if known is None or lacks_plain or not runs_here:
             self._keep(layers)
             product = with_weights_of_now(product)
             yield from decide([product], self.survey, replace(self.options, measure=False))

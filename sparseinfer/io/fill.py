@@ -44,6 +44,7 @@ class Filling:
         self._extra = _extra_modules(model)
         # One new parameter for each old one, under all its names.
         self._new: dict[int, tuple[Tensor, Tensor]] = {}
+        self._given: set[str] = set()
         self._names: dict[int, list[str]] = {}
         for key, slot in self._slots.items():
             self._names.setdefault(id(slot.old), []).append(key)
@@ -161,7 +162,11 @@ class Filling:
             memory_format = torch.channels_last if last else torch.contiguous_format
             new = torch.empty(shape, dtype=dtype, device="meta", memory_format=memory_format)
         else:
-            new = file.tensor(file.stored_name(name)).to("cpu" if old.is_meta else old.device)
+            stored = file.stored_name(name)
+            new = file.tensor(stored).to("cpu" if old.is_meta else old.device)
+            if stored in self._given:
+                new = new.clone()  # the model has two tensors of what the file has one
+            self._given.add(stored)
         if isinstance(old, nn.Parameter):
             new = nn.Parameter(new, requires_grad=old.requires_grad)
         self._new[id(old)] = (old, new)

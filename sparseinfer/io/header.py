@@ -27,6 +27,8 @@ _MOST_HEADER_BYTES = 100_000_000
 # may well hold some hundred names. Together they bound what a lying header makes us allocate.
 _BYTES_PER_MARK = 120
 _ALWAYS_ALLOWED = 64 << 20
+# No file has so many bytes, and a product of two sizes is still an int64.
+_LIMIT = 2**60
 
 DTYPES = {
     "F64": torch.float64,
@@ -158,7 +160,7 @@ def _parsed(name: str, entry: Any) -> Entry:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"{name}: expected a dtype of {', '.join(DTYPES)}, got {str(dtype)[:80]!r}")
-    if not _are_sizes(shape) or len(shape) > 64:
+    if not _are_sizes(shape) or len(shape) > 64 or prod(max(size, 1) for size in shape) >= _LIMIT:
         raise ValueError(f"{name}: expected a shape of sizes from 0, got {str(shape)[:80]}")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise ValueError(f"{name}: expected the two ends of its bytes, got {str(offsets)[:80]}")
@@ -172,5 +174,4 @@ def _parsed(name: str, entry: Any) -> Entry:
 
 
 def _are_sizes(value: Any) -> bool:
-    limit = 2**62
-    return isinstance(value, list) and all(type(size) is int and 0 <= size < limit for size in value)
+    return isinstance(value, list) and all(type(size) is int and 0 <= size < _LIMIT for size in value)

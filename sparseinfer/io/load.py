@@ -82,7 +82,10 @@ def _filled(file: File, model: nn.Module, plan: Planning) -> nn.Module:
             model.eval()
         filling.put(lazy)
         for prefix, record in records.items():
-            model = _converted(model, prefix, record, plan, filling)
+            try:
+                model = _converted(model, prefix, record, plan, filling)
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{file.path}: {prefix or 'model'}: {error}") from error
         filling.finish()
     except BaseException:
         filling.undo()

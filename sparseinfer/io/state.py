@@ -17,6 +17,7 @@ from sparseinfer.formats.dtypes import DTYPES
 from sparseinfer.io.manifest import Sparse
 from sparseinfer.io.smallest import AnyFormat, compressed, described
 from sparseinfer.io.writer import storable
+from sparseinfer.modules import SharedInputLinear
 from sparseinfer.modules.packed import PackedLayer
 from sparseinfer.prune.masks.held import held_masks
 
@@ -170,12 +171,15 @@ class _Collector:
 
 def _stored_as(module: nn.Module) -> tuple[tuple[torch.dtype, ...], Tensor | None]:
     """Dtypes of packings that are shorter than their layer's, and the scales of one of integers."""
-    held = [part for part in module.modules() if isinstance(part, PackedLayer)]
-    narrower = {DTYPES[ops.describe(part.packing_0).dtype]: part.dtype for part in held}
-    scales = None
-    if torch.int8 in narrower and isinstance(module, PackedLayer):
-        scales = getattr(module.to_format(), "scales", None)
-    return tuple(d for d, own in narrower.items() if d != torch.int8 and d.itemsize < own.itemsize), scales
+    whole = module.whole if isinstance(module, SharedInputLinear) else module
+    held = [part for part in whole.modules() if isinstance(part, PackedLayer)]
+    stored = {DTYPES[ops.describe(part.packing_0).dtype]: part.dtype for part in held}
+    narrower = tuple(dtype for dtype, own in stored.items() if dtype.itemsize < own.itemsize)
+    if torch.int8 not in narrower or not isinstance(whole, PackedLayer):
+        return narrower, None
+    scales: Tensor = whole.to_format().scales  # type: ignore[union-attr]
+    rows = slice(module.start, module.stop) if isinstance(module, SharedInputLinear) else slice(None)
+    return (), scales[rows]
 
 
 @torch.no_grad()

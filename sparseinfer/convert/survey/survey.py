@@ -176,7 +176,10 @@ def with_weights_of_now(product: Product) -> Product:
 
 
 def _of_one(weights: Weights, after: Followers) -> Weights:
-    return weights if after.batch_norm is None else folded(weights, after.batch_norm)
+    # Of weights that are still in a file only shapes and dtypes are known.
+    if after.batch_norm is None or weights.weight.is_meta:
+        return weights
+    return folded(weights, after.batch_norm)
 
 
 def _stacked(parts: Sequence[Weights]) -> Weights:
