@@ -10,6 +10,7 @@ files are in the page cache.
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import subprocess
@@ -33,7 +34,11 @@ _WAYS = ("dense", "converted", "pruned")
 
 
 def prepare(folder: Path) -> None:
-    dense = MODELS["smollm2"].build().to(torch.bfloat16)
+    read: Any = MODELS["smollm2"].build()
+    config = copy.deepcopy(read.config)
+    del config.quantization_config  # of the GGUF file: transformers would not save it
+    dense = type(read)(config).to(torch.bfloat16).eval()
+    dense.load_state_dict(read.state_dict())
     dense.save_pretrained(folder / "dense")
     si.prune_(dense, si.Magnitude(0.5), ignore=["lm_head"], keep_masks=False)
     (folder / "sparse").mkdir(exist_ok=True)

@@ -82,13 +82,17 @@ class StoredDecision:
     plan: StoredPlan
     plain: StoredPlan | None = None
 
+    @property
+    def has_integers(self) -> bool:
+        return any(plan is not None and plan.dtype == "i8" for plan in (self.plan, self.plain))
+
 
 @dataclass(frozen=True)
 class Record:
     """options    of the attempt that was accepted
     layers     the layers that were planned, in order, and how they were called
     decisions  for each product
-    left_dense why a layer of several products stays torch's own
+    left_dense the layers that stay as they are, and why
     pools      max poolings that run in another layout: microseconds before and after
     rows       what `explain` says
     """
@@ -132,7 +136,11 @@ def record_of(
         options,
         layers,
         stored,
-        {site.fqn: reason for site, reason in built.left_dense.items()},
+        {
+            site.fqn: built.left_dense.get(site, "it stayed dense")
+            for site in survey.sites
+            if site.module not in built.replacements
+        },
         {fqn: (pool.dense_us, pool.us) for fqn, pool in built.pools.items()},
         rows,
     )

@@ -36,10 +36,13 @@ from sparseinfer.convert.survey.survey import (
 from sparseinfer.convert.survey.weights import Weights
 from sparseinfer.convert.timing.times import Times
 from sparseinfer.formats import BSR, CSR
-from sparseinfer.formats.dtypes import DTYPE_NAMES, DTYPES
+from sparseinfer.formats.dtypes import WEIGHT_DTYPE_NAMES, WEIGHT_DTYPES
 from sparseinfer.modules import pack_groups
 from sparseinfer.modules.groups import join_rows
 from sparseinfer.ops.dense import PLAIN, PREPACKED
+
+# Dense implementations that every CPU has.
+_CPU_WAYS = (PLAIN, PREPACKED)
 
 Planning = Literal["stored", "predict", "measure"]
 
@@ -184,21 +187,26 @@ class _Stored:
         self, product: Product, layers: Sequence[str], known: StoredDecision | None
     ) -> Iterator[Decision]:
         folds = product.followers.batch_norm is not None
-        lacks_plain = known is not None and folds and bool(known.plan.buckets) and known.plain is None
-        runs_here = known is not None and _runs_here(known.plan, product) and _runs_here(known.plain, product)
-        if known is None or lacks_plain or not runs_here:
+        fmt = None
+        if known is not None and _runs_here(known.plan, product) and _runs_here(known.plain, product):
+            fmt = None if folds or product.name else self._stored_csr(layers, known.plan)
+            # Of a folded product both plans; and int8 as it was rounded, which no dense weight tells.
+            is_whole = not folds or not known.plan.buckets or known.plain is not None
+            known = known if is_whole and (fmt is not None or not known.has_integers) else None
+        else:
+            known = None
+        if known is None:
             self._keep(layers)
             product = with_weights_of_now(product)
             yield from decide([product], self.survey, replace(self.options, measure=False))
+            return
+        if fmt is not None:
+            yield Decision(product, _plan(known.plan, fmt, product))
             return
         stays = not known.plan.buckets and known.plan.dense_way == PLAIN
         if stays or product.name:
             # Layers of several matrices, of which some may stay dense, are put together at the end.
             self._keep(layers)
-        fmt = None if folds or product.name else self._stored_csr(layers, known.plan)
-        if fmt is not None:
-            yield Decision(product, _plan(known.plan, fmt, product))
-            return
         with self.source.held(layers):
             product = with_weights_of_now(product)
             planned = _plan(known.plan, _format(product.weights, known.plan), product)
@@ -218,7 +226,9 @@ class _Stored:
         if not plan.buckets or any(block != (1, 1) for block in plan.blocks):
             return None
         parts = [self.source.csr(layer) for layer in layers]
-        found = [part for part in parts if part is not None and DTYPE_NAMES.get(part.dtype) == plan.dtype]
+        found = [
+            part for part in parts if part is not None and WEIGHT_DTYPE_NAMES.get(part.dtype) == plan.dtype
+        ]
         if len(found) < len(parts):
             return None
         joined = join_rows(found)
@@ -231,9 +241,9 @@ def _runs_here(plan: StoredPlan | None, product: Product) -> bool:
         return True
     devices = {weights.weight.device.type for weights in product.site_weights}
     if not plan.buckets:
-        return plan.dense_way == PLAIN or (plan.dense_way == PREPACKED and devices <= {"cpu", "meta"})
+        return plan.dense_way == PLAIN or (plan.dense_way in _CPU_WAYS and "cuda" not in devices)
     if (
-        plan.dtype not in DTYPES
+        plan.dtype not in WEIGHT_DTYPES
         or any(layout.device != "cpu" for layout in plan.layouts)
         or "cuda" in devices
     ):
@@ -267,7 +277,7 @@ def _format(weights: Weights, stored: StoredPlan) -> list[CSR | BSR] | None:
     """The weights as each layout of the plan wants them."""
     if not stored.buckets:
         return None
-    matrix = weights.weight.to(DTYPES[stored.dtype])
+    matrix = weights.weight.to(WEIGHT_DTYPES[stored.dtype])
     return [_blocked(matrix, block) for block in stored.blocks]
 
 

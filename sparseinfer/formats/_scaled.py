@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from sparseinfer.formats import checks
-from sparseinfer.formats.dtypes import VALUE_DTYPES
+from sparseinfer.formats.dtypes import WEIGHT_DTYPES
 
 # Of the values of a format.
-STORED_DTYPES = tuple(dict.fromkeys((*VALUE_DTYPES, torch.int8)))
+STORED_DTYPES = tuple(WEIGHT_DTYPES.values())
 
 
 def checked_scales(scales: object, dtype: torch.dtype, rows: int) -> Tensor | None:

@@ -12,6 +12,10 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 DTYPE_NUMBERS = {dtype: core.dtypes.index(name) for name, dtype in DTYPES.items()}
 VALUE_DTYPES = tuple(DTYPE_NAMES)
 
+# Those of formats and packings: int8 besides, of which every row has a scale (SI_WEIGHT_DTYPES).
+WEIGHT_DTYPES = {**DTYPES, "i8": torch.int8}
+WEIGHT_DTYPE_NAMES = {dtype: name for name, dtype in WEIGHT_DTYPES.items()}
+
 
 def one_of_dtypes() -> str:
     """The dtypes for an error message: "torch.float32, torch.bfloat16 or torch.float16"."""

@@ -55,7 +55,7 @@ class Build:
 class Known:
     """What an earlier conversion of the same model measured.
 
-    left_dense   fqn of a layer of several products that is faster as torch's own -> why
+    left_dense   fqn of a layer that stays as it is, whatever its products' plans -> why
     pools        fqn of a max pooling that is faster in another layout -> microseconds before and after
     """
 
