@@ -7,7 +7,7 @@ time.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -56,21 +56,11 @@ class Source(Protocol):
     def held(self, layers: Sequence[str]) -> AbstractContextManager[None]:
         """In the block these layers have their weights; afterwards those on meta before are on meta again."""
 
+    def forget(self, layers: Sequence[str]) -> None:
+        """The memory of what was read of these layers is not needed any more."""
+
     def keep(self, layer: str) -> None:
         """Give a layer its weights for good."""
-
-
-class Nothing:
-    """The source of a model that has its weights."""
-
-    def csr(self, layer: str) -> CSR | None:
-        return None
-
-    def held(self, layers: Sequence[str]) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def keep(self, layer: str) -> None:
-        pass
 
 
 def check_fits(model: nn.Module, record: Record) -> None:
@@ -202,6 +192,7 @@ class _Stored:
             return
         if fmt is not None:
             yield Decision(product, _plan(known.plan, fmt, product))
+            self.source.forget(layers)
             return
         stays = not known.plan.buckets and known.plan.dense_way == PLAIN
         if stays or product.name:

@@ -53,9 +53,9 @@ class Filling:
         """ValueError that names the file and the tensor, unless file and model fit; nothing is changed."""
         file = self._file
         if any(is_replacement(module) for module in self._model.modules()):
-            raise ValueError(
-                "model: expected a dense model, got one with converted layers (densify_ it first)"
-            )
+            hint = "densify_ it first"
+            got = f"model: expected a dense model, got one with converted layers ({hint})"
+            raise ValueError(f"{file.path}: {got}")
         have, derived = set(file.names), set(file.manifest.derived)
         for key, slot in self._slots.items():
             names = [name for name in self._names[id(slot.old)] if name in have]
@@ -124,11 +124,16 @@ class Filling:
         ]
         try:
             for key, slot, placeholder in meta:
-                slot.registry[slot.name] = self._fresh(key, placeholder, lazy=False)
+                slot.registry[slot.name] = self._read(key, placeholder)
             yield
         finally:
-            for key, slot, placeholder in meta:
+            for _, slot, placeholder in meta:
                 slot.registry[slot.name] = placeholder
+            self.forget(layers)
+
+    def forget(self, layers: Sequence[str]) -> None:
+        for layer in layers:
+            for key, _ in self._inside(layer):
                 if key in self._file.sparse:
                     self._file.forget(key)
 
@@ -155,22 +160,25 @@ class Filling:
         known = self._new.get(id(old))
         if known is not None and known[0] is old and (lazy or not known[1].is_meta):
             return known[1]
-        file = self._file
-        dtype, shape = file.spec(file.stored_name(name))
-        if lazy:
-            last = file.stored_name(name) in file.manifest.channels_last
-            memory_format = torch.channels_last if last else torch.contiguous_format
-            new = torch.empty(shape, dtype=dtype, device="meta", memory_format=memory_format)
-        else:
-            stored = file.stored_name(name)
-            new = file.tensor(stored).to("cpu" if old.is_meta else old.device)
-            if stored in self._given:
-                new = new.clone()  # the model has two tensors of what the file has one
+        new = self._placeholder(name, old) if lazy else self._read(name, old)
+        stored = self._file.stored_name(name)
+        if stored in self._given and not lazy:
+            new.data = new.data.clone()  # the model has two tensors of what the file has one
+        if not lazy:
             self._given.add(stored)
-        if isinstance(old, nn.Parameter):
-            new = nn.Parameter(new, requires_grad=old.requires_grad)
         self._new[id(old)] = (old, new)
         return new
+
+    def _read(self, name: str, old: Tensor) -> Tensor:
+        new = self._file.tensor(self._file.stored_name(name))
+        return _like(old, new.to("cpu" if old.is_meta else old.device))
+
+    def _placeholder(self, name: str, old: Tensor) -> Tensor:
+        file, stored = self._file, self._file.stored_name(name)
+        dtype, shape = file.spec(stored)
+        last = stored in file.manifest.channels_last
+        memory_format = torch.channels_last if last else torch.contiguous_format
+        return _like(old, torch.empty(shape, dtype=dtype, device="meta", memory_format=memory_format))
 
     def _name_in_file(self, key: str, held: Tensor) -> str | None:
         """One of the names of a tensor of the model under which the file has it."""
@@ -209,6 +217,11 @@ class Filling:
     def _whose(self) -> str:
         stored = self._file.manifest.model
         return f" (the file is of {stored}, the model {type(self._model).__name__})" if stored else ""
+
+
+def _like(old: Tensor, new: Tensor) -> Tensor:
+    """A parameter, if that is what there was."""
+    return nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
 
 
 def _slots(model: nn.Module) -> Iterator[tuple[str, Slot]]:

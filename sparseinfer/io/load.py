@@ -123,6 +123,9 @@ class _Under:
     def held(self, layers: Sequence[str]) -> AbstractContextManager[None]:
         return self._filling.held([self._name(layer) for layer in layers])
 
+    def forget(self, layers: Sequence[str]) -> None:
+        self._filling.forget([self._name(layer) for layer in layers])
+
     def keep(self, layer: str) -> None:
         self._filling.keep(self._name(layer))
 
