@@ -2,6 +2,7 @@
 # make test    the tests
 # make bench   the pytest-benchmark suites
 # make fuzz    drawn models, converted and compared, for SECONDS=600 from SEED on; ends at the first that differs
+# make fuzz-files   damaged files of models, FILES=100000 from SEED=0 on; ends at the first that is not refused clearly
 # make lint    ruff, clang-format, mypy
 # make dev     editable install that rebuilds the native module whenever it is imported
 # make bench-models   whole models, dense against converted; rewrites bench/results/models_*.json
@@ -53,7 +54,7 @@ endef
 NVCC_PACKAGES := $(addsuffix ==13.0.*,nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime nvidia-cuda-cccl)
 NVCC := $(or $(CUDACXX),$(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
 
-.PHONY: demo test fuzz test-native test-asan test-tiles test-neon cuda-build bench bench-models bench-prune sweep sweep-transformers sweep-timm lint dev clean
+.PHONY: demo test fuzz fuzz-files test-native test-asan test-tiles test-neon cuda-build bench bench-models bench-prune sweep sweep-transformers sweep-timm lint dev clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -66,6 +67,10 @@ SECONDS ?= 600
 SEED ?=
 fuzz: $(VENV)/.test
 	$(BIN)/python tests/property/property_fuzz.py --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
+FILES ?= 100000
+fuzz-files: $(VENV)/.test
+	PYTHONPATH=tests/io $(BIN)/python tests/io/fuzz_files.py --files $(FILES) --seed $(or $(SEED),0)
 
 test-native: $(VENV)/.tools
 	$(call native_tests,build-native,)

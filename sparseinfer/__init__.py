@@ -25,6 +25,7 @@ from sparseinfer.convert import (
     explain,
     latency_table,
 )
+from sparseinfer.io import load, save
 from sparseinfer.modules import SparseConv1d, SparseConv2d, SparseLinear, SparseMultiheadAttention
 from sparseinfer.prune import (
     ADMM,
@@ -97,6 +98,8 @@ __all__ = [
     "finalize_",
     "formats",
     "latency_table",
+    "load",
     "prune_",
     "quantize_",
+    "save",
 ]

@@ -32,6 +32,14 @@ struct Compressed {
   }
 };
 
+// The mask of a bitmap: its address, its shape and how many bits it has.
+struct Mask {
+  uintptr_t address;
+  int64_t n, k, stored;
+  static constexpr auto fields() { return std::make_tuple(&Mask::address, &Mask::n, &Mask::k, &Mask::stored); }
+  MaskView view() const { return {pointer<const uint8_t>(address), n, k, stored}; }
+};
+
 void check_csr(uintptr_t crow, uintptr_t col, int64_t n, int64_t k, int64_t nnz) {
   py::gil_scoped_release release;
   check_compressed(pointer<const int64_t>(crow), pointer<const int32_t>(col), n, k, nnz);
@@ -48,6 +56,26 @@ void to_csr(const Dense& dense, uintptr_t crow, uintptr_t col, uintptr_t values)
   py::gil_scoped_release release;
   dense_to_csr(pointer<const void>(dense.address), dtype, dense.n, dense.k, pointer<const int64_t>(crow),
                pointer<int32_t>(col), pointer<void>(values));
+}
+
+void check_bits(const Mask& mask) {
+  py::gil_scoped_release release;
+  check_mask(mask.view());
+}
+
+void bits_to_csr(const Mask& mask, uintptr_t crow, uintptr_t col) {
+  py::gil_scoped_release release;
+  mask_to_csr(mask.view(), pointer<int64_t>(crow), pointer<int32_t>(col));
+}
+
+void gather(const Mask& mask, int64_t itemsize, uintptr_t dense, uintptr_t values) {
+  py::gil_scoped_release release;
+  gather_by_mask(mask.view(), itemsize, pointer<const void>(dense), pointer<void>(values));
+}
+
+void scatter(const Mask& mask, int64_t itemsize, uintptr_t values, uintptr_t dense) {
+  py::gil_scoped_release release;
+  scatter_by_mask(mask.view(), itemsize, pointer<const void>(values), pointer<void>(dense));
 }
 
 py::array_t<uint8_t> pack_array(const std::string& packing, const Compressed& weight, const std::string& storage,
@@ -107,6 +135,10 @@ void bind_packings(py::module_& m) {
   m.def("check_csr", &check_csr, py::arg("crow"), py::arg("col"), py::arg("n"), py::arg("k"), py::arg("nnz"));
   m.def("dense_row_offsets", &row_offsets, py::arg("dense"), py::arg("crow"));
   m.def("dense_to_csr", &to_csr, py::arg("dense"), py::arg("crow"), py::arg("col"), py::arg("values"));
+  m.def("check_mask", &check_bits, py::arg("mask"));
+  m.def("mask_to_csr", &bits_to_csr, py::arg("mask"), py::arg("crow"), py::arg("col"));
+  m.def("gather_by_mask", &gather, py::arg("mask"), py::arg("itemsize"), py::arg("dense"), py::arg("values"));
+  m.def("scatter_by_mask", &scatter, py::arg("mask"), py::arg("itemsize"), py::arg("values"), py::arg("dense"));
   m.def("pack", &pack_array, py::arg("packing"), py::arg("weight"), py::arg("storage") = "f32", py::arg("isa") = "",
         py::arg("max_splits") = PackOptions{}.max_splits, py::arg("panel") = 0);
   m.def("describe", &describe, py::arg("data"), py::arg("nbytes"));

@@ -15,7 +15,8 @@ from sparseinfer.convert.assembly.replacements import Build, build
 from sparseinfer.convert.assembly.surroundings import finish_, leave_nested_tensors, unfinish_
 from sparseinfer.convert.decisions import Decision, decide
 from sparseinfer.convert.options import ConvertKeywords, ConvertOptions, options_of, shows_keywords
-from sparseinfer.convert.report import LayerReport, attach
+from sparseinfer.convert.record import Record, attach_record, record_of
+from sparseinfer.convert.report import attach
 from sparseinfer.convert.rows import rows_of
 from sparseinfer.convert.survey.kinds import types_in
 from sparseinfer.convert.survey.survey import Survey, products_of, survey_of
@@ -36,7 +37,7 @@ class _Attempt:
 
     options: ConvertOptions
     built: Build
-    rows: tuple[LayerReport, ...]
+    record: Record
     last: bool
 
 
@@ -104,7 +105,7 @@ def convert(
             break
     finalize_(converted)
     leave_nested_tensors(converted)
-    attach(converted, attempt.rows)
+    _attach(converted, attempt)
     return converted
 
 
@@ -146,7 +147,7 @@ def convert_(
             break
     finalize_(model)
     leave_nested_tensors(model)
-    attach(model, attempt.rows)
+    _attach(model, attempt)
     return model
 
 
@@ -158,8 +159,13 @@ def _attempts(model: nn.Module, survey: Survey, options: ConvertOptions) -> Iter
         products = products_of(model, survey, fuse=attempt.fuse, fold=attempt.fold_batch_norm)
         decisions = decide(products, survey, attempt, earlier=decisions)
         built = build(model, survey, decisions, attempt)
-        rows = rows_of(survey, decisions, built)
-        yield _Attempt(attempt, built, rows, last=attempt is plainer[-1])
+        record = record_of(survey, decisions, built, attempt, rows_of(survey, decisions, built))
+        yield _Attempt(attempt, built, record, last=attempt is plainer[-1])
+
+
+def _attach(converted: nn.Module, attempt: _Attempt) -> None:
+    attach(converted, attempt.record.rows)
+    attach_record(converted, attempt.record)
 
 
 def _types(model: nn.Module) -> tuple[type[nn.Module], ...]:

@@ -7,6 +7,7 @@ from torch import nn
 from sparseinfer.convert.assembly.assemble import restored
 from sparseinfer.convert.assembly.places import replace_
 from sparseinfer.convert.assembly.surroundings import return_to_nested_tensors, unfinish_
+from sparseinfer.convert.record import detach_record
 from sparseinfer.convert.report import detach
 
 
@@ -27,6 +28,7 @@ def densify_(model: nn.Module) -> nn.Module:
     unfinish_(model)
     return_to_nested_tensors(model)
     detach(model)
+    detach_record(model)
     return model
 
 

@@ -10,13 +10,15 @@ from torch import Tensor
 
 from sparseinfer._native import core
 from sparseinfer.formats import checks
+from sparseinfer.formats._scaled import checked_scales, scaled
+from sparseinfer.formats._stored import Stored
 from sparseinfer.formats.dtypes import WEIGHT_DTYPES
 
 Self = TypeVar("Self", bound="Compressed")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Compressed:
+class Compressed(Stored):
     """Base of the compressed-row formats; holds plain, contiguous CPU tensors without gradients.
 
     A unit is one weight (CSR) or one block (BSR). Tensors that already are contiguous are kept, not copied.
@@ -39,18 +41,15 @@ class Compressed:
             "col_indices": checks.plain("col_indices", self.col_indices, (torch.int32,), 1),
             "shape": checks.pair("shape", self.shape, minimum=0),
         }
-        if self.scales is not None:
-            checked["scales"] = checks.plain("scales", self.scales, (torch.float32,), 1)
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)
+        self._set(**checked)
         self.validate()
 
     def validate(self) -> None:
         """Raise ValueError unless the three tensors describe one matrix of this shape.
 
         Offsets start at 0, never decrease and end at the number of units; columns ascend strictly within a
-        row and lie inside the shape; scales are finite and not negative. Construction calls it; call it again if the tensors may have been
-        modified since.
+        row and lie inside the shape; scales are finite and not negative. Construction calls it; call it again
+        if the tensors may have been modified since.
         """
         rows, columns = self._grid()
         if columns > checks.INT32_MAX:
@@ -60,18 +59,7 @@ class Compressed:
         checks.length("col_indices", self.col_indices, units, "values.shape[0]")
         crow, col = (checks.address(name, getattr(self, name)) for name in ("crow_indices", "col_indices"))
         core.check_csr(crow, col, rows, columns, units)
-        self._check_scales()
-
-    def _check_scales(self) -> None:
-        scales, dtype = self.scales, self.dtype
-        if (dtype == torch.int8) != (scales is not None):
-            wanted = "one of each row for int8 values" if dtype == torch.int8 else f"none for {dtype} values"
-            raise ValueError(f"scales: expected {wanted}, got {'none' if scales is None else 'some'}")
-        if scales is None:
-            return
-        checks.length("scales", scales, self.shape[0], "rows")
-        if not bool((scales.isfinite() & (scales >= 0)).all()):
-            raise ValueError("scales: expected finite numbers from 0, got others")
+        self._set(scales=checked_scales(self.scales, self.dtype, self.shape[0]))
 
     @classmethod
     def from_torch(cls: type[Self], t: Tensor) -> Self:
@@ -113,35 +101,9 @@ class Compressed:
             check_invariants=False,
         )
 
-    @property
-    def nnz(self) -> int:
-        """Stored values, stored zeros included."""
-        return self.values.numel()
-
-    @property
-    def density(self) -> float:
-        """nnz / (n * k); 1.0 for a matrix without elements."""
-        n, k = self.shape
-        return self.nnz / (n * k) if n * k else 1.0
-
-    @property
-    def sparsity(self) -> float:
-        """1 - density."""
-        return 1.0 - self.density
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.values.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of values, both index tensors and scales."""
-        scales = 0 if self.scales is None else self.scales.nbytes
-        return self.values.nbytes + self.crow_indices.nbytes + self.col_indices.nbytes + scales
-
     def _scaled(self, dense: Tensor) -> Tensor:
         """The matrix [n, k] of which `dense` holds the values."""
-        return dense if self.scales is None else dense.to(torch.float32) * self.scales[:, None]
+        return scaled(dense, self.scales)
 
     def _grid(self) -> tuple[int, int]:
         """(rows, columns) that the indices count."""
@@ -151,12 +113,6 @@ class Compressed:
         """Row of each unit, int64 [values.shape[0]]."""
         rows = torch.arange(self.crow_indices.numel() - 1, dtype=torch.int64, device="cpu")
         return rows.repeat_interleave(self.crow_indices.diff(), output_size=self.values.shape[0])
-
-    def _describe(self) -> str:
-        return f"shape={self.shape}, nnz={self.nnz}, sparsity={self.sparsity:.4f}, dtype={self.dtype}"
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._describe()})"
 
 
 def offsets(kept: Tensor) -> Tensor:

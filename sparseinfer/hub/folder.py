@@ -9,7 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseinfer import _packages
+from sparseinfer import _packages, io
+from sparseinfer.io import File
+
+# The file of a model's weights, as transformers names it.
+WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def load(folder: Path) -> Checkpoint:
         config = transformers.AutoConfig.from_pretrained(folder)
         architecture = (config.architectures or [""])[0]
         kind = getattr(transformers, architecture, transformers.AutoModel)
-        model, loading = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        model, loading = _model(kind, config, folder)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     except Exception as error:
         got = f"{type(error).__name__}: {error}"
@@ -98,6 +102,29 @@ def load(folder: Path) -> Checkpoint:
     return Checkpoint(model.eval(), tokenizer, config.dtype or torch.float32, causal, seq2seq)
 
 
+def _model(kind: Any, config: Any, folder: Path) -> tuple[nn.Module, Any]:
+    """The model of a folder, written by transformers or by `save_sparse`, and what transformers tells of
+    it.
+    """
+    file = folder / WEIGHTS
+    stored = File(file) if file.is_file() else None
+    if stored is None or not stored.is_ours:
+        loaded: tuple[nn.Module, Any] = kind.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True
+        )
+        return loaded
+
+    dtypes = [entry.dtype for entry in (*stored.sparse.values(), *stored.dense.values())]
+    dtype = next((dtype for dtype in dtypes if dtype.is_floating_point), torch.float32)
+
+    def build() -> nn.Module:
+        made: nn.Module = kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
+        return made.to(dtype)
+
+    model = io.load(file, build)
+    return model if dtype == torch.float32 else model.float(), {"missing_keys": ()}
+
+
 def check_out(folder: Path) -> None:
     """ValueError unless the folder is new or empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -109,3 +136,16 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
     model: Any = checkpoint.model
     model.to(checkpoint.dtype).save_pretrained(folder)
     checkpoint.tokenizer.save_pretrained(folder)
+
+
+def save_sparse(checkpoint: Checkpoint, model: nn.Module, folder: Path) -> None:
+    """Writes config, tokenizer and a file of `si.save`; `load` reads the folder. In the original dtype, if
+    the model is the checkpoint's own, and in float32 if it was converted from it.
+    """
+    dense: Any = checkpoint.model
+    if model is dense:
+        dense.to(checkpoint.dtype)
+    folder.mkdir(parents=True, exist_ok=True)
+    dense.config.save_pretrained(folder)
+    checkpoint.tokenizer.save_pretrained(folder)
+    io.save(model, folder / WEIGHTS)

@@ -90,6 +90,10 @@ class Job:
             "layers that stay dense; default: the output embeddings", several=True, metavar="NAME"
         ),
     )
+    compress: bool = field(
+        default=False,
+        metadata=argument("store weights in the smallest formats, which sparseinfer.load reads"),
+    )
     seed: int = field(default=0, metadata=argument("seed of the random numbers", read=int))
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from sparseinfer.hub import text
-from sparseinfer.hub.folder import Checkpoint, check_out, load, save
+from sparseinfer.hub.folder import Checkpoint, check_out, load, save, save_sparse
 from sparseinfer.hub.job import Job
 from sparseinfer.hub.quality import Quality, token_loss
 from sparseinfer.hub.result import Result
@@ -39,7 +39,10 @@ def run(job: Job, on_step: Callable[[str], None] = lambda step: None) -> Result:
         on_step("evaluating again")
     after = quality.measure() if quality else None
     on_step(f"writing {job.out}")
-    save(checkpoint, job.out)
+    if job.compress:
+        save_sparse(checkpoint, checkpoint.model, job.out)
+    else:
+        save(checkpoint, job.out)
     return Result(report, quality.name if quality else "", before, after)
 
 

@@ -75,6 +75,11 @@ class SharedInputLinear(StandIn):
         return self._shared.linear.weight[self.start : self.stop]
 
     @property
+    def whole(self) -> SparseLinear:
+        """The layer whose matrix is shared."""
+        return self._shared.linear
+
+    @property
     def dtype(self) -> torch.dtype:
         return self._shared.linear.dtype
 

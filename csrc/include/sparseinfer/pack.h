@@ -46,6 +46,23 @@ void dense_row_offsets(const void* dense, DType dtype, int64_t n, int64_t k, int
 void dense_to_csr(const void* dense, DType dtype, int64_t n, int64_t k, const int64_t* crow, int32_t* col,
                   void* values);
 
+// The mask of a bitmap [n, k] with `stored` bits; packings/mask.cpp says which bit is which.
+struct MaskView {
+  const uint8_t* bits;
+  int64_t n, k, stored;
+};
+
+// Throws unless the mask has `stored` bits, all of them inside its shape; so do the functions below, before they write.
+void check_mask(const MaskView& mask);
+
+// The positions of its bits as CSR: crow [n + 1], col [stored].
+void mask_to_csr(const MaskView& mask, int64_t* crow, int32_t* col);
+
+// Values of so many bytes each: those under the mask of a dense matrix [n, k], row by row, and the way back, zeros
+// elsewhere.
+void gather_by_mask(const MaskView& mask, int64_t bytes, const void* dense, void* values);
+void scatter_by_mask(const MaskView& mask, int64_t bytes, const void* values, void* dense);
+
 // The format that a packing is made from: "csr" or "bsr".
 const char* packing_format(PackingKind kind);
 

@@ -39,6 +39,11 @@ def assemble(layer: nn.Module, multipliers: Multipliers) -> nn.Module:
     return _ASSEMBLE.get(class_of(layer), _the_only_one)(layer, multipliers)
 
 
+def is_replacement(module: nn.Module) -> bool:
+    """Whether it took the place of a layer, which `restored` makes again."""
+    return isinstance(module, _REPLACEMENTS)
+
+
 def restored(module: nn.Module) -> nn.Module | None:
     """The dense layer that this module replaced; None if it is no replacement."""
     if isinstance(module, FoldedLayer):
@@ -85,6 +90,10 @@ def _recurrent(layer: Any, multipliers: Multipliers) -> nn.Module:
     return _RECURRENT[class_of(layer)].from_rnn(layer, cells)
 
 
+_REPLACEMENTS = (
+    *(FoldedLayer, ChannelsLastMaxPool2d, SparseMultiheadAttention, SparseLSTM, SparseGRU, SparseRNN),
+    *(SparseConv1d, SparseConv2d, SparseLinear, RearrangedLinear, SharedInputLinear),
+)
 _RECURRENT: dict[type[nn.Module], Any] = {nn.LSTM: SparseLSTM, nn.GRU: SparseGRU, nn.RNN: SparseRNN}
 # Layers of several matrices; one of a single matrix is replaced by what multiplies by it.
 _ASSEMBLE: dict[type[nn.Module], Callable[[nn.Module, Multipliers], nn.Module]] = {

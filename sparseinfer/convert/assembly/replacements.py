@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -16,7 +16,12 @@ from sparseinfer.convert.decisions import Decision
 from sparseinfer.convert.options import COMPACT, ConvertOptions
 from sparseinfer.convert.survey.survey import Site, Survey
 from sparseinfer.convert.timing.whole_layers import slower_than_torch
-from sparseinfer.modules import FoldedLayer, SharedInputLinear, SparseMultiheadAttention
+from sparseinfer.modules import (
+    ChannelsLastMaxPool2d,
+    FoldedLayer,
+    SharedInputLinear,
+    SparseMultiheadAttention,
+)
 from sparseinfer.modules.parts import dense_linear
 
 # By site and name of its matrix; those that stay as they are have none.
@@ -46,8 +51,26 @@ class Build:
         return any(isinstance(module, FoldedLayer) for module in self.replacements.values())
 
 
-def build(model: nn.Module, survey: Survey, decisions: Sequence[Decision], options: ConvertOptions) -> Build:
-    """Makes all replacement modules."""
+@dataclass(frozen=True)
+class Known:
+    """What an earlier conversion of the same model measured.
+
+    left_dense   fqn of a layer that stays as it is, whatever its products' plans -> why
+    pools        fqn of a max pooling that is faster in another layout -> microseconds before and after
+    """
+
+    left_dense: Mapping[str, str]
+    pools: Mapping[str, tuple[float, float]]
+
+
+def build(
+    model: nn.Module,
+    survey: Survey,
+    decisions: Iterable[Decision],
+    options: ConvertOptions,
+    known: Known | None = None,
+) -> Build:
+    """Makes all replacement modules, product by product; what is `known` is not measured."""
     by_matrix: dict[tuple[Site, str], nn.Module] = {}
     shared: list[tuple[str, SharedInputLinear]] = []
     for decision in decisions:
@@ -62,12 +85,12 @@ def build(model: nn.Module, survey: Survey, decisions: Sequence[Decision], optio
     left_dense = {
         site: reason
         for site, layer in layers.items()
-        if layer is not None and (reason := _torch_wins(site, layer, survey, options))
+        if layer is not None and (reason := _torch_wins(site, layer, survey, options, known))
     }
     replacements = {
         site.module: layer for site, layer in layers.items() if layer is not None and site not in left_dense
     }
-    pools = _pools(survey, options)
+    pools = _pools(survey, options) if known is None else _known_pools(survey, known)
     return Build(
         {
             **replacements,
@@ -102,8 +125,12 @@ def _common_parent(fqns: Sequence[str]) -> str:
     return ".".join(names[0] for names in levels)
 
 
-def _torch_wins(site: Site, layer: nn.Module, survey: Survey, options: ConvertOptions) -> str | None:
+def _torch_wins(
+    site: Site, layer: nn.Module, survey: Survey, options: ConvertOptions, known: Known | None
+) -> str | None:
     """Why a layer of several products stays torch's own, though its products are faster one by one."""
+    if known is not None:
+        return known.left_dense.get(site.fqn)
     dense = site.module
     if not isinstance(dense, (nn.RNNBase, nn.MultiheadAttention)) or options.memory_limit == COMPACT:
         return None
@@ -138,3 +165,10 @@ def _pools(survey: Survey, options: ConvertOptions) -> dict[str, FasterPool]:
         return {}
     pools = {fqn: faster_pool(pool, survey.recording) for fqn, pool in survey.pools.items()}
     return {fqn: pool for fqn, pool in pools.items() if pool is not None}
+
+
+def _known_pools(survey: Survey, known: Known) -> dict[str, FasterPool]:
+    return {
+        fqn: FasterPool(ChannelsLastMaxPool2d(pool).train(pool.training), *known.pools[fqn])
+        for fqn, pool in survey.pools.items()
+    }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -101,7 +101,7 @@ def survey_of(
     require_inference(modules)
     # A parametrization may compute another weight in training mode, and write to buffers of its own.
     with evaluating(model), preserved(model):
-        sites, refused = _sites(modules, refusals(model, modules))
+        sites, refused = sites_of(modules, refusals(model, modules))
     if example_inputs is None:
         return Survey(modules, pools, sites, refused, Recording())
     every_pool = [module for module in model.modules() if isinstance(module, nn.MaxPool2d)]
@@ -116,7 +116,9 @@ def survey_of(
     return Survey(modules, pools, sites, refused, recording)
 
 
-def _sites(modules: Mapping[str, nn.Module], refused: Mapping[str, str]) -> tuple[list[Site], dict[str, str]]:
+def sites_of(
+    modules: Mapping[str, nn.Module], refused: Mapping[str, str]
+) -> tuple[list[Site], dict[str, str]]:
     """What may be replaced, and why the rest may not."""
     sites, reasons = [], dict(refused)
     projections = {id(m.out_proj) for m in modules.values() if isinstance(m, nn.MultiheadAttention)}
@@ -157,16 +159,33 @@ def products_of(model: nn.Module, survey: Survey, *, fuse: bool, fold: bool) -> 
         (site,) = sites
         after = following.get(site.module, NOBODY) if site.kind.fuses else NOBODY
         for name, matrix in site.matrices.items():
-            weights = matrix.weights
-            if after.batch_norm is not None:
-                weights = folded(weights, after.batch_norm)
-            products.append(Product((site,), name, weights, after))
+            products.append(Product((site,), name, _of_one(matrix.weights, after), after))
     return products
+
+
+def with_weights_of_now(product: Product) -> Product:
+    """The same product, of the weights that its modules have by now; its sites' matrices are replaced."""
+    for site in product.sites:
+        matrices = site.kind.matrices(site.module)
+        assert not isinstance(matrices, str)
+        assert isinstance(site.matrices, dict)
+        site.matrices.update(matrices)
+    weights = product.site_weights
+    stacked = _stacked(weights) if len(weights) > 1 else _of_one(weights[0], product.followers)
+    return replace(product, weights=stacked)
+
+
+def _of_one(weights: Weights, after: Followers) -> Weights:
+    # Of weights that are still in a file only shapes and dtypes are known.
+    if after.batch_norm is None or weights.weight.is_meta:
+        return weights
+    return folded(weights, after.batch_norm)
 
 
 def _stacked(parts: Sequence[Weights]) -> Weights:
     weight = torch.cat([part.weight for part in parts])
     if all(part.bias is None for part in parts):
         return Weights(weight, None)
-    biases = [weight.new_zeros(len(part.weight)) if part.bias is None else part.bias for part in parts]
+    like = next(part.bias for part in parts if part.bias is not None)
+    biases = [like.new_zeros(len(part.weight)) if part.bias is None else part.bias for part in parts]
     return Weights(weight, torch.cat(biases))

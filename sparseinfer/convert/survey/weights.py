@@ -105,7 +105,8 @@ def read(
 def _device_refusal(device: torch.device) -> str | None:
     if device.type == "cuda":
         return ops.cuda_refusal(device.index)
-    return None if device.type == "cpu" else "the kernels run on cpu and cuda"
+    # Weights on meta are those of a file, which are read when their layer is made (convert/reload.py).
+    return None if device.type in ("cpu", "meta") else "the kernels run on cpu and cuda"
 
 
 def class_of(module: nn.Module) -> type[nn.Module]:

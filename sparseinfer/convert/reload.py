@@ -1,0 +1,276 @@
+"""Converts a model as a Record says: by its plans, or planned anew for the same calls, without running it.
+
+The weights may still be in a file: then they are on meta, and a `Source` gives those of one product at a
+time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+from torch import Tensor, nn
+
+from sparseinfer import ops
+from sparseinfer._progress import Progress
+from sparseinfer.convert.assembly.places import replace_
+from sparseinfer.convert.assembly.replacements import Known, build
+from sparseinfer.convert.assembly.surroundings import finish_, leave_nested_tensors, unfinish_
+from sparseinfer.convert.decisions import Decision, decide
+from sparseinfer.convert.options import ConvertOptions
+from sparseinfer.convert.plan import Plan
+from sparseinfer.convert.record import Record, StoredDecision, StoredPlan, attach_record, record_of
+from sparseinfer.convert.report import attach
+from sparseinfer.convert.rows import rows_of
+from sparseinfer.convert.survey.recording import Recording
+from sparseinfer.convert.survey.survey import (
+    Product,
+    Site,
+    Survey,
+    products_of,
+    sites_of,
+    with_weights_of_now,
+)
+from sparseinfer.convert.survey.weights import Weights
+from sparseinfer.convert.timing.times import Times
+from sparseinfer.formats import BSR, CSR
+from sparseinfer.formats.dtypes import WEIGHT_DTYPE_NAMES, WEIGHT_DTYPES
+from sparseinfer.modules import pack_groups
+from sparseinfer.modules.groups import join_rows
+from sparseinfer.ops.dense import PLAIN, PREPACKED
+
+# Dense implementations that every CPU has.
+_CPU_WAYS = (PLAIN, PREPACKED)
+
+Planning = Literal["stored", "predict", "measure"]
+
+
+class Source(Protocol):
+    """Where weights come from that are on meta."""
+
+    def csr(self, layer: str) -> CSR | None:
+        """The weight of a layer named `weight`, if it is stored sparse."""
+
+    def held(self, layers: Sequence[str]) -> AbstractContextManager[None]:
+        """In the block these layers have their weights; afterwards those on meta before are on meta again."""
+
+    def forget(self, layers: Sequence[str]) -> None:
+        """The memory of what was read of these layers is not needed any more."""
+
+    def keep(self, layer: str) -> None:
+        """Give a layer its weights for good."""
+
+
+def check_fits(model: nn.Module, record: Record) -> None:
+    """ValueError unless the model has the layers that the record names, of kinds that convert takes."""
+    modules = _layers(model, [*record.layers, *record.pools])
+    sites, refused = sites_of({fqn: modules[fqn] for fqn in record.layers}, {})
+    for fqn, reason in refused.items():
+        raise ValueError(f"{fqn}: expected a layer that was converted, got one that cannot be ({reason})")
+    for site in sites:
+        for shape in record.layers[site.fqn].shapes:
+            _check_takes(site, shape)
+    for fqn in record.pools:
+        if not isinstance(modules[fqn], nn.MaxPool2d):
+            raise ValueError(f"{fqn}: expected nn.MaxPool2d, got {type(modules[fqn]).__name__}")
+    unknown = [fqn for decision in record.decisions for fqn in decision.layers if fqn not in record.layers]
+    if unknown:
+        raise ValueError(f"{unknown[0]}: expected a layer of the conversion, got another")
+
+
+def _check_takes(site: Site, shape: tuple[int, ...]) -> None:
+    """ValueError unless the layer takes an input of that shape."""
+    try:
+        counts = [matrix.tokens(shape) for matrix in site.matrices.values()]
+    except (RuntimeError, ValueError, IndexError):
+        counts = [0]
+    if not all(counts):
+        raise ValueError(f"{site.fqn}: expected the shape of an input that it takes, got {shape}")
+
+
+def reload_(model: nn.Module, record: Record, planning: Planning, source: Source) -> nn.Module:
+    """Convert in place; returns the model, or what replaces it if it is a layer itself.
+
+    planning   "stored": as the record says, where this machine has the kernels, the rest predicted;
+               "predict" and "measure": plan anew
+    """
+    survey = _survey(model, record)
+    if planning != "stored":
+        for fqn in record.layers:
+            source.keep(fqn)
+        survey = _survey(model, record)
+    options = replace(record.options, measure=planning == "measure")
+    products = products_of(model, survey, fuse=options.fuse, fold=options.fold_batch_norm)
+    known: Known | None = None
+    decisions: Iterable[Decision]
+    if planning == "stored":
+        known = Known(record.left_dense, record.pools)
+        decisions = _Stored(survey, record, options, source).decisions(products)
+    else:
+        decisions = decide(products, survey, options)
+    built = build(model, survey, decisions, options, known)
+    if isinstance(decisions, list):
+        record = record_of(survey, decisions, built, options, rows_of(survey, decisions, built))
+    replace_(model, built.replacements)
+    new = built.replacements.get(model, model)
+    try:
+        finish_(new, built, fuse=options.fuse)
+    except BaseException:
+        unfinish_(new)
+        replace_(model, {new: old for old, new in built.replacements.items()})
+        raise
+    leave_nested_tensors(new)
+    attach(new, record.rows)
+    attach_record(new, record)
+    return new
+
+
+def _layers(model: nn.Module, fqns: Sequence[str]) -> dict[str, nn.Module]:
+    modules = {}
+    for fqn in fqns:
+        try:
+            modules[fqn] = model.get_submodule(fqn)
+        except AttributeError:
+            raise ValueError(f"{fqn}: expected a layer of that name in the model, got none") from None
+    return modules
+
+
+def _survey(model: nn.Module, record: Record) -> Survey:
+    """The survey that the record is of."""
+    modules = _layers(model, list(record.layers))
+    sites, refused = sites_of(modules, {})
+    called = [fqn for fqn, calls in record.layers.items() if calls.shapes or calls.inputs is not None]
+    recording = Recording(
+        frozenset(modules[fqn] for fqn in called),
+        {modules[fqn]: record.layers[fqn].shapes for fqn in called if record.layers[fqn].shapes},
+        {
+            modules[fqn]: (record.layers[fqn].inputs,)
+            for fqn in called
+            if record.layers[fqn].inputs is not None
+        },
+        frozenset(modules[fqn] for fqn in called if record.layers[fqn].channels_last),
+    )
+    return Survey(modules, _layers(model, list(record.pools)), sites, refused, recording)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Makes decisions from a record's."""
+
+    survey: Survey
+    record: Record
+    options: ConvertOptions
+    source: Source
+
+    def decisions(self, products: Sequence[Product]) -> Iterator[Decision]:
+        """In order; while a decision is out, its product has its weights."""
+        known = {(decision.layers, decision.matrix): decision for decision in self.record.decisions}
+        with Progress("packing", len(products)) as progress:
+            for product in products:
+                layers = tuple(site.fqn for site in product.sites)
+                yield from self._decision(product, layers, known.get((layers, product.name)))
+                progress.advance()
+
+    def _decision(
+        self, product: Product, layers: Sequence[str], known: StoredDecision | None
+    ) -> Iterator[Decision]:
+        folds = product.followers.batch_norm is not None
+        fmt = None
+        if known is not None and _runs_here(known.plan, product) and _runs_here(known.plain, product):
+            fmt = None if folds or product.name else self._stored_csr(layers, known.plan)
+            # Of a folded product both plans; and int8 as it was rounded, which no dense weight tells.
+            is_whole = not folds or not known.plan.buckets or known.plain is not None
+            known = known if is_whole and (fmt is not None or not known.has_integers) else None
+        else:
+            known = None
+        if known is None:
+            self._keep(layers)
+            product = with_weights_of_now(product)
+            yield from decide([product], self.survey, replace(self.options, measure=False))
+            return
+        if fmt is not None:
+            yield Decision(product, _plan(known.plan, fmt, product))
+            self.source.forget(layers)
+            return
+        stays = not known.plan.buckets and known.plan.dense_way == PLAIN
+        if stays or product.name:
+            # Layers of several matrices, of which some may stay dense, are put together at the end.
+            self._keep(layers)
+        with self.source.held(layers):
+            product = with_weights_of_now(product)
+            planned = _plan(known.plan, _format(product.weights, known.plan), product)
+            plain = None
+            if known.plain is not None and planned.is_sparse:
+                plain = _plan(known.plain, _format(product.site_weights[0], known.plain), product)
+            yield Decision(product, planned, plain)
+        # The survey keeps none of the weights that were there for a moment.
+        with_weights_of_now(product)
+
+    def _keep(self, layers: Sequence[str]) -> None:
+        for layer in layers:
+            self.source.keep(layer)
+
+    def _stored_csr(self, layers: Sequence[str], plan: StoredPlan) -> CSR | None:
+        """The weight as it is in the file, if that is what the plan packs."""
+        if not plan.buckets or any(block != (1, 1) for block in plan.blocks):
+            return None
+        parts = [self.source.csr(layer) for layer in layers]
+        found = [
+            part for part in parts if part is not None and WEIGHT_DTYPE_NAMES.get(part.dtype) == plan.dtype
+        ]
+        if len(found) < len(parts):
+            return None
+        joined = join_rows(found)
+        return joined if isinstance(joined, CSR) else None
+
+
+def _runs_here(plan: StoredPlan | None, product: Product) -> bool:
+    """Whether this machine has all that the plan asks for."""
+    if plan is None:
+        return True
+    devices = {weights.weight.device.type for weights in product.site_weights}
+    if not plan.buckets:
+        return plan.dense_way == PLAIN or (plan.dense_way in _CPU_WAYS and "cuda" not in devices)
+    if (
+        plan.dtype not in WEIGHT_DTYPES
+        or any(layout.device != "cpu" for layout in plan.layouts)
+        or "cuda" in devices
+    ):
+        return False
+    here = {
+        (kernel.base_name, kernel.packing, kernel.storage)
+        for kernel in ops.kernels()
+        if kernel.isa == ops.active_isa()
+    }
+    return all(
+        (bucket.kernel, plan.layouts[bucket.packing].packing, plan.layouts[bucket.packing].storage) in here
+        for bucket in ops.parse_plan(plan.buckets)
+    )
+
+
+def _plan(stored: StoredPlan, fmt: Sequence[CSR | BSR] | CSR | BSR | None, product: Product) -> Plan:
+    """The stored plan with packings of a format, one for each layout or one for all."""
+    if not stored.buckets:
+        times = (Times(stored.tokens, {}, {}, "remembered"),) if stored.tokens else ()
+        return Plan("stored", times, dense_way=stored.dense_way)
+    assert fmt is not None
+    formats = fmt if isinstance(fmt, Sequence) else [fmt] * len(stored.layouts)
+    groups = getattr(product.sites[0].module, "groups", 1)
+    packings = tuple(
+        tuple(pack_groups(one, [layout], groups)) for one, layout in zip(formats, stored.layouts, strict=True)
+    )
+    return Plan("stored", (), (), packings, ops.parse_plan(stored.buckets))
+
+
+def _format(weights: Weights, stored: StoredPlan) -> list[CSR | BSR] | None:
+    """The weights as each layout of the plan wants them."""
+    if not stored.buckets:
+        return None
+    matrix = weights.weight.to(WEIGHT_DTYPES[stored.dtype])
+    return [_blocked(matrix, block) for block in stored.blocks]
+
+
+def _blocked(matrix: Tensor, block: tuple[int, int]) -> CSR | BSR:
+    return CSR.from_dense(matrix) if block == (1, 1) else BSR.from_dense(matrix, block)

@@ -1,0 +1,158 @@
+"""A file of `si.save`, or any safetensors file, mapped into memory and checked before anything is made of
+it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sparseinfer.formats import BSR, CSR, NM, Bitmap
+from sparseinfer.io.header import Entry, parse_header
+from sparseinfer.io.manifest import KEY, Manifest, Sparse, parse_manifest
+from sparseinfer.io.smallest import AnyFormat
+
+# The values of a sparse weight: its own dtype, a shorter one that holds them, or int8 with scales.
+_STORED_IN = {
+    torch.float32: (torch.float32, torch.bfloat16, torch.float16),
+    torch.bfloat16: (torch.bfloat16,),
+    torch.float16: (torch.float16,),
+}
+
+
+class File:
+    """A safetensors file, read lazily: tensors lie in the mapped file until they are written to.
+
+    Opening checks the header, the manifest and that they describe each other and the file exactly; making a
+    sparse weight of its tensors checks these. ValueError names the file, the tensor, what was expected and
+    what is there. A tensor that is changed becomes a copy of this process; the file itself never changes. Do
+    not write into the file either, but replace it: who has it mapped sees what is written.
+
+    dense    tensors that are stored as they are, by the name in the model's state_dict
+    names    all of the model's state_dict, aliases included, and those of derived buffers
+    manifest what else is known; of a file of others, nothing
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        with self.path.open("rb") as file:
+            self.nbytes = os.fstat(file.fileno()).st_size
+            if not self.nbytes:
+                raise ValueError(f"{self.path}: expected a safetensors file, got an empty one")
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        with self._named():
+            header = parse_header(memoryview(self._map))
+            self._start, self._entries = header.start, header.entries
+            text = header.metadata.get(KEY)
+            self.is_ours = text is not None
+            self.manifest = Manifest() if text is None else parse_manifest(text, self.nbytes)
+            self.dense = self._checked()
+            self.names = frozenset((*self.dense, *self.manifest.sparse, *self.manifest.aliases))
+
+    @property
+    def sparse(self) -> Mapping[str, Sparse]:
+        return self.manifest.sparse
+
+    def stored_name(self, name: str) -> str:
+        """The name under which a tensor is stored."""
+        return self.manifest.aliases.get(name, name)
+
+    def spec(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
+        """dtype and shape of a tensor of the model, sparse or dense."""
+        held = self.sparse.get(name) or self.dense[name]
+        return held.dtype, held.shape
+
+    def stored_bytes(self, name: str) -> int:
+        """Bytes that it takes in the file."""
+        if name in self.dense:
+            return self.dense[name].nbytes
+        return sum(self._entries[f"{name}.{part}"].nbytes for part in self.sparse[name].parts)
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor of the model, dense; one that is stored dense is the mapped file itself."""
+        if name in self.dense:
+            dense = self._tensor(name)
+        else:
+            sparse = self.sparse[name]
+            dense = self.format(name).to_dense().to(sparse.dtype).view(sparse.shape)
+        if name in self.manifest.channels_last:
+            dense = dense.contiguous(memory_format=torch.channels_last)
+        return dense
+
+    def format(self, name: str) -> AnyFormat:
+        """A sparse weight [n, k] in its format. ValueError: its tensors are not one."""
+        sparse = self.sparse[name]
+        parts = {part: self._tensor(f"{name}.{part}") for part in sparse.parts}
+        with self._named(name):
+            if sparse.format == "bitmap":
+                return Bitmap(**parts, shape=sparse.matrix_shape)
+            if sparse.format == "nm":
+                return NM(**parts, shape=sparse.matrix_shape, pattern=sparse.pattern)  # type: ignore[arg-type]
+            return (BSR if sparse.format == "bsr" else CSR)(**parts, shape=sparse.matrix_shape)
+
+    def check(self) -> None:
+        """Make every sparse weight once, so that its tensors are checked. ValueError as in `format`."""
+        for name in self.sparse:
+            self.format(name)
+            self.forget(name)
+
+    def forget(self, name: str) -> None:
+        """Let the pages of a sparse weight's tensors go, which have been read; they can be read again."""
+        for part in self.sparse[name].parts:
+            entry = self._entries[f"{name}.{part}"]
+            begin = -(-(self._start + entry.begin) // mmap.PAGESIZE) * mmap.PAGESIZE
+            end = (self._start + entry.end) // mmap.PAGESIZE * mmap.PAGESIZE
+            if end > begin and hasattr(mmap, "MADV_DONTNEED"):
+                self._map.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+
+    def _tensor(self, name: str) -> Tensor:
+        entry = self._entries[name]
+        if not entry.nbytes:
+            return torch.empty(entry.shape, dtype=entry.dtype)
+        flat = torch.frombuffer(
+            self._map, dtype=torch.uint8, count=entry.nbytes, offset=self._start + entry.begin
+        )
+        if flat.data_ptr() % entry.dtype.itemsize:
+            flat = flat.clone()  # of a file of others, who need not align anything
+        return flat.view(entry.dtype).view(entry.shape)
+
+    def _checked(self) -> dict[str, Entry]:
+        """The tensors that are stored as they are. ValueError: the manifest and the tensors do not agree."""
+        dense = dict(self._entries)
+        for name, sparse in self.sparse.items():
+            parts = {part: dense.pop(f"{name}.{part}", None) for part in sparse.parts}
+            if missing := [part for part, entry in parts.items() if entry is None]:
+                raise ValueError(f"{name}: expected its {', '.join(missing)}, got none")
+            if name in dense:
+                raise ValueError(f"{name}: expected it once, got it dense and sparse")
+            stored = self._entries[f"{name}.values"].dtype
+            allowed = (torch.int8,) if sparse.scales else _STORED_IN.get(sparse.dtype, ())
+            if stored not in allowed or (sparse.scales and sparse.dtype != torch.float32):
+                expected = " or ".join(map(str, allowed)) or "a weight of a floating-point dtype"
+                raise ValueError(f"{name}: expected values of {expected}, got {stored} for {sparse.dtype}")
+        known = dense.keys() | self.sparse.keys()
+        for name, other in self.manifest.aliases.items():
+            if other not in known or name in known:
+                raise ValueError(f"{name}: expected another name of a tensor, got {other[:80]!r}")
+        for name in self.manifest.derived:
+            if name not in dense:
+                raise ValueError(f"{name}: expected a tensor that the manifest names, got none")
+        for name in self.manifest.channels_last:
+            shape = (self.sparse.get(name) or dense[name]).shape if name in known else ()
+            if len(shape) != 4:
+                raise ValueError(f"{name}: expected a tensor of four dimensions, got {shape}")
+        return dense
+
+    @contextmanager
+    def _named(self, *names: str) -> Iterator[None]:
+        """Errors in the block say which file it is, and which tensor."""
+        try:
+            yield
+        except (ValueError, TypeError) as error:
+            raise ValueError(": ".join([str(self.path), *names, str(error)])) from error

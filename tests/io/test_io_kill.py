@@ -1,0 +1,112 @@
+"""A save that is killed, and a full disk: the old file stays whole."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import sparseinfer as si
+from sparseinfer.io import atomic
+
+SCRIPT = """
+import sys, torch
+from torch import nn
+import sparseinfer as si
+model = nn.Sequential(*[nn.Linear(1024, 1024) for _ in range(4)])
+for parameter in model.parameters(): parameter.data.fill_(2.0)
+print("ready", flush=True)
+while True:
+    for value in (3.0, 2.0):
+        for parameter in model.parameters(): parameter.data.fill_(value)
+        si.save(model, sys.argv[1], progress=False)
+"""
+
+
+def build() -> nn.Module:
+    return nn.Sequential(*[nn.Linear(1024, 1024) for _ in range(4)])
+
+
+@pytest.mark.parametrize("times", [10, pytest.param(50, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(tmp_path: Path, times: int) -> None:
+    file = tmp_path / "model.safetensors"
+    model = build()
+    for parameter in model.parameters():
+        parameter.data.fill_(1.0)
+    si.save(model, file)
+    chance, unfinished = random.Random(times), 0
+    for _ in range(times):
+        process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(file)], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        time.sleep(chance.random() * 0.3)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        values = {float(value) for t in si.load(file, build).parameters() for value in t.unique()}
+        assert len(values) == 1, "expected one of the models, whole"
+        for left in tmp_path.glob(".*.tmp"):
+            unfinished += 1
+            left.unlink()
+    assert unfinished, "expected at least one kill in the middle of a file"
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    model, other = nn.Linear(1024, 1024), nn.Linear(1024, 1024)
+    file = si.save(model, tmp_path / "model.safetensors")
+    before = file.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with pytest.raises(OSError, match=r"the file that was there is unchanged") as raised:
+            si.save(other, file)
+        with pytest.raises(OSError, match=r"there is no file"):
+            si.save(other, tmp_path / "new.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert raised.value.errno == errno.EFBIG
+    assert str(file) in str(raised.value)
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_disk_that_is_full_at_the_end(tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = si.save(nn.Linear(4, 4), tmp_path / "model.safetensors")
+    before = file.read_bytes()
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(*((atomic.os, "fsync") if step == "fsync" else (Path, "replace")), full)
+    with pytest.raises(OSError, match=r"No space left on device \(the file that was there is unchanged\)"):
+        si.save(nn.Linear(4, 4), file)
+    monkeypatch.undo()
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_mode_and_links_stay(tmp_path: Path) -> None:
+    file, link = tmp_path / "model.safetensors", tmp_path / "link"
+    si.save(nn.Linear(4, 4), file)
+    file.chmod(0o640)
+    link.symlink_to(file)
+    other = nn.Linear(4, 4)
+    si.save(other, link)
+    assert link.is_symlink()
+    assert file.stat().st_mode & 0o777 == 0o640
+    assert torch.equal(si.load(file, nn.Linear(4, 4)).weight, other.weight)
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"expected to write it, got: No such file"):
+        si.save(nn.Linear(4, 4), tmp_path / "no" / "model.safetensors")
