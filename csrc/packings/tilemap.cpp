@@ -108,7 +108,7 @@ void visit(const PackingHeader& h, const CellPlace& place, RowSink<Payload>& sin
 }
 
 constexpr CellPacking kCells = [] {
-  CellPacking cells = cells_of(pack_split<uint32_t>, pack_split<uint16_t>, check_cell);
+  CellPacking cells = cells_of(pack_split<uint32_t>, pack_split<uint16_t>, pack_split<uint8_t>, check_cell);
   cells.count_bytes = sizeof(int64_t);
   cells.row_bytes = sizeof(Masks);
   cells.panel = all_columns;
@@ -118,7 +118,7 @@ constexpr CellPacking kCells = [] {
 }  // namespace
 
 constexpr Packing tilemap_packing = [] {
-  Packing packing = packing_of_rows<visit<uint32_t>, visit<uint16_t>>(&kCells);
+  Packing packing = packing_of_rows<visit<uint32_t>, visit<uint16_t>, visit<uint8_t>>(&kCells);
   packing.min_rows = 32;
   packing.row_multiple = row_multiple;
   return packing;
