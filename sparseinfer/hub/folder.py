@@ -114,7 +114,7 @@ def _model(kind: Any, config: Any, folder: Path) -> tuple[nn.Module, Any]:
         )
         return loaded
 
-    dtypes = [entry.dtype for entry in (*stored.sparse.values(), *stored.dense.values())]
+    dtypes = [stored.spec(name)[0] for name in (*stored.sparse, *stored.dense)]
     dtype = next((dtype for dtype in dtypes if dtype.is_floating_point), torch.float32)
 
     def build() -> nn.Module:
