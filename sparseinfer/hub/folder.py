@@ -143,8 +143,10 @@ def save_sparse(checkpoint: Checkpoint, model: nn.Module, folder: Path) -> None:
     the model is the checkpoint's own, and in float32 if it was converted from it.
     """
     dense: Any = checkpoint.model
+    dense.config.dtype = torch.float32
     if model is dense:
         dense.to(checkpoint.dtype)
+        dense.config.dtype = checkpoint.dtype
     folder.mkdir(parents=True, exist_ok=True)
     dense.config.save_pretrained(folder)
     checkpoint.tokenizer.save_pretrained(folder)

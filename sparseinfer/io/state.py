@@ -174,7 +174,7 @@ def _stored_as(module: nn.Module) -> tuple[tuple[torch.dtype, ...], Tensor | Non
     """Dtypes of packings that are shorter than their layer's, and the scales of one of integers."""
     whole: Any = module.whole if isinstance(module, SharedInputLinear) else module
     held = [part for part in whole.modules() if isinstance(part, PackedLayer)]
-    stored = {WEIGHT_DTYPES[ops.describe(part.packing_0).dtype]: part.dtype for part in held}
+    stored = {WEIGHT_DTYPES[ops.describe(part.get_buffer("packing_0")).dtype]: part.dtype for part in held}
     narrower = tuple(dtype for dtype, own in stored.items() if dtype.itemsize < own.itemsize)
     if torch.int8 not in narrower or not isinstance(whole, PackedLayer):
         return narrower, None

@@ -24,7 +24,7 @@ SERVER.set_forkserver_preload(["sparseinfer"])
 
 
 def build() -> nn.Module:
-    return nn.Sequential(*[nn.Linear(1024, 1024) for _ in range(4)])
+    return nn.Sequential(*[nn.Linear(512, 512) for _ in range(8)])
 
 
 def filled(value: float) -> nn.Module:
@@ -56,7 +56,8 @@ def test_killed_at_random_moments(tmp_path: Path, times: int) -> None:
         process.join()
         process.close()
         loaded = si.load(file, build)
-        assert len({float(value) for t in loaded.state_dict().values() for value in t.unique()}) == 1
+        ends = {float(end) for t in loaded.state_dict().values() for end in t.aminmax()}
+        assert len(ends) == 1, "expected one of the models, whole"
         for left in tmp_path.glob(".*.tmp"):
             unfinished += 1
             left.unlink()
