@@ -28,7 +28,7 @@ from sparseinfer.bench.models import MODELS
 from sparseinfer.demo.minilm import LAYERS, load_model
 from sparseinfer.io.summary import summary_of
 
-_REPEATS = 5
+_REPEATS = 4
 # The bf16 model as it is, loaded by transformers; pruned to a half, converted and not, loaded by si.load.
 _WAYS = ("dense", "converted", "pruned")
 

@@ -47,11 +47,11 @@ def table(summary: Summary, *, every: bool = False) -> Table:
     for t in summary.tensors:
         name = t.name if every else re.sub(r"\d+", "*", t.name)
         alike.setdefault((name, t.shape, t.dtype, t.format, t.stored), []).append(t)
-    for (name, *_), group in alike.items():
+    for (title, *_), group in alike.items():
         t = group[0]
         kind = t.format if t.stored == t.dtype else f"{t.format}, {t.stored}"
         shape = " x ".join(map(str, t.shape))
-        shown.add_row(str(name), str(len(group)), shape, t.dtype, kind, _sparsity(group), *_bytes(group))
+        shown.add_row(str(title), str(len(group)), shape, t.dtype, kind, _sparsity(group), *_bytes(group))
     return shown
 
 

@@ -250,12 +250,7 @@ def _decision(content: Any) -> StoredDecision:
 
 
 def _plan(content: Any) -> StoredPlan:
-    layouts = tuple(
-        Layout(
-            str(layout["packing"]), str(layout["storage"]), *_sizes([layout["panel"]]), str(layout["device"])
-        )
-        for layout in content["layouts"]
-    )
+    layouts = tuple(map(_layout, content["layouts"]))
     blocks = tuple(_sizes(block) for block in content["blocks"])
     buckets = str(content["buckets"])
     if len(blocks) != len(layouts) or any(len(block) != 2 for block in blocks):
@@ -267,6 +262,11 @@ def _plan(content: Any) -> StoredPlan:
     (tokens,) = _sizes([content["tokens"]])
     pairs = tuple((r, c) for r, c in blocks)
     return StoredPlan(str(content["dense_way"]), str(content["dtype"]), layouts, pairs, buckets, tokens)
+
+
+def _layout(content: Any) -> Layout:
+    (panel,) = _sizes([content["panel"]])
+    return Layout(str(content["packing"]), str(content["storage"]), panel, str(content["device"]))
 
 
 def _row(content: Any) -> LayerReport:

@@ -61,7 +61,7 @@ class Bitmap(Stored):
         w = checks.plain("weight", w, STORED_DTYPES, 2)
         kept = (w != 0).numpy()
         mask = packed_bits(kept)
-        values = torch.empty(np.count_nonzero(kept), dtype=w.dtype, device="cpu")
+        values = torch.empty(int(np.count_nonzero(kept)), dtype=w.dtype, device="cpu")
         bits = (checks.address("mask", mask), *w.shape, len(values))
         core.gather_by_mask(bits, w.itemsize, checks.address("weight", w), checks.address("values", values))
         return cls(values, mask, (w.shape[0], w.shape[1]), scales)

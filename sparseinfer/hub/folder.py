@@ -114,7 +114,7 @@ def _model(kind: Any, config: Any, folder: Path) -> tuple[nn.Module, Any]:
         )
         return loaded
 
-    dtypes = [entry.dtype for entry in (*stored.sparse.values(), *stored.dense.values())]
+    dtypes = [stored.spec(name)[0] for name in (*stored.sparse, *stored.dense)]
     dtype = next((dtype for dtype in dtypes if dtype.is_floating_point), torch.float32)
 
     def build() -> nn.Module:
@@ -143,8 +143,10 @@ def save_sparse(checkpoint: Checkpoint, model: nn.Module, folder: Path) -> None:
     the model is the checkpoint's own, and in float32 if it was converted from it.
     """
     dense: Any = checkpoint.model
+    dense.config.dtype = torch.float32
     if model is dense:
         dense.to(checkpoint.dtype)
+        dense.config.dtype = checkpoint.dtype
     folder.mkdir(parents=True, exist_ok=True)
     dense.config.save_pretrained(folder)
     checkpoint.tokenizer.save_pretrained(folder)

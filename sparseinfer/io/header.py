@@ -129,8 +129,8 @@ def parse_header(data: memoryview) -> Header:
 
 def parse_json(what: str, text: bytes | str, file_bytes: int) -> Any:
     """JSON of a file of that size. ValueError: it is none, has a key twice, or would take too much memory."""
-    marks = (b",", b"[", b"{", b":") if isinstance(text, bytes) else (",", "[", "{", ":")
-    count = sum(text.count(mark) for mark in marks)  # type: ignore[arg-type]
+    marks = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+    count = sum(marks.count(mark) for mark in (b",", b"[", b"{", b":"))
     if count * _BYTES_PER_MARK > max(4 * file_bytes, _ALWAYS_ALLOWED):
         raise ValueError(f"{what}: expected JSON that fits the file's {file_bytes} bytes, got {count} items")
     try:

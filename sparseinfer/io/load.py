@@ -66,9 +66,9 @@ def _checked(made: object) -> nn.Module:
 
 
 def _filled(file: File, model: nn.Module, plan: Planning) -> nn.Module:
-    records = _records(file, model)
     filling = Filling(file, model)
     filling.check()
+    records = _records(file, model)
     planned = [f"{prefix}.{fqn}".strip(".") for prefix, record in records.items() for fqn in record.layers]
 
     def lazy(key: str) -> bool:

@@ -119,7 +119,7 @@ def _blocks(kept: np.ndarray, block: tuple[int, int]) -> int | None:
         return None
     rows = np.ascontiguousarray(np.bitwise_or.reduce(kept.reshape(n // r, r, k), axis=1))
     if c > 8:
-        rows = rows.view(np.uint64).reshape(n // r, k // c, c // 8).any(axis=2)
+        rows = np.bitwise_or.reduce(rows.view(np.uint64).reshape(n // r, k // c, c // 8), axis=2)
     elif c > 1:
         rows = rows.view(f"u{c}")
     return int(np.count_nonzero(rows))

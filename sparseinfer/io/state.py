@@ -58,7 +58,8 @@ def state_of(model: nn.Module, on_layer: Callable[[], None] = lambda: None) -> S
 class _Collector:
     def __init__(self, model: nn.Module, on_layer: Callable[[], None]) -> None:
         self.state = State()
-        self._held = {t.data_ptr() for t in (*model.parameters(), *model.buffers())}
+        held = (*model.parameters(), *model.buffers())
+        self._held = {t.data_ptr() for t in held if t.layout == torch.strided}
         self._on_layer = on_layer
         self._seen: dict[object, str] = {}
         self._layers: dict[nn.Module, str] = {}
@@ -171,9 +172,9 @@ class _Collector:
 
 def _stored_as(module: nn.Module) -> tuple[tuple[torch.dtype, ...], Tensor | None]:
     """Dtypes of packings that are shorter than their layer's, and the scales of one of integers."""
-    whole = module.whole if isinstance(module, SharedInputLinear) else module
+    whole: Any = module.whole if isinstance(module, SharedInputLinear) else module
     held = [part for part in whole.modules() if isinstance(part, PackedLayer)]
-    stored = {WEIGHT_DTYPES[ops.describe(part.packing_0).dtype]: part.dtype for part in held}
+    stored = {WEIGHT_DTYPES[ops.describe(part.get_buffer("packing_0")).dtype]: part.dtype for part in held}
     narrower = tuple(dtype for dtype, own in stored.items() if dtype.itemsize < own.itemsize)
     if torch.int8 not in narrower or not isinstance(whole, PackedLayer):
         return narrower, None

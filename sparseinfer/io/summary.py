@@ -93,6 +93,7 @@ def summary_of(path: Path) -> Summary:
 
 def _tensors(file: File) -> Sequence[Tensor]:
     found = []
+    sparsity: float | None
     for name in (*file.sparse, *file.dense):
         dtype, shape = file.spec(name)
         nbytes = file.stored_bytes(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,4 +69,5 @@ def _named(
 def _bytes(t: Tensor) -> memoryview:
     if not t.numel():
         return memoryview(b"")
-    return memoryview(t.contiguous().view(-1).view(torch.uint8).numpy())
+    flat: Any = t.contiguous().view(-1).view(torch.uint8).numpy()
+    return memoryview(flat)

@@ -68,14 +68,14 @@ class Small(nn.Module):
         super().__init__()
         self.conv, self.bn = nn.Conv2d(4, 16, 3), nn.BatchNorm2d(16)
         self.a, self.b, self.c = nn.Linear(16, 64), nn.Linear(16, 64), nn.Linear(64, 64)
-        self.d, self.e = nn.Linear(64, 64), nn.Linear(64, 64)
+        self.d, self.e = nn.Linear(64, 128), nn.Linear(128, 64)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.bn(self.conv(x)).flatten(2).transpose(1, 2)
         return self.e(self.d(self.c(self.a(x) * self.b(x))))
 
 
-def small() -> Small:
+def small() -> nn.Module:
     """The converted model of the files."""
     torch.manual_seed(0)
     model = Small().eval()
@@ -85,7 +85,8 @@ def small() -> Small:
         model.d.weight.zero_()[:, ::8] = 2.0
         model.e.weight.zero_()[5, 7] = 3.0
     x = torch.zeros(1, 4, 5, 5)
-    return si.convert(model, example_inputs=(x,), memory="compact", fold_batch_norm=True)  # type: ignore[return-value]
+    options = si.ConvertOptions(memory="compact", fold_batch_norm=True, measure=False)
+    return si.convert(model, example_inputs=(x,), options=options)
 
 
 def original(folder: Path) -> bytes:

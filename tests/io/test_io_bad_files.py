@@ -29,7 +29,7 @@ def small() -> nn.Module:
 def file(tmp_path: Path) -> Path:
     model = small().eval()
     si.prune_(model, si.Magnitude(0.8), keep_masks=False)
-    return si.save(si.convert(model, memory="compact"), tmp_path / "model.safetensors")
+    return si.save(si.convert(model, memory="compact", measure=False), tmp_path / "model.safetensors")
 
 
 def parts_of(file: Path) -> tuple[dict[str, Any], dict[str, Any], bytes]:
@@ -84,7 +84,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: small().to(torch.bfloat16),
         "0.weight: expected torch.bfloat16 (64, 64), got torch.float32 (64, 64)",
     ),
-    "another": (Everything, "conv.weight: expected it in the file, got none (the file is of Sequential"),
+    "another": (
+        Everything,
+        "expected it in the file, got none (the file is of Sequential, the model Everything)",
+    ),
     "kind": (
         lambda: nn.Sequential(type("Mine", (nn.Linear,), {})(64, 64), nn.ReLU(), nn.Linear(64, 3)),
         "0: expected a layer that was converted, got one that cannot be",
@@ -131,7 +134,7 @@ LIES = {
     "beyond": (edited("0.weight.mask", data_offsets=[2**40, 2**40 + 512]), "a gap or an overlap"),
     "negative": (edited("0.weight.mask", data_offsets=[-512, 0]), "expected the two ends of its bytes"),
     "backwards": (edited("0.weight.mask", data_offsets=[512, 0]), "expected the two ends of its bytes"),
-    "huge shape": (edited("0.weight.mask", shape=[2**61, 2**61]), "expected as many bytes as"),
+    "huge shape": (edited("0.weight.mask", shape=[2**20, 2**20]), "expected as many bytes as"),
     "shape": (edited("0.weight.mask", shape=[32, 16]), "mask: expected shape (64, 8), got (32, 16)"),
     "bool": (edited("0.weight.mask", shape=[64, True]), "expected a shape of sizes from 0"),
     "float": (edited("0.weight.mask", shape=[64, 8.0]), "expected a shape of sizes from 0"),
@@ -279,7 +282,7 @@ def test_an_error_while_layers_are_made_takes_all_back(file: Path, monkeypatch: 
 
 def test_kernels_that_are_not_here_are_planned_anew(tmp_path: Path) -> None:
     model, x = everything()
-    converted = si.convert(model, example_inputs=x, memory="compact")
+    converted = si.convert(model, example_inputs=x, memory="compact", measure=False)
     file = si.save(converted, tmp_path / "model.safetensors")
     header, manifest, tensors = parts_of(file)
     for decision in manifest["conversions"][""]["decisions"]:

@@ -6,6 +6,7 @@ import copy
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -168,7 +169,8 @@ def _pools(survey: Survey, options: ConvertOptions) -> dict[str, FasterPool]:
 
 
 def _known_pools(survey: Survey, known: Known) -> dict[str, FasterPool]:
+    pools: Mapping[str, Any] = survey.pools
     return {
         fqn: FasterPool(ChannelsLastMaxPool2d(pool).train(pool.training), *known.pools[fqn])
-        for fqn, pool in survey.pools.items()
+        for fqn, pool in pools.items()
     }
