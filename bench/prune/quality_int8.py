@@ -3,8 +3,8 @@
     python bench/prune/quality_int8.py crepe minilm smollm2 --json bench/results
 
 Each model is pruned first, and calibrated again for the quantizers. Activations are rounded by plain torch
-(`simulated`), so that no kernel is needed. `--pruned` keeps pruned models in a folder, and rows of methods that
-are not run again stay in the JSON: a slow machine can take one method at a time.
+(`simulated`), so that no kernel is needed. `--pruned` keeps pruned models in a folder, and rows of methods
+that are not run again stay in the JSON: a slow machine can take one method at a time.
 """
 
 from __future__ import annotations
