@@ -114,7 +114,7 @@ def test_outliers_cost_less(method: SmoothQuant) -> None:
     assert all(integers_of(model) is not None for model in (smooth[1], smooth[4]))
     with simulated(plain, signed=True), simulated(smooth, signed=True):
         errors = [(output(model, x) - expected).norm() for model in (smooth, plain)]
-    assert errors[0] < 0.7 * errors[1]
+    assert errors[0] < 0.8 * errors[1]
 
 
 def refusals() -> dict[str, tuple[nn.Module, str]]:
