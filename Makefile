@@ -6,7 +6,7 @@
 # make lint    ruff, clang-format, mypy
 # make dev     editable install that rebuilds the native module whenever it is imported
 # make bench-models   whole models, dense against converted; rewrites bench/results/models_*.json
-# make bench-prune    what each pruning method costs real models; rewrites bench/results/prune_*.json
+# make bench-prune    what each pruning method costs real models; rewrites bench/results/prune_*.json, quantize_*.json
 # make sweep   a hundred and more architectures of transformers and of timm, each converted in every way, against dense
 # make cuda-build   the CUDA kernels, in build-cuda; needs no GPU
 # make clean   removes everything that make made
@@ -117,6 +117,7 @@ bench-models: $(VENV)/.models
 bench-prune: $(VENV)/.models
 	$(BIN)/python bench/prune/quality.py smollm2 crepe --json bench/results
 	$(BIN)/python bench/prune/mnist.py
+	$(BIN)/python bench/prune/quality_int8.py crepe minilm smollm2 --json bench/results
 
 # Both, even if the first finds a difference.
 sweep:

@@ -3,10 +3,10 @@
 `quantize_` writes integers times scale into a weight of any dtype, and the scales into a buffer beside it;
 `integers_of` gives the same integers back. They are exact:
 
-A scale has 17 significant bits and an integer 7, so that their product is exact in float32. In bfloat16 and
-float16 the product is rounded by at most 2^-9 of its value, which moves the quotient of weight and scale by
-127 · 2^-9 < 1/4: it still rounds to the integer. If the scale is rounded to bfloat16 too, as `model.to` does,
-by less than 127 · 2^-8 + 2^-8 < 1/2.
+A scale is a number of bfloat16: it has 8 significant bits and an integer 7, so that their product is exact
+in float32, and `model.to(torch.bfloat16)` leaves the scale as it is. In bfloat16 the product is rounded by at
+most 1 / 257 of its value, which moves the quotient of weight and scale by 127 / 257 < 1/2: it still rounds to
+the integer. The largest weight of a row becomes 127 in spite of the rounded scale, for the same reason.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from sparseinfer._transposed import is_transposed_linear
 
 LARGEST = 127
-# Bits of a float32 beyond the 17 that a scale has.
-_TAIL = 127
+# What the bits of the next smaller number of bfloat16 are less, as a float32.
+_STEP = 2**16
 
 
 def scale_name(parameter: str) -> str:
@@ -33,9 +33,10 @@ def row_scales(peak: Tensor, dtype: torch.dtype) -> Tensor:
            not be told apart. Infinite where a scale is beyond float32
     """
     least = max(2 * _smallest(dtype), torch.finfo(torch.float32).tiny)
-    scale = (peak.double() / LARGEST).to(torch.float32).clamp(min=least)
-    # Rounded down, so that no product exceeds the largest number of the dtype.
-    scale = torch.where(scale.isfinite(), (scale.view(torch.int32) & ~_TAIL).view(torch.float32), scale)
+    scale = (peak.double() / LARGEST).to(torch.float32).clamp(min=least).to(torch.bfloat16).float()
+    # No product may exceed the largest number of the dtype.
+    too_large = scale.isfinite() & (LARGEST * scale.double() > torch.finfo(dtype).max)
+    scale = torch.where(too_large, (scale.view(torch.int32) - _STEP).view(torch.float32), scale)
     return torch.where(peak == 0, 1.0, scale)
 
 
@@ -78,11 +79,10 @@ def on_grid(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor] | None:
     if not bool((scales > 0).all()) or not bool(rows.isfinite().all()):
         return None
     integers = rounded(rows, scales)
-    # What rounding the products, and of a model that was cast the scales as well, explains.
-    half = (torch.finfo(weight.dtype).eps + (scale.dtype != torch.float32) * torch.finfo(scale.dtype).eps) / 2
-    tiny = _smallest(weight.dtype) / 2
+    # What rounding the products to the dtype of the weight explains.
+    half, tiny = torch.finfo(weight.dtype).eps / 2, _smallest(weight.dtype) / 2
     exact = products(integers, scales, torch.promote_types(weight.dtype, torch.float32))
-    near = (rows - exact).abs_() <= (exact.abs_() * (half * 1.01)).add_(tiny)
+    near = (rows - exact).abs_() <= (exact.abs_() * half).add_(tiny)
     return (integers, scales) if bool(near.all()) else None
 
 

@@ -60,6 +60,18 @@ def test_pruning(capsys: pytest.CaptureFixture[str]) -> None:
     assert isinstance(found["fast"], torch.nn.Sequential)
 
 
+def test_quantization(capsys: pytest.CaptureFixture[str]) -> None:
+    state = torch.get_rng_state()
+    try:
+        found = run(ROOT / "docs/quantization.md")
+    finally:
+        torch.set_rng_state(state)
+    assert "made zero" in capsys.readouterr().out
+    assert sparsity(found["model"]) >= sparsity(found["pruned"]) == 0.5
+    assert list(found["report"].unprepared) == ["3"]
+    assert 0 < found["error"].abs().max() < 0.1
+
+
 def test_the_package_exports_what_the_readme_names() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     examples = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)

@@ -17,21 +17,22 @@ from sparseinfer.bench.models import MODELS, smollm2_file
 from sparseinfer.hub.quality import perplexity
 
 TOKENS = 512
-CALIBRATION, TEST = 12, 12
+SAMPLES = 12
 TEST_BOOKS = ("Ruth", "2 Kings", "Esther", "Ecclesiastes", "Acts")
 
 
-def task() -> Task:
+def task(samples: int = SAMPLES) -> Task:
+    """samples  number of sequences to calibrate with, and to test on"""
     tokenizer = _tokenizer()
     others = sequences(tokenizer, verses(TEST_BOOKS, inside=False))
-    test = sample(sequences(tokenizer, verses(TEST_BOOKS)), TEST, seed=0)
+    test = sample(sequences(tokenizer, verses(TEST_BOOKS)), samples, seed=0)
     return Task(
         model=MODELS["smollm2"].build(),
-        calibration=lambda seed: sample(others, CALIBRATION, seed),
+        calibration=lambda seed: sample(others, samples, seed),
         measure=lambda model: perplexity(model, [{"input_ids": ids} for ids in test]),
         metric="perplexity",
-        calibration_text=f"{CALIBRATION} x {TOKENS} tokens of other books, drawn by the seed",
-        test_text=f"{TEST} x {TOKENS} tokens of {', '.join(TEST_BOOKS)} (King James Bible)",
+        calibration_text=f"{samples} x {TOKENS} tokens of other books, drawn by the seed",
+        test_text=f"{samples} x {TOKENS} tokens of {', '.join(TEST_BOOKS)} (King James Bible)",
         ignore=("lm_head",),
     )
 

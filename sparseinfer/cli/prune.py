@@ -28,5 +28,9 @@ def _run(options: argparse.Namespace) -> int:
     if result.report.unlooked:
         out.print(result.report.unlooked_text, highlight=False, soft_wrap=True, markup=False)
     if result.before is not None and result.after is not None:
-        out.print(f"{result.quality}: {result.before:.3f} before, {result.after:.3f} after", highlight=False)
+        text = f"{result.quality}: {result.before:.3f} before, {result.after:.3f} after"
+        in_int8 = "" if result.in_int8 is None else f", {result.in_int8:.3f} in int8"
+        out.print(text + in_int8, highlight=False)
+    if result.quantized is not None:
+        out.print(result.quantized.summary, highlight=False, soft_wrap=True, markup=False)
     return 0

@@ -11,6 +11,7 @@ from sparseinfer._arguments import argument, arguments, positive
 from sparseinfer.prune import NM, Pattern, SparseMethod, registry
 from sparseinfer.prune.checks import check_int
 from sparseinfer.prune.methods.threshold import Scope
+from sparseinfer.quantize.registry import quantizers
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,13 @@ class Job:
             metavar="FILE",
         ),
     )
+    quantize: str | None = field(
+        default=None,
+        metadata=argument(
+            f"round the weights to int8 afterwards, keeping the zeros: {', '.join(quantizers())}",
+            metavar="METHOD",
+        ),
+    )
     # Both are chosen, not measured.
     samples: int = field(
         default=16,
@@ -101,6 +109,8 @@ class Job:
             if asked.read is positive:
                 check_int(name, getattr(self, name), 1)
         self.pruning_method()
+        if self.quantize is not None and self.quantize not in quantizers():
+            raise ValueError(f"quantize: expected one of {', '.join(quantizers())}, got {self.quantize!r}")
 
     def pruning_method(self) -> SparseMethod:
         """The pruning method with its sparsity, scope, pattern and budget."""

@@ -8,16 +8,22 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from sparseinfer.prune import PrunedLayer, PruneReport
+from sparseinfer.quantize import QuantizeReport
 
 
 @dataclass(frozen=True)
 class Result:
-    """`before` and `after` are values of the measure `quality`; None and "" without text to evaluate on."""
+    """`before` and `after` are values of the measure `quality`; None and "" without text to evaluate on.
+
+    quantized  the report of quantization, and `in_int8` the quality after it; None if it was not asked for
+    """
 
     report: PruneReport
     quality: str
     before: float | None
     after: float | None
+    quantized: QuantizeReport | None = None
+    in_int8: float | None = None
 
 
 def table(result: Result) -> Table:

@@ -13,11 +13,14 @@ from sparseinfer.hub.job import Job
 from sparseinfer.hub.quality import Quality, token_loss
 from sparseinfer.hub.result import Result
 from sparseinfer.prune import Budget, CalibrationStats, PruneReport, calibrate, prune_
+from sparseinfer.quantize import QuantizeReport, quantize_
+from sparseinfer.quantize.registry import quantizers
 
 
 def run(job: Job, on_step: Callable[[str], None] = lambda step: None) -> Result:
     """Loads, evaluates, calibrates, prunes, evaluates again and saves; `on_step` gets the name of each step.
 
+    Where the job says so, the pruned model is calibrated again, quantized, and evaluated once more.
     Nothing is written before all of it is done. TypeError or ValueError: a folder or text is not as
     described, or the job does not suit the model. RuntimeError: transformers is missing.
     """
@@ -38,12 +41,14 @@ def run(job: Job, on_step: Callable[[str], None] = lambda step: None) -> Result:
     if quality:
         on_step("evaluating again")
     after = quality.measure() if quality else None
+    quantized = _quantize(job, checkpoint, batches, on_step) if job.quantize else None
+    in_int8 = quality.measure() if quality and quantized else None
     on_step(f"writing {job.out}")
     if job.compress:
         save_sparse(checkpoint, checkpoint.model, job.out)
     else:
         save(checkpoint, job.out)
-    return Result(report, quality.name if quality else "", before, after)
+    return Result(report, quality.name if quality else "", before, after, quantized, in_int8)
 
 
 def _samples(
@@ -73,7 +78,7 @@ def _prune(
         raise ValueError(f"calibration: expected a text for {name}, got none")
     if "gradients" in needs and not checkpoint.predicts:
         raise ValueError(f"method: expected one without gradients for an encoder, got {job.method!r}")
-    ignore = job.ignore if job.ignore is not None else [checkpoint.head] if checkpoint.head else None
+    ignore = _ignored(job, checkpoint)
     stats: CalibrationStats | None = None
     if batches and (isinstance(method.sparsity, Budget) or not job.sequential):
         on_step(f"calibrating on {len(batches)} samples")
@@ -89,6 +94,30 @@ def _prune(
         keep_masks=False,
         ignore=ignore,
     )
+
+
+def _quantize(
+    job: Job,
+    checkpoint: Checkpoint,
+    batches: Sequence[text.Sample],
+    on_step: Callable[[str], None],
+) -> QuantizeReport:
+    assert job.quantize is not None
+    method, ignore = quantizers()[job.quantize](), _ignored(job, checkpoint)
+    if method.needs and not batches:
+        raise ValueError(f"calibration: expected a text for {job.quantize}, got none")
+    stats: CalibrationStats | None = None
+    if batches:
+        on_step("calibrating the pruned model")
+        stats = calibrate(checkpoint.model, batches, ranges="ranges" in method.needs, ignore=ignore)
+    on_step(f"quantizing by {job.quantize}")
+    return quantize_(checkpoint.model, method, stats=stats, ignore=ignore)
+
+
+def _ignored(job: Job, checkpoint: Checkpoint) -> Sequence[str] | None:
+    if job.ignore is not None:
+        return job.ignore
+    return [checkpoint.head] if checkpoint.head else None
 
 
 def _loss(output: Any, sample: text.Sample) -> Tensor:

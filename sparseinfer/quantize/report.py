@@ -76,13 +76,13 @@ class QuantizeReport:
     def mean_weight_error(self) -> float:
         return sum(layer.weight_error for layer in self.layers) / max(len(self.layers), 1)
 
-    def __str__(self) -> str:
-        width = max((len(layer.fqn) for layer in self.layers), default=0)
-        lines = [_line(layer, width) for layer in self.layers]
+    @property
+    def summary(self) -> str:
+        """All layers in one line; more lines name weights that were skipped and layers left as they were."""
         total = f"{len(self.layers)} layers in int8, {self.made_zero:,} weights rounded to zero"
         if self.mean_error is not None:
             total += f", mean error {self.mean_error:.2e}"
-        lines.append(f"{total}; sparsity {self.sparsity:.4f}")
+        lines = [f"{total}; sparsity {self.sparsity:.4f}"]
         if self.unlooked:
             names = ", ".join(weight.name for weight in self.unlooked[:_NAMED])
             more = f" and {len(self.unlooked) - _NAMED} more" if self.unlooked[_NAMED:] else ""
@@ -91,6 +91,10 @@ class QuantizeReport:
             fqn, why = next(iter(self.unprepared.items()))
             lines.append(f"not smoothed: {len(self.unprepared)} layers, such as {fqn}: {why}")
         return "\n".join(lines)
+
+    def __str__(self) -> str:
+        width = max((len(layer.fqn) for layer in self.layers), default=0)
+        return "\n".join([*(_line(layer, width) for layer in self.layers), self.summary])
 
 
 def _line(layer: QuantizedLayer, width: int) -> str:
