@@ -27,6 +27,7 @@ class Candidate:
     nbytes      that one copy of the weights occupies
     make        creates a runner with its own copy of the weights, so that runners read different memory
     planned     whether `convert` would time it for this layer at the active instruction-set level
+    coarse      whether it rounds each token of x to 8 bits
     """
 
     name: str
@@ -37,3 +38,4 @@ class Candidate:
     nbytes: int
     make: Callable[[], Runner]
     planned: bool = False
+    coarse: bool = False

@@ -13,6 +13,7 @@ from sparseinfer.bench.kernel_rows import KernelRow, kernel_rows
 from sparseinfer.bench.libraries import library_candidates
 from sparseinfer.formats import BSR, CSR
 from sparseinfer.ops.dense import dense_candidates
+from sparseinfer.ops.names import STORAGES
 
 
 def all_candidates(
@@ -22,16 +23,22 @@ def all_candidates(
     *,
     block: tuple[int, int] | None = None,
     isas: Sequence[str] = (),
+    scales: Tensor | None = None,
 ) -> list[Candidate]:
     """All candidates for a weight [n, k] and bias [n] of one dtype, and `tokens` rows of x.
 
     block   of the zeros (r, c): adds the kernels for BSR
+    scales  of a weight of int8; bias and x are float32
     isas    instruction-set levels of the kernels; none: the active one
     """
+    dense = weight if scales is None else weight * scales[:, None]
+    formats: dict[str, CSR | BSR] = {"csr": CSR.from_dense(weight, scales)}
+    if block is not None:
+        formats["bsr"] = BSR.from_dense(weight, block, scales)
     return [
-        *_dense(weight, bias, tokens),
-        *library_candidates(weight.float(), bias.float()),
-        *_kernels(weight, bias, tokens, block, isas or (ops.active_isa(),)),
+        *_dense(dense, bias, tokens),
+        *library_candidates(dense.float(), bias.float()),
+        *_kernels(formats, bias, tokens, block, isas or (ops.active_isa(),)),
     ]
 
 
@@ -56,21 +63,23 @@ def _dense(weight: Tensor, bias: Tensor, tokens: int) -> Iterator[Candidate]:
 
 
 def _kernels(
-    weight: Tensor, bias: Tensor, tokens: int, block: tuple[int, int] | None, isas: Sequence[str]
+    formats: dict[str, CSR | BSR],
+    bias: Tensor,
+    tokens: int,
+    block: tuple[int, int] | None,
+    isas: Sequence[str],
 ) -> Iterator[Candidate]:
     """Every kernel at these levels that can compute the layer, with each layout that it reads."""
-    formats: dict[str, CSR | BSR] = {"csr": CSR.from_dense(weight)}
-    if block is not None:
-        formats["bsr"] = BSR.from_dense(weight, block)
+    dtype = formats["csr"].dtype
     for isa in isas:
         packed: dict[ops.Layout, Tensor] = {}
-        for row in kernel_rows(weight.dtype, tokens, isa, block):
+        for row in kernel_rows(dtype, tokens, isa, block):
             if row.layout not in packed:
                 packed[row.layout] = row.layout.pack(formats[row.kernel.format], isa=isa)
-            yield _kernel(row, packed[row.layout], bias, tokens)
+            yield _kernel(row, packed[row.layout], bias, tokens, dtype)
 
 
-def _kernel(row: KernelRow, packed: Tensor, bias: Tensor, tokens: int) -> Candidate:
+def _kernel(row: KernelRow, packed: Tensor, bias: Tensor, tokens: int, dtype: torch.dtype) -> Candidate:
     info = ops.describe(packed)
     plan = ops.format_plan((ops.Bucket(None, 0, row.kernel.name),))
 
@@ -78,8 +87,10 @@ def _kernel(row: KernelRow, packed: Tensor, bias: Tensor, tokens: int) -> Candid
         blob = packed.clone()
         return lambda x: ops.linear(x, [blob], bias, info.n, plan, "none")
 
-    planned = row.planned(bias.dtype, tokens, info.sparsity)
-    return Candidate(row.name, SPARSE, str(row.layout), bias.dtype, info.nnz, info.nbytes, make, planned)
+    planned = row.planned(dtype, tokens, info.sparsity)
+    coarse = STORAGES[row.kernel.storage].x_dtype == torch.uint8
+    layout = str(row.layout)
+    return Candidate(row.name, SPARSE, layout, bias.dtype, info.nnz, info.nbytes, make, planned, coarse)
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -30,7 +30,7 @@ class KernelRow:
         meant = self.kernel.serves(tokens) and self.kernel.suits(sparsity)
         if self.isa != ops.active_isa() or not meant:
             return False
-        return self.layout in ops.candidate_layouts("cpu", dtype, dtype, tokens, sparsity)
+        return self.layout in ops.candidate_layouts("cpu", dtype, _x_dtype(dtype), tokens, sparsity)
 
 
 def kernel_rows(
@@ -40,7 +40,7 @@ def kernel_rows(
 
     A kernel for fewer tokens is left out: it would read the weight many times.
     """
-    for kernel in ops.kernels_for("cpu", dtype, dtype, isa=isa):
+    for kernel in ops.kernels_for("cpu", dtype, _x_dtype(dtype), isa=isa):
         if kernel.max_tokens and tokens > kernel.max_tokens:
             continue
         if kernel.format == "bsr" and not _takes_block(kernel, block):
@@ -52,5 +52,12 @@ def kernel_rows(
 
 
 def _takes_block(kernel: Kernel, block: tuple[int, int] | None) -> bool:
-    """Kernels that round x multiply pairs of columns, so a block needs an even number of them."""
-    return block is not None and (STORAGES[kernel.storage].x_dtype is None or block[1] % 2 == 0)
+    """Kernels that round x multiply two columns at once, or four of int8, which no block may cut."""
+    if block is None or STORAGES[kernel.storage].x_dtype is None:
+        return block is not None
+    return block[1] % (4 if STORAGES[kernel.storage].x_dtype == torch.uint8 else 2) == 0
+
+
+def _x_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What kernels for weights of `dtype` may round x to."""
+    return torch.uint8 if dtype == torch.int8 else dtype

@@ -11,13 +11,14 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from sparseinfer._int8 import rounded, row_scales
 from sparseinfer._machine import last_level_cache_bytes
 from sparseinfer._timing import Call, Timing, interleave, num_threads
 from sparseinfer.bench.candidate import DENSE, Candidate
 from sparseinfer.bench.candidates import all_candidates
 from sparseinfer.bench.problem import check, random_layer
 from sparseinfer.bench.settings import Settings
-from sparseinfer.ops.names import DTYPES
+from sparseinfer.formats.dtypes import WEIGHT_DTYPES
 
 # Copies of the weights of a cold run fill the last-level cache this many times over, so that the next copy
 # has been driven out even where the cache does not replace its oldest lines first. Chosen, not measured.
@@ -104,13 +105,17 @@ def run(
 
 def _cells(settings: Settings) -> Iterator[list[Measurement]]:
     for (n, k), sparsity, dtype in product(settings.shapes, settings.sparsities, settings.dtypes):
-        weight, bias = (
-            t.to(DTYPES[dtype])
-            for t in random_layer(n, k, sparsity, block=settings.block, seed=settings.seed)
-        )
+        weight, bias = random_layer(n, k, sparsity, block=settings.block, seed=settings.seed)
+        stored, scales = _stored(weight, dtype)
+        if scales is None:
+            weight, bias = stored, bias.to(stored.dtype)
+        else:
+            weight = stored * scales[:, None]
         for m in settings.tokens:
             x = torch.randn(m, k, generator=torch.Generator().manual_seed(settings.seed + 1)).to(weight.dtype)
-            candidates = all_candidates(weight, bias, m, block=settings.block, isas=settings.isas)
+            candidates = all_candidates(
+                stored, bias, m, block=settings.block, isas=settings.isas, scales=scales
+            )
             for candidate in candidates:
                 check(candidate, x, weight, bias)
             for state in settings.weights:
@@ -120,6 +125,14 @@ def _cells(settings: Settings) -> Iterator[list[Measurement]]:
                         times = interleave(calls, budget_s=settings.budget_s, before=x.sum)
                     cell = Cell(n, k, dtype, threads, state, m, sparsity)
                     yield _measurements(cell, candidates, times)
+
+
+def _stored(weight: Tensor, dtype: str) -> tuple[Tensor, Tensor | None]:
+    """The weight in a dtype, and the scales of int8."""
+    if WEIGHT_DTYPES[dtype] == torch.int8:
+        scales = row_scales(weight.abs().amax(1), weight.dtype)
+        return rounded(weight, scales), scales
+    return weight.to(WEIGHT_DTYPES[dtype]), None
 
 
 def _measurements(cell: Cell, candidates: Sequence[Candidate], times: dict[str, Timing]) -> list[Measurement]:

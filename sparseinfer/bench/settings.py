@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from sparseinfer import ops
 from sparseinfer._arguments import argument, positive, size
-from sparseinfer.ops.names import DTYPES
+from sparseinfer.formats.dtypes import WEIGHT_DTYPES
 
 WEIGHTS = ("warm", "cold")
 
@@ -35,7 +35,7 @@ class Settings:
     dtypes: Sequence[str] = field(
         default=("f32",),
         metadata=argument(
-            "f32, bf16, f16; of --model f32, bf16w (rounded weights), bf16 (wherever it is faster)",
+            "f32, bf16, f16, i8; of --model f32, bf16w (rounded weights), bf16 (where it is faster)",
             flag="dtype",
             several=True,
         ),
@@ -81,7 +81,7 @@ class Settings:
         for m in self.tokens:
             _expect(m >= 1, "tokens", "at least 1", m)
         for dtype in self.dtypes:
-            _expect(dtype in DTYPES, "dtypes", f"one of {', '.join(DTYPES)}", dtype)
+            _expect(dtype in WEIGHT_DTYPES, "dtypes", f"one of {', '.join(WEIGHT_DTYPES)}", dtype)
         for state in self.weights:
             _expect(state in WEIGHTS, "weights", f"one of {', '.join(WEIGHTS)}", state)
         levels = ops.isa_levels()

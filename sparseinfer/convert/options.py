@@ -43,10 +43,13 @@ class Rounding(NamedTuple):
 
 
 KEEP = "keep"
+_BF16 = (Rounding(torch.bfloat16), Rounding(torch.bfloat16, torch.bfloat16))
 # What each word allows; which of it a layer gets is measured. "keep": what `weights` and `activations` say.
 PRECISIONS: Mapping[str, tuple[Rounding, ...]] = {
     KEEP: (),
-    "bf16": (Rounding(), Rounding(torch.bfloat16), Rounding(torch.bfloat16, torch.bfloat16)),
+    "bf16": (Rounding(), *_BF16),
+    "int8": (Rounding(), *_BF16, Rounding(torch.int8), Rounding(torch.int8, torch.uint8)),
+    "int8-weights": (Rounding(), Rounding(torch.bfloat16), Rounding(torch.int8)),
 }
 
 

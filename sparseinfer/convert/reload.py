@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from sparseinfer import ops
@@ -268,9 +269,14 @@ def _format(weights: Weights, stored: StoredPlan) -> list[CSR | BSR] | None:
     """The weights as each layout of the plan wants them."""
     if not stored.buckets:
         return None
-    matrix = weights.weight.to(WEIGHT_DTYPES[stored.dtype])
-    return [_blocked(matrix, block) for block in stored.blocks]
+    rounded = weights.rounded(WEIGHT_DTYPES[stored.dtype])
+    if isinstance(rounded, str):
+        raise ValueError(f"weight: expected one that can be held in {stored.dtype}: {rounded}")
+    scales = rounded.scales if rounded.weight.dtype == torch.int8 else None
+    return [_blocked(rounded.weight, block, scales) for block in stored.blocks]
 
 
-def _blocked(matrix: Tensor, block: tuple[int, int]) -> CSR | BSR:
-    return CSR.from_dense(matrix) if block == (1, 1) else BSR.from_dense(matrix, block)
+def _blocked(matrix: Tensor, block: tuple[int, int], scales: Tensor | None) -> CSR | BSR:
+    if block == (1, 1):
+        return CSR.from_dense(matrix, scales)
+    return BSR.from_dense(matrix, block, scales)

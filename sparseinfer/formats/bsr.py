@@ -46,7 +46,7 @@ class BSR(Compressed):
         return cls(values, offsets(kept), block_columns.to(torch.int32), (w.shape[0], w.shape[1]), scales)
 
     def to_dense(self) -> Tensor:
-        """The matrix [n, k], bit for bit what was stored, zeros elsewhere; of int8 float32, with its scales."""
+        """The matrix [n, k], bit for bit what was stored, zeros elsewhere; of int8 in float32, scaled."""
         (rows, columns), (r, c) = self._grid(), self.block_size
         blocks = torch.zeros((rows, columns, r, c), dtype=self.dtype, device="cpu")
         blocks[self._unit_rows(), self.col_indices.to(torch.int64)] = self.values

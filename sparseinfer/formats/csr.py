@@ -75,7 +75,7 @@ class CSR(Compressed):
         )
 
     def to_dense(self) -> Tensor:
-        """The matrix [n, k], bit for bit what was stored, zeros elsewhere; of int8 float32, with its scales."""
+        """The matrix [n, k], bit for bit what was stored, zeros elsewhere; of int8 in float32, scaled."""
         w = torch.zeros(self.shape, dtype=self.dtype, device="cpu")
         w[self._unit_rows(), self.col_indices.to(torch.int64)] = self.values
         return self._scaled(w)

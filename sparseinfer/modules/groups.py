@@ -51,10 +51,11 @@ def join_rows(parts: Sequence[CSR | BSR]) -> CSR | BSR:
     for part in parts:
         crow.append(part.crow_indices[1:] + units)
         units += part.values.shape[0]
+    scales = [part.scales for part in parts if part.scales is not None]
     return type(first)(
         torch.cat([part.values for part in parts]),
         torch.cat(crow),
         torch.cat([part.col_indices for part in parts]),
         (sum(part.shape[0] for part in parts), first.shape[1]),
-        None if first.scales is None else torch.cat([part.scales for part in parts if part.scales is not None]),
+        torch.cat(scales) if scales else None,
     )

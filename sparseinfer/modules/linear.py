@@ -20,8 +20,8 @@ class SparseLinear(LinearLike, PackedLayer):
 
     The weight lives only in its packings, uint8 buffers `packing_0`, ... that `state_dict()` leaves out:
     it holds `values`, `crow_indices`, `col_indices` and `bias` instead, bit for bit. `plan` says which
-    packing and kernel serve how many tokens. float32, bfloat16, float16 or int8, never trainable. One instance may
-    serve several threads at once.
+    packing and kernel serve how many tokens. float32, bfloat16, float16 or int8, never trainable. One
+    instance may serve several threads at once.
 
     `.to("cuda")` and `.to("cpu")` pack the weight again for the kernels there; blocks (BSR) can move to a GPU
     in bfloat16 or float16 only. The weight tensors in `state_dict()` are in CPU memory.

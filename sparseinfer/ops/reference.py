@@ -31,10 +31,8 @@ def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     x = x.to(torch.float32)
     finite = x.isfinite().all(-1, keepdim=True)
     x = torch.where(finite, x, 0.0)
-    low, high = (
-        (x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)) if x.shape[-1] else (x.sum(-1, keepdim=True),) * 2
-    )
-    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+    with_zero = torch.cat([x, x.new_zeros((*x.shape[:-1], 1))], -1)
+    low, high = with_zero.amin(-1, keepdim=True), with_zero.amax(-1, keepdim=True)
     scale = ((high.double() - low.double()) / 255.0).to(torch.float32)
     scale = scale.clamp(min=torch.finfo(torch.float32).smallest_normal)
     inverse = 1.0 / scale

@@ -39,7 +39,7 @@ struct Call {
     add("n", problem.n), add("k", problem.k), add("m", m);
     s += " block=" + std::to_string(problem.block_rows) + "x" + std::to_string(problem.block_cols);
     s += " sparsity=" + std::to_string(problem.sparsity).substr(0, 4);
-    s += std::string(" weight=") + kDTypeNames[static_cast<int>(packed->dtype)];
+    s += std::string(" weight=") + kWeightDTypeNames[static_cast<int>(packed->dtype)];
     s += std::string(" x=") + kDTypeNames[static_cast<int>(x_dtype)];
     s += std::string(" bias=") + biases[static_cast<int>(bias)];
     s += std::string(" activation=") + kActivationNames[static_cast<int>(activation)];

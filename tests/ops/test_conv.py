@@ -15,7 +15,6 @@ from sparseinfer.formats import BSR, CSR
 from sparseinfer.ops.cpu import conv as cpu_conv
 from sparseinfer.ops.geometry import Geometry
 
-KERNELS = [k for k in ops.kernels() if k.available and k.conv]
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 # Weight and activation dtypes that each storage takes.
 DTYPES = {
@@ -23,6 +22,8 @@ DTYPES = {
     "wbf16": [(BF16, F32), (BF16, BF16)],
     "wf16": [(F16, F32), (F16, F16)],
 }
+# Those of int8 are in test_int8_kernels.py.
+KERNELS = [k for k in ops.kernels() if k.available and k.conv and k.storage in DTYPES]
 
 kernel = pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
 
@@ -141,7 +142,7 @@ def test_the_registry_has_convolutions_at_every_level() -> None:
     levels = {k.isa for k in ops.kernels()} - {"amx"}
     for packing in ("bitmap", "rowgroup", "rowlist", "bsr"):
         assert {k.isa for k in ops.kernels() if k.packing == packing and k.conv} == levels
-    assert {k.storage for k in ops.kernels() if k.conv} == set(DTYPES)
+    assert {k.storage for k in ops.kernels() if k.conv} == {*DTYPES, "wi8"}
 
 
 @kernel

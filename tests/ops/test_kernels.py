@@ -1,6 +1,6 @@
 """Every kernel of the registry, at every level this machine has, forced by name and compared with fp64.
 
-A new row in csrc/cpu/kernels.inc is tested here without a new line.
+A new row in csrc/cpu/kernels.inc is tested here without a new line; those of int8 in test_int8_kernels.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from sparseinfer import ops
 from sparseinfer.formats import BSR, CSR
 from sparseinfer.ops.cpu import linear as cpu
 
-AVAILABLE = [k for k in ops.kernels() if k.available]
 BLOCKS = [(1, 4), (4, 1), (2, 2), (4, 4), (3, 5), (8, 8), (16, 16), (32, 32), (64, 64)]
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -24,6 +23,8 @@ DTYPES = {
     "wbf16": [(BF16, F32), (BF16, BF16), (BF16, F16)],
     "wf16": [(F16, F32), (F16, F16)],
 }
+INT8 = ("i8", "wi8")
+AVAILABLE = [k for k in ops.kernels() if k.available and k.storage not in INT8]
 
 kernel = pytest.mark.parametrize("kernel", AVAILABLE, ids=lambda k: k.name)
 
@@ -102,10 +103,11 @@ def test_the_registry_covers_every_packing_at_every_level_but_that_of_tiles() ->
     levels = {k.isa for k in ops.kernels()} - {"amx"}
     for packing in ("csr", "sell", "bitmap", "rowgroup", "rowlist", "bsr"):
         assert {k.isa for k in ops.kernels() if k.packing == packing} - {"amx"} == levels
-    for storage in DTYPES:
+    for storage in (*DTYPES, *INT8):
         assert {k.isa for k in ops.kernels() if k.storage == storage} - {"amx"} == levels
     assert len({k.name for k in ops.kernels()}) == len(ops.kernels())
     assert {k.isa for k in AVAILABLE} == set(ops.isa_levels())
+    assert {k.storage for k in AVAILABLE} == set(DTYPES)
 
 
 @kernel

@@ -29,7 +29,9 @@ def test_token_limits_and_least_sparsities_are_those_that_plans_are_known_by() -
 
 def test_every_kernel_of_the_active_level_is_listed_for_some_dtypes() -> None:
     listed = {
-        row.name for w, x in product((F32, BF16, F16), repeat=2) for row in ops.kernels_for("cpu", w, x)
+        row.name
+        for w, x in product((F32, BF16, F16, torch.int8), (F32, BF16, F16, torch.uint8))
+        for row in ops.kernels_for("cpu", w, x)
     }
     assert listed == {kernel.name for kernel in ops.kernels_at(ops.active_isa())}
     packings = [row.base_name for row in ops.kernels_for("cpu", F32, F32)]

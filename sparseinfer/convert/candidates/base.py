@@ -33,7 +33,7 @@ class Timed(Protocol):
     """Everything that could compute one product, ready to be timed.
 
     dense_weights   as they are now; x and y have their dtype
-    weights         the weights to make sparse, perhaps rounded to 16 bits
+    weights         the weights to make sparse, perhaps rounded to 16 or 8 bits
     """
 
     @property
@@ -142,7 +142,8 @@ class BaseCandidates(ABC):
 
     @cached_property
     def _format(self) -> CSR:
-        return CSR.from_dense(self.weights.weight)
+        weights = self.weights
+        return CSR.from_dense(weights.weight, weights.scales if weights.weight.dtype == torch.int8 else None)
 
     def predict(self, candidate: Candidate, tokens: int) -> float:
         """Microseconds by the cost model, for this instruction set and number of threads."""

@@ -184,8 +184,10 @@ def _of_one(weights: Weights, after: Followers) -> Weights:
 
 def _stacked(parts: Sequence[Weights]) -> Weights:
     weight = torch.cat([part.weight for part in parts])
+    found = [part.scales for part in parts if part.scales is not None]
+    scales = torch.cat(found) if len(found) == len(parts) else None
     if all(part.bias is None for part in parts):
-        return Weights(weight, None)
+        return Weights(weight, None, scales)
     like = next(part.bias for part in parts if part.bias is not None)
     biases = [like.new_zeros(len(part.weight)) if part.bias is None else part.bias for part in parts]
-    return Weights(weight, torch.cat(biases))
+    return Weights(weight, torch.cat(biases), scales)

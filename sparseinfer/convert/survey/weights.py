@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sparseinfer import ops
+from sparseinfer._int8 import on_grid, rounded, row_scales, scale_name
+from sparseinfer.formats.checks import INT32_MAX
 from sparseinfer.formats.dtypes import VALUE_DTYPES
 
 # A weight lies "in blocks" if more of its 4x4 blocks are empty than this, and than 1.5 times what zeros at
@@ -21,10 +23,14 @@ _ABOVE_RANDOM = 1.5
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """weight [n, k] and bias [n] of a Linear, detached."""
+    """weight [n, k] and bias [n] of a Linear, detached.
+
+    scales   [n] of a weight of int8; of another those that `quantize_` left, whose multiples it may be
+    """
 
     weight: Tensor
     bias: Tensor | None
+    scales: Tensor | None = None
 
     @property
     def on_gpu(self) -> bool:
@@ -58,13 +64,28 @@ class Weights:
 
     def rounded(self, dtype: torch.dtype) -> Weights | str:
         """The same with the weight rounded to another dtype, or why that is impossible."""
+        if dtype == torch.int8:
+            return self._rounded_to_int8()
         weight = self.weight.to(dtype)
         if not torch.equal(weight.isfinite(), self.weight.isfinite()):
             return f"its weight exceeds the range of {dtype}"
         return Weights(weight, self.bias)
 
+    def _rounded_to_int8(self) -> Weights | str:
+        """By the scales that the weight is made of, else by the largest magnitude of each row / 127."""
+        if not bool(self.weight.isfinite().all()):
+            return "its weight has values that int8 cannot hold"
+        found = None if self.scales is None else on_grid(self.weight, self.scales)
+        if found is None:
+            scales = row_scales(self.weight.abs().amax(1).float(), self.weight.dtype)
+            found = rounded(self.weight, scales), scales
+        integers, scales = found
+        if int(integers.abs().sum(1, dtype=torch.int64).max()) * 255 > INT32_MAX:
+            return "its rows are too long for 32-bit sums of int8"
+        return Weights(integers, self.bias, scales)
+
     def copied(self) -> Weights:
-        return Weights(self.weight.clone(), None if self.bias is None else self.bias.clone())
+        return Weights(self.weight.clone(), None if self.bias is None else self.bias.clone(), self.scales)
 
     @property
     def nbytes(self) -> int:
@@ -99,7 +120,8 @@ def read(
     weight = as_matrix(weight)
     if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
         return "its weight and bias are not [n, k] and [n]"
-    return Weights(weight, bias)
+    scales = module._buffers.get(scale_name(weight_name))
+    return Weights(weight, bias, scales if scales is not None and scales.shape == weight.shape[:1] else None)
 
 
 def _device_refusal(device: torch.device) -> str | None:

@@ -38,8 +38,8 @@ def pack(
     max_splits   maximum number of row ranges that are distributed to threads
 
     Returns a uint8 tensor [nbytes]. ValueError: an unknown packing, storage or level, a storage that cannot
-    hold the dtype exactly or has no kernels, rows of int8 whose sums may not fit 32 bits, a panel that is too wide, or a panel for a packing that has only
-    one. TypeError: BSR for a packing of CSR, or the reverse.
+    hold the dtype exactly or has no kernels, rows of int8 whose sums may not fit 32 bits, a panel that is too
+    wide, or a panel for a packing that has only one. TypeError: BSR for a packing of CSR, or the reverse.
     """
     if packing not in core.packings:
         raise ValueError(f"packing: expected one of {', '.join(core.packings)}, got {packing!r}")
