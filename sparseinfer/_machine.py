@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -12,8 +13,8 @@ import torch
 
 _VERSIONED = ("sparseinfer", "numpy", "scipy", "transformers")
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
-# Chosen, not measured: a last-level cache of a server's CPU, where the system does not say its size.
-_FALLBACK_LLC_BYTES = 32 << 20
+# Chosen, not measured: caches of a server's CPU, where the system does not say their sizes.
+_FALLBACK_CACHES = {"L1": 32 << 10, "L2": 1 << 20, "L3": 32 << 20}
 
 
 def describe_machine(isa: str) -> dict[str, object]:
@@ -54,13 +55,32 @@ def cpu_model() -> str:
 
 def last_level_cache_bytes() -> int:
     """Size of the largest cache that CPU 0 sees; 32 MiB where the system does not say."""
-    sizes = [_cache_bytes(path) for path in _CACHES.glob("index*/size")]
-    return max(sizes, default=0) or _FALLBACK_LLC_BYTES
+    return max(cache_bytes().values())
 
 
-def _cache_bytes(path: Path) -> int:
-    match = re.fullmatch(r"(\d+)([KMG]?)", path.read_text(encoding="ascii").strip())
-    return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]] if match else 0
+@cache
+def cache_bytes() -> dict[str, int]:
+    """Sizes of the caches for data that CPU 0 sees, "L1" first; usual ones where the system does not say."""
+    sizes: dict[str, int] = {}
+    for folder in sorted(_CACHES.glob("index*")):
+        level, kind, size = (_text(folder / name) for name in ("level", "type", "size"))
+        match = re.fullmatch(r"(\d+)([KMG]?)", size)
+        if kind != "Instruction" and level and match and int(match[1]):
+            sizes[f"L{level}"] = int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]]
+    return dict(sorted(sizes.items())) or dict(_FALLBACK_CACHES)
+
+
+def private_bytes() -> int:
+    """Size of the largest cache that is not the last: that of one core, as a rule L2."""
+    sizes = list(cache_bytes().values())
+    return sizes[-2] if len(sizes) > 1 else sizes[-1]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def _version(name: str) -> str:

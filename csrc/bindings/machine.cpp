@@ -9,6 +9,7 @@
 #include "sparseinfer/cpu_features.h"
 #include "sparseinfer/pack.h"
 #include "sparseinfer/parallel.h"
+#include "sparseinfer/probe.h"
 #include "sparseinfer/registry.h"
 
 namespace py = pybind11;
@@ -31,6 +32,7 @@ py::list kernels() {
     row["conv"] = r.kernel.takes_conv;
     row["available"] = r.available;
     row["native"] = r.kernel.native;
+    row["tiles"] = r.kernel.tiles;
     row["min_tokens"] = r.kernel.min_tokens;
     row["bucket_tokens"] = r.kernel.bucket_tokens;
     row["max_tokens"] = r.kernel.max_tokens;
@@ -51,6 +53,21 @@ py::tuple tuple_of(const char* const (&names)[N]) {
   return py::tuple(py::cast(std::vector<std::string>(names, names + N)));
 }
 
+// Ctrl-C ends it between two loops.
+py::tuple probe_rates(const std::string& isa, const std::vector<int64_t>& sizes, double seconds) {
+  const auto level = parse<Isa>(isa, kIsaNames, "isa");
+  const Rates rates = [&] {
+    py::gil_scoped_release release;
+    return probe(level, sizes, seconds, [] {
+      py::gil_scoped_acquire acquire;
+      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    });
+  }();
+  py::dict units;
+  for (const auto& [name, rate] : rates.units) units[name.c_str()] = rate;
+  return py::make_tuple(units, rates.reads);
+}
+
 }  // namespace
 
 void bind_machine(py::module_& m) {
@@ -65,6 +82,7 @@ void bind_machine(py::module_& m) {
   m.attr("emulates_tiles") = tiles_are_emulated();
   m.def("active_isa", [] { return std::string(kIsaNames[static_cast<int>(active_isa())]); });
   m.def("kernels", &kernels);
+  m.def("probe", &probe_rates, py::arg("isa"), py::arg("sizes"), py::arg("seconds"));
   m.def(
       "set_parallel_for",
       [](uintptr_t address, uintptr_t num_threads) {

@@ -5,6 +5,7 @@
 #include "cpu/bitmap-inl.h"
 #include "cpu/bsr-inl.h"
 #include "cpu/csr-inl.h"
+#include "cpu/probe-inl.h"
 #include "cpu/rowgroup-inl.h"
 #include "cpu/rowlist-inl.h"
 #include "cpu/sell-inl.h"
@@ -20,6 +21,12 @@
 
 namespace sparseinfer {
 
+#if defined(SI_TILES)
+constexpr bool kLevelHasTiles = true;
+#else
+constexpr bool kLevelHasTiles = false;
+#endif
+
 extern const SpmmKernel SI_JOIN(kernels_, SI_ISA)[];
 extern const int SI_JOIN(kernel_count_, SI_ISA);
 
@@ -32,6 +39,7 @@ const SpmmKernel SI_JOIN(kernels_, SI_ISA)[] = {
    #tile,                                                                                                   \
    SI_TEXT(SI_ISA),                                                                                         \
    implementation::kTakesConv,                                                                              \
+   kLevelHasTiles,                                                                                          \
    implementation::kNative,                                                                                 \
    min_tokens,                                                                                              \
    bucket_tokens,                                                                                           \
@@ -57,5 +65,26 @@ const SpmmKernel SI_JOIN(kernels_, SI_ISA)[] = {
 #undef SI_SPMM_TILES
 };
 const int SI_JOIN(kernel_count_, SI_ISA) = sizeof(SI_JOIN(kernels_, SI_ISA)) / sizeof(SpmmKernel);
+
+extern const ProbeLoop SI_JOIN(probe_loops_, SI_ISA)[];
+extern const int SI_JOIN(probe_loop_count_, SI_ISA);
+
+// Steps that the level emulates have no rate. A level with other units adds their loops.
+const ProbeLoop SI_JOIN(probe_loops_, SI_ISA)[] = {
+    {"clock", 16, probe_clock},
+    {"read", double{kProbeReads} * Level::Row::L * sizeof(float), probe_read},
+    {"fma", double{kProbeSums} * Level::Row::L, probe_fma},
+#if defined(__AVX512BF16__)
+    {"dot", 2.0 * kProbeSums * Level::Row::L, probe_dot},
+#endif
+#if defined(__AVX512VNNI__)
+    {"vnni", 4.0 * kProbeSums * Level::Row::L, probe_vnni},
+#endif
+#if defined(SI_TILES)
+    {"tile_bf16", 4.0 * kTileRows * 16 * 32, probe_tile_bf16},
+    {"tile_int8", 4.0 * kTileRows * 16 * 64, probe_tile_int8},
+#endif
+};
+const int SI_JOIN(probe_loop_count_, SI_ISA) = sizeof(SI_JOIN(probe_loops_, SI_ISA)) / sizeof(ProbeLoop);
 
 }  // namespace sparseinfer

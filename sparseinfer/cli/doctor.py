@@ -8,8 +8,9 @@ import torch
 from rich.table import Table
 
 from sparseinfer import ops
-from sparseinfer._machine import cpu_model, last_level_cache_bytes, versions
+from sparseinfer._machine import cache_bytes, cpu_model, versions
 from sparseinfer._native import core
+from sparseinfer._rates import rates
 from sparseinfer.cli._common import Commands, console
 
 
@@ -27,8 +28,9 @@ def facts() -> dict[str, str]:
     """Topic -> finding, in the order of the table."""
     return {
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
-        "cpu": f"{cpu_model()}, last-level cache {last_level_cache_bytes() >> 20} MiB",
+        "cpu": f"{cpu_model()}, {_caches()}",
         "instruction sets": _isa(),
+        "rates": _rates(),
         "kernels": _kernels(),
         "meant for": _purposes(),
         "threads": _threads(),
@@ -46,10 +48,31 @@ def table() -> Table:
     return table
 
 
+def _caches() -> str:
+    return ", ".join(f"{name} {_size(nbytes)}" for name, nbytes in cache_bytes().items())
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes >> 20} MiB" if nbytes >= 1 << 20 else f"{nbytes >> 10} KiB"
+
+
+def _rates() -> str:
+    """Of one core, as predictions use them."""
+    found = rates(ops.active_isa())
+    units = (f"{ops.UNITS.get(unit, unit)} {2 * rate:.0f}" for unit, rate in found.units.items())
+    reads = (f"{_size(size)} {rate:.0f}" for size, rate in found.measured)
+    return (
+        f"one core, {found.clock:.1f} GHz; GFLOP/s, or GOP/s of int8: {', '.join(units)}\n"
+        f"GB/s, reading so much again and again: {', '.join(reads)}"
+    )
+
+
 def _isa() -> str:
     built = dict.fromkeys(kernel.isa for kernel in ops.kernels())
     missing = [isa for isa in built if isa not in ops.isa_levels()]
     text = f"{', '.join(ops.isa_levels())}; in use: {ops.active_isa()}"
+    if (fastest := ops.isa_levels()[-1]) != ops.active_isa():
+        text += f", as SPARSEINFER_ISA asks, not {fastest}"
     if core.emulates_tiles:
         text += "; tiles of amx are emulated in this build, slowly"
     reasons = [f"{isa} ({core.isa_refusal(isa)})" for isa in missing]

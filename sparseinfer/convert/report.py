@@ -37,6 +37,7 @@ class LayerReport:
                  least reliable one
     dense_nbytes bytes of the original weight and bias
     nbytes       bytes of everything the layer holds now
+    units        what multiplies in each of `kernels` on this CPU: "FMA", "bf16 dot", "AMX bf16" ...
     dtype        that it multiplies in; "bfloat16 x float32": weights by activations. Several if it changes
                  with the number of tokens
 
@@ -57,12 +58,12 @@ class LayerReport:
     dense_nbytes: int = 0
     nbytes: int = 0
     dtype: str = ""
+    units: tuple[str, ...] = ()
 
     def left_dense(self, reason: str, dtype: str) -> LayerReport:
         """The same report for a module that stays unchanged after all, with weights of this dtype."""
-        return replace(
-            self, decision="dense", reason=reason, kernels=(), nbytes=self.dense_nbytes, dtype=dtype
-        )
+        unchanged = replace(self, decision="dense", reason=reason, nbytes=self.dense_nbytes, dtype=dtype)
+        return replace(unchanged, kernels=(), units=())
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,14 @@ def _kernels_of(plan: str) -> tuple[tuple[int | None, str], ...]:
     return tuple((bucket.max_tokens, bucket.kernel) for bucket in ops.parse_plan(plan))
 
 
+def units_of(kernels: Sequence[tuple[int | None, str]]) -> tuple[str, ...]:
+    """The units of CPU kernels; () for those of a GPU."""
+    known = {row.base_name for row in ops.kernels()}
+    if not all(name in known for _, name in kernels):
+        return ()
+    return tuple(ops.UNITS[ops.kernel_info(name).unit] for _, name in kernels)
+
+
 def _inspected(model: nn.Module) -> tuple[LayerReport, ...]:
     return tuple(
         LayerReport(
@@ -149,7 +158,8 @@ def _inspected(model: nn.Module) -> tuple[LayerReport, ...]:
             sparsity=module.sparsity,
             decision="sparse",
             reason="found in the model",
-            kernels=_kernels_of(module.plan),
+            kernels=(kernels := _kernels_of(module.plan)),
+            units=units_of(kernels),
             dense_nbytes=module.dense_nbytes,
             nbytes=module.nbytes,
         )
@@ -179,6 +189,7 @@ _COLUMNS = (
     _Column("decision", "left", lambda row: row.decision),
     _Column("dtype", "left", lambda row: row.dtype),
     _Column("kernel", "left", _kernels),
+    _Column("unit", "left", lambda row: "\n".join(row.units)),
     _Column("m", "right", lambda row: _lines(row.tokens, "{}")),
     _Column("dense us", "right", lambda row: _lines(row.dense_us, "{:.1f}")),
     _Column("sparse us", "right", lambda row: _lines(row.sparse_us, "{:.1f}")),

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from sparseinfer._machine import private_bytes
 from sparseinfer.convert.assembly.pooling import FasterPool
 from sparseinfer.convert.assembly.replacements import Build
 from sparseinfer.convert.decisions import Decision
 from sparseinfer.convert.plan import Plan
-from sparseinfer.convert.report import LayerReport
+from sparseinfer.convert.report import LayerReport, units_of
 from sparseinfer.convert.survey.followers import NOBODY, Followers
 from sparseinfer.convert.survey.survey import Site, Survey
 from sparseinfer.convert.timing.times import SOURCES
@@ -42,6 +43,7 @@ def _row(decision: Decision, site: Site, built: Build) -> LayerReport:
     size, (n, k) = len(weights.weight), product.weights.weight.shape
     share = size / n
     module = built.multipliers.get((site, product.name))
+    kernels = tuple((bucket.max_tokens, bucket.kernel) for bucket in plan.buckets)
     row = LayerReport(
         layer=f"{site.fqn}:{product.name}" if product.name else site.fqn,
         shape=(size, k),
@@ -49,7 +51,8 @@ def _row(decision: Decision, site: Site, built: Build) -> LayerReport:
         pattern=weights.pattern,
         decision="sparse" if plan.is_sparse else plan.dense_kind,
         reason=_reason(decision, site, module),
-        kernels=tuple((bucket.max_tokens, bucket.kernel) for bucket in plan.buckets),
+        kernels=kernels,
+        units=() if product.weights.on_gpu else units_of(kernels),
         tokens=tuple(times.tokens for times in plan.times),
         dense_us=tuple(times.dense_us * share for times in plan.times),
         sparse_us=tuple(
@@ -84,12 +87,20 @@ def _name(dtype: torch.dtype) -> str:
 
 def _reason(decision: Decision, site: Site, module: nn.Module | None) -> str:
     product, reason = decision.product, decision.plan.reason
+    if not decision.plan.is_sparse and decision.plan.chosen and not product.weights.on_gpu:
+        reason = f"{reason}{_in_cache(product.weights.weight.nbytes)}"
     if isinstance(module, SharedInputLinear):
         others = [other.fqn.rsplit(".", 1)[-1] for other in product.sites if other is not site]
         reason = f"{reason}, one matrix with {', '.join(others)}"
     if module is not None and product.followers is not NOBODY:
         reason = f"{reason}, with {_following(product.followers)}"
     return reason
+
+
+def _in_cache(nbytes: int) -> str:
+    """Where reading fewer bytes gains little, because the dense weight stays in the core's own cache."""
+    size = private_bytes()
+    return f"; its {nbytes >> 10} KiB fit in L2 ({size >> 10} KiB)" if nbytes <= size else ""
 
 
 def _following(after: Followers) -> str:

@@ -21,7 +21,7 @@ from sparseinfer.ops.candidates import (
     may_win,
     min_sparsity,
 )
-from sparseinfer.ops.cpu.kernels import KernelInfo, active_isa, isa_levels, kernels, kernels_at
+from sparseinfer.ops.cpu.kernels import KernelInfo, active_isa, isa_levels, kernel_info, kernels, kernels_at
 from sparseinfer.ops.cpu.packing import pack
 from sparseinfer.ops.cpu.parts import linear_parts
 from sparseinfer.ops.cuda.kernels import CudaKernel, cuda_kernels
@@ -31,7 +31,7 @@ from sparseinfer.ops.eager import eager_linear as _eager_linear
 from sparseinfer.ops.eager import watched
 from sparseinfer.ops.geometry import Geometry
 from sparseinfer.ops.layout import CUDA_LIMITS, FEW_TOKENS, Layout, default_kernel, token_limits
-from sparseinfer.ops.names import ACTIVATIONS, DTYPE_NAMES, DTYPES
+from sparseinfer.ops.names import ACTIVATIONS, DTYPE_NAMES, DTYPES, UNITS
 from sparseinfer.ops.packed import PackedInfo
 from sparseinfer.ops.plan import Bucket, Plan, format_plan, parse_plan
 from sparseinfer.ops.reference import quantize_tokens, reference_conv, reference_int8, reference_linear
@@ -50,6 +50,7 @@ __all__ = [
     "DTYPES",
     "DTYPE_NAMES",
     "FEW_TOKENS",
+    "UNITS",
     "Bucket",
     "CudaKernel",
     "Geometry",
@@ -69,6 +70,7 @@ __all__ = [
     "describe",
     "format_plan",
     "isa_levels",
+    "kernel_info",
     "kernels",
     "kernels_at",
     "kernels_for",

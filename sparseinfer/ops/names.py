@@ -22,6 +22,7 @@ __all__ = [
     "DTYPE_NAMES",
     "DTYPE_NUMBERS",
     "STORAGES",
+    "UNITS",
     "one_of_activations",
     "one_of_dtypes",
 ]
@@ -73,23 +74,34 @@ class Storage:
     holds    weight dtypes that it represents exactly
     x_dtype  dtype that x is rounded to, uint8 with a scale of each token; None: x is widened to fp32
     nbytes   bytes per weight
+    unit     what multiplies, a key of UNITS, at levels that have it
     """
 
     holds: tuple[torch.dtype, ...]
     x_dtype: torch.dtype | None
     nbytes: int
+    unit: str = "fma"
 
     def takes(self, dtype: torch.dtype, x_dtype: torch.dtype) -> bool:
         """Whether kernels multiply weights of `dtype` and x of `x_dtype` from it without rounding either."""
         return dtype in self.holds and self.x_dtype in (None, x_dtype)
 
 
+# The units of a CPU that multiply, by the probe's names (csrc/include/sparseinfer/probe_loop.h).
+UNITS = {
+    "fma": "FMA",
+    "dot": "bf16 dot",
+    "vnni": "int8 dot",
+    "tile_bf16": "AMX bf16",
+    "tile_int8": "AMX int8",
+}
+
 STORAGES = {
     "f32": Storage(tuple(DTYPE_NAMES), None, 4),
-    "bf16": Storage((torch.bfloat16,), torch.bfloat16, 2),
+    "bf16": Storage((torch.bfloat16,), torch.bfloat16, 2, "dot"),
     "wbf16": Storage((torch.bfloat16,), None, 2),
     "wf16": Storage((torch.float16,), None, 2),
-    "i8": Storage((torch.int8,), torch.uint8, 1),
+    "i8": Storage((torch.int8,), torch.uint8, 1, "vnni"),
     "wi8": Storage((torch.int8,), None, 1),
 }
 

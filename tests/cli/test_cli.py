@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from sparseinfer import ops
+from sparseinfer import _rates, ops
+from sparseinfer._rates import Rates
 from sparseinfer.bench import candidates, models, whole_model
 from sparseinfer.cli import doctor, main
 from sparseinfer.demo import experiment
@@ -157,7 +158,7 @@ def test_bench_model_takes_the_faster_memory_format(tiny: list[int], monkeypatch
     ("options", "message"),
     [
         (["--model", "bret"], "model: expected one of tiny, got 'bret'"),
-        (["--model", "tiny", "--dtype", "f16"], "dtypes: expected some of f32, bf16w, bf16, got 'f16'"),
+        (["--model", "tiny", "--dtype", "f16"], "dtypes: expected some of f32, bf16w, bf16, bf16-model, got"),
     ],
 )
 def test_bench_model_refuses(
@@ -222,3 +223,46 @@ def test_demo_fails_when_the_converted_model_differs(
     out = capsys.readouterr().out
     assert "speed-up" in out
     assert ("wrong:" in out) == bool(status)
+
+
+def test_bench_model_against_other_dense_models(tiny: list[int], tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    rivals = ["f32", "bf16", "f32-prepacked", "bf16-prepacked"]
+    options = ["--dense", *rivals, "--block", "4x8", "--dtype", "f32", "bf16-model", "--json", str(path)]
+    assert main([*MODEL, *options]) == 0
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["dtype"] for row in rows] == ["f32", "bf16-model"]
+    for row in rows:
+        assert row["pattern"] == "4x8"
+        assert list(row["dense_by_name"]) == ["default", "f32 prepacked", "default bf16", "bf16 prepacked"]
+        assert row["dense"] in row["dense_by_name"]
+        assert row["dense_ms"] == min(row["dense_by_name"].values()) == row["dense_by_name"][row["dense"]]
+        # Against the pruned model in the dtype of the pruned model itself.
+        assert row["max_diff"] < {"f32": 1e-6, "bf16-model": 2**-7}[row["dtype"]]
+        assert row["dense_nbytes"] == (64 * 96 + 96 + 96 * 8 + 8) * {"f32": 4, "bf16-model": 2}[row["dtype"]]
+    (row,) = whole_model.run(
+        whole_model.ModelSettings(("tiny",), sparsities=(0.5,), dense=("bf16",), budget_s=1e-3)
+    )
+    assert row.dense == "default bf16"
+    assert row.pattern == "unstructured"
+    with pytest.raises(ValueError, match="dense: expected some of f32, bf16"):
+        whole_model.ModelSettings(("tiny",), dense=("int8",))
+
+
+def test_doctor_shows_what_the_machine_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rates(isa: str) -> Rates:
+        return Rates(2.5, {"fma": 40.0, "vnni": 160.0, "unheard of": 1.0}, ((1 << 14, 300.0),), 1 << 20)
+
+    monkeypatch.setattr(doctor, "rates", rates)
+    monkeypatch.setattr(_rates, "_sizes", lambda: [1 << 14])
+    told = doctor.facts()["rates"]
+    for part in ("2.5 GHz", "FMA 80", "int8 dot 320", "unheard of 2", "16 KiB 300"):
+        assert part in told
+
+
+def test_doctor_says_which_level_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.ops, "isa_levels", lambda: ["slow", "fast"])
+    monkeypatch.setattr(doctor.ops, "active_isa", lambda: "slow")
+    assert "in use: slow, as SPARSEINFER_ISA asks, not fast" in doctor._isa()
+    monkeypatch.setattr(doctor.ops, "active_isa", lambda: "fast")
+    assert "SPARSEINFER_ISA" not in doctor._isa()

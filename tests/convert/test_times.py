@@ -13,17 +13,21 @@ import torch
 from convert_helpers import K, N, kinds, linear
 from torch import nn
 
-from sparseinfer import SparseLinear, convert, explain, ops
-from sparseinfer.convert.candidates import cost_model
+from sparseinfer import SparseLinear, _cache_files, convert, explain, ops
+from sparseinfer._rates import rates
+from sparseinfer.convert.candidates import base
+from sparseinfer.convert.candidates.cost_model import Case
 from sparseinfer.convert.timing import timer, verdicts
 from sparseinfer.convert.timing.ranking import Ranking
 from sparseinfer.convert.timing.times import Times
 from sparseinfer.ops import Layout
-from sparseinfer.ops.dense import PLAIN, PREPACKED
+from sparseinfer.ops.dense import PLAIN
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for isa in {ops.active_isa(), ops.isa_levels()[-1]}:
+        rates(isa)  # known before, so that their file is not in this folder
     path = tmp_path / "not yet there"
     monkeypatch.setenv("SPARSEINFER_CACHE_DIR", str(path))
     return path
@@ -52,24 +56,19 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def predictions(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Sparse costs half at 16 tokens from sparsity 0.8 on; at 1 token and at 0.5 as much as dense."""
-    dense, sparse = [[8e3] * 2, [8e3] * 2], [[8e3, 8e3], [8e3, 4e3]]
-    names = {str(layout): sparse for layout in every_layout()}
-    table = {"linear float32 float32 float32": {PLAIN: dense, PREPACKED: dense, **names}}
-    model = {
-        "machine": {"cpu": "test"},
-        "tokens": [1, 16],
-        "sparsities": [0.5, 0.8],
-        "isa": {ops.active_isa(): table},
-    }
-    monkeypatch.setattr(cost_model, "_model", lambda: model)
-    return model
+def predictions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sparse costs half from 16 tokens and sparsity 0.8 on, else as much as dense; float32 alone is known."""
 
+    def dense(way: str, dtype: str, case: Case) -> float:
+        return 8.0 if dtype == "float32" else math.inf
 
-def every_layout() -> set[Layout]:
-    found = (ops.layouts(torch.float32, torch.float32, m) for m in (1, 16, 64))
-    return {layout for layouts in found for layout in layouts} | {Layout("bitmap")}
+    def sparse(kernel: str, panel: int, unit: str, case: Case, isa: str) -> float:
+        if "_f32" not in kernel:
+            return math.inf
+        return 4.0 if case.tokens >= 16 and case.sparsity >= 0.8 else 8.0
+
+    monkeypatch.setattr(base, "predict_dense", dense)
+    monkeypatch.setattr(base, "predict_sparse", sparse)
 
 
 def sources(**options: Any) -> set[str]:
@@ -155,7 +154,7 @@ class TestMeasuredAnew:
         assert sources() == {"remembered"}
 
     def test_a_time_that_no_kernel_can_have_is_measured_again(
-        self, clock: Clock, folder: Path, predictions: dict[str, Any]
+        self, clock: Clock, folder: Path, predictions: None
     ) -> None:
         """A twentieth of the dense time where about as much was predicted: nothing of it is remembered."""
         clock.sparse_us = [0.5, 9.0]
@@ -165,9 +164,7 @@ class TestMeasuredAnew:
         assert row.sparse_us == (9.0,)
         assert not folder.exists()
 
-    def test_a_surprise_that_is_measured_twice_is_believed(
-        self, clock: Clock, predictions: dict[str, Any]
-    ) -> None:
+    def test_a_surprise_that_is_measured_twice_is_believed(self, clock: Clock, predictions: None) -> None:
         clock.sparse_us = [0.5, 0.51]
         assert sources() == {"measured"}
         assert sources() == {"remembered"}
@@ -212,7 +209,7 @@ class TestMeasuredAnew:
         def full(*args: object, **kwargs: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(verdicts.json, "dump", full)
+        monkeypatch.setattr(_cache_files.json, "dump", full)
         assert sources() == sources() == {"measured"}
         assert list(folder.iterdir()) == []
 
@@ -222,7 +219,7 @@ class TestMeasuredAnew:
 
         monkeypatch.delenv("SPARSEINFER_CACHE_DIR")
         monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-        monkeypatch.setattr(verdicts.Path, "home", homeless)
+        monkeypatch.setattr(_cache_files.Path, "home", homeless)
         assert sources() == sources() == {"measured"}
 
     def test_other_threads(self, folder: Path) -> None:
@@ -245,10 +242,10 @@ class TestMeasuredAnew:
     def test_places(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("SPARSEINFER_CACHE_DIR")
         monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-        assert verdicts.directory() == Path("/xdg/sparseinfer")
+        assert _cache_files.directory() == Path("/xdg/sparseinfer")
         monkeypatch.delenv("XDG_CACHE_HOME")
-        monkeypatch.setattr(verdicts.Path, "home", lambda: Path("/home/me"))
-        assert verdicts.directory() == Path("/home/me/.cache/sparseinfer")
+        monkeypatch.setattr(_cache_files.Path, "home", lambda: Path("/home/me"))
+        assert _cache_files.directory() == Path("/home/me/.cache/sparseinfer")
 
 
 @pytest.mark.usefixtures("predictions")
@@ -276,23 +273,6 @@ class TestPredicted:
             assert kinds(fast) == [nn.Linear]
         fast = convert(nn.Sequential(linear(256, 256)).half(), measure=False, memory="compact")
         assert kinds(fast) == [SparseLinear]
-
-    def test_numbers(self, predictions: dict[str, Any]) -> None:
-        kind, isa = "linear float32 float32 float32", ops.active_isa()
-
-        def us(name: str, sparsity: float, tokens: int, threads: int = 1) -> float:
-            return cost_model.predict(kind, name, 1e4, sparsity, tokens, isa, threads) - cost_model.CALL_US
-
-        assert us(PLAIN, 0.8, 16) == pytest.approx(1e-6 * 8e3 * 1e4 * 16)
-        assert us("sell_f32", 0.8, 16) == pytest.approx(us(PLAIN, 0.8, 16) / 2)
-        # Between the points the logarithm is linear, beyond them the last point holds.
-        assert us("sell_f32", 0.65, 16) == pytest.approx(us(PLAIN, 0.8, 16) * math.sqrt(0.5))
-        assert us("sell_f32", 0.8, 4) == pytest.approx(us(PLAIN, 0.8, 4) * math.sqrt(0.5))
-        assert us("sell_f32", 0.99, 100) == pytest.approx(us(PLAIN, 0.99, 100) / 2)
-        assert us("sell_f32", 0.1, 16) == pytest.approx(us(PLAIN, 0.1, 16))
-        assert us(PLAIN, 0.8, 16, threads=2) == pytest.approx(us(PLAIN, 0.8, 16) / 1.8)
-        assert us("unheard of", 0.8, 16) == math.inf
-        assert cost_model.origin() == {"cpu": "test"}
 
 
 class TestTimes:

@@ -34,6 +34,7 @@ struct SpmmKernel {
   const char* tile;
   const char* isa;
   bool takes_conv;
+  bool tiles;   // multiplies on tiles of matrices
   bool native;  // false: the level has no instruction for the storage's arithmetic and computes it by others
 
   // The calls and the weights it is meant for, and where plans may change (cpu/kernels.inc).

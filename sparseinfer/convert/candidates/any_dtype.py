@@ -57,12 +57,12 @@ class AnyDtype:
     def sparse(self, layout: Layout, tokens: int) -> Maker:
         return self._holding(layout).sparse(layout, tokens)
 
-    def predict(self, candidate: Candidate, tokens: int) -> float:
+    def predict(self, candidate: Candidate, tokens: int, *, cold: bool = False) -> float:
         """A dense way is predicted by the first variant that has it."""
         if isinstance(candidate, str):
             having = next(variant for variant in self.variants if candidate in variant.dense_names)
-            return having.predict(candidate, tokens)
-        return self._holding(candidate).predict(candidate, tokens)
+            return having.predict(candidate, tokens, cold=cold)
+        return self._holding(candidate).predict(candidate, tokens, cold=cold)
 
     def _holding(self, layout: Layout) -> Candidates:
         return next(variant for variant in self.variants if variant.holds(layout))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparseinfer import ops
 from sparseinfer._timing import Call
-from sparseinfer.convert.candidates.cost_model import predict
+from sparseinfer.convert.candidates.cost_model import Case, predict_dense, predict_sparse
 from sparseinfer.convert.survey.weights import Weights
 from sparseinfer.formats import CSR
 from sparseinfer.ops import Layout
@@ -71,8 +71,8 @@ class Timed(Protocol):
     def sparse(self, layout: Layout, tokens: int) -> Maker:
         """A module that multiplies by the weight in this layout."""
 
-    def predict(self, candidate: Candidate, tokens: int) -> float:
-        """Predicted microseconds, without running it; infinity if unknown."""
+    def predict(self, candidate: Candidate, tokens: int, *, cold: bool = False) -> float:
+        """Predicted microseconds, without running it; infinity if unknown. `cold`: weights from memory."""
 
 
 class Candidates(Timed, Protocol):
@@ -138,6 +138,9 @@ class BaseCandidates(ABC):
         return self._packings[layout]
 
     @abstractmethod
+    def kernel(self, layout: Layout, tokens: int) -> str: ...
+
+    @abstractmethod
     def _pack(self, layout: Layout) -> tuple[Tensor, ...]: ...
 
     @cached_property
@@ -145,21 +148,22 @@ class BaseCandidates(ABC):
         weights = self.weights
         return CSR.from_dense(weights.weight, weights.scales if weights.weight.dtype == torch.int8 else None)
 
-    def predict(self, candidate: Candidate, tokens: int) -> float:
+    def predict(self, candidate: Candidate, tokens: int, *, cold: bool = False) -> float:
         """Microseconds by the cost model, for this instruction set and number of threads."""
-        return self._predicted(self.kind, candidate, tokens)
+        case = self._case(tokens, cold)
+        if isinstance(candidate, str):
+            return predict_dense(candidate, dtype_text(self.dense_weights.weight.dtype), case)
+        kernel = ops.kernel_info(self.kernel(candidate, tokens))
+        return predict_sparse(kernel.base_name, candidate.panel, kernel.unit, case, ops.active_isa())
 
-    def _predicted(self, kind: str, candidate: Candidate, tokens: int) -> float:
-        return predict(
-            kind,
-            str(candidate),
-            self.weights.weight.numel(),
-            self.weights.sparsity,
-            tokens,
-            ops.active_isa(),
-            torch.get_num_threads(),
-        )
+    def _case(self, tokens: int, cold: bool) -> Case:
+        n, k = self.weights.weight.shape
+        return Case(n, k, self.weights.sparsity, tokens, torch.get_num_threads(), cold)
 
 
 def kind_text(operator: str, *dtypes: torch.dtype) -> str:
-    return " ".join([operator, *(str(dtype).removeprefix("torch.") for dtype in dtypes)])
+    return " ".join([operator, *map(dtype_text, dtypes)])
+
+
+def dtype_text(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -103,7 +103,7 @@ class CudaConvCandidates(ConvCandidates):
         make = super().sparse(layout, tokens)
         return lambda: waited_for(make(), self.weights.weight.device)
 
-    def predict(self, candidate: Candidate, tokens: int) -> float:
+    def predict(self, candidate: Candidate, tokens: int, *, cold: bool = False) -> float:
         """Predicted microseconds: the products of the groups, and for sparse ones also the unfolding."""
         is_dense = isinstance(candidate, str)
         products = sum(group.predict(PLAIN if is_dense else candidate, tokens) for group in self._by_group)

@@ -116,7 +116,7 @@ class CudaLinearCandidates(LinearCandidates):
         make = super().sparse(layout, tokens)
         return lambda: waited_for(make(), self.weights.weight.device)
 
-    def predict(self, candidate: Candidate, tokens: int) -> float:
+    def predict(self, candidate: Candidate, tokens: int, *, cold: bool = False) -> float:
         """Microseconds predicted by cuda_model.py."""
         gpu, weight = gpu_of(self.weights.weight.device), self.weights.weight
         n, k = weight.shape

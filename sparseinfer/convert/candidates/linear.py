@@ -12,6 +12,7 @@ from torch import Tensor
 from sparseinfer import ops
 from sparseinfer._timing import Call, sample
 from sparseinfer.convert.candidates.base import BaseCandidates, Candidate, Maker, kind_text
+from sparseinfer.convert.candidates.cost_model import predict_dense
 from sparseinfer.ops import Layout
 from sparseinfer.ops.dense import (
     PREPACKED,
@@ -100,12 +101,11 @@ class LinearCandidates(BaseCandidates):
 
         return {name: maker(name) for name in self.dense_names}
 
-    def predict(self, candidate: Candidate, tokens: int) -> float:
+    def predict(self, candidate: Candidate, tokens: int, *, cold: bool = False) -> float:
         if candidate == PREPACKED_BF16:
-            dtype, (n, k) = torch.bfloat16, self.weights.weight.shape
-            product_us = self._predicted(kind_text("linear", dtype, dtype, dtype), PREPACKED, tokens)
-            return product_us + _CAST_US * tokens * (n + k)
-        return min(self._predicted(self._kind(x_dtype), candidate, tokens) for x_dtype in self._x_dtypes)
+            case = self._case(tokens, cold)
+            return predict_dense(PREPACKED, "bfloat16", case) + _CAST_US * tokens * (case.n + case.k)
+        return super().predict(candidate, tokens, cold=cold)
 
     def sparse(self, layout: Layout, tokens: int) -> Maker:
         x, bias, n = self._x(tokens), self.weights.bias, self.weights.weight.shape[0]

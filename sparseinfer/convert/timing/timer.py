@@ -63,7 +63,7 @@ class Timer:
         """The product with `tokens` tokens in every dense way and in these layouts."""
         layouts = tuple(layouts)
         if self._verdicts is None:
-            return predict_times(candidates, layouts, tokens)
+            return predict_times(candidates, layouts, tokens, cold=self._cold)
         # Layers of the same shape whose zeros are about as many and lie alike share one verdict.
         weights = candidates.weights
         zeros = round(weights.sparsity, 2), round(weights.empty_blocks, 1)
@@ -73,7 +73,7 @@ class Timer:
         source: Source = "remembered"
         if us is None:
             if time.perf_counter() > self._deadline:
-                return predict_times(candidates, layouts, tokens)
+                return predict_times(candidates, layouts, tokens, cold=self._cold)
             self._on_start(f"{candidates.title}, m={tokens}")
             ranking, source = self._measured(candidates, layouts, tokens), "measured"
             us = dict(ranking.us)
@@ -85,7 +85,7 @@ class Timer:
 
     def _measured(self, candidates: Timed, layouts: tuple[Layout, ...], tokens: int) -> Ranking:
         """Measured again where the times are absurd; sure then only if both measurements say the same."""
-        predicted = predict_times(candidates, layouts, tokens).by_name
+        predicted = predict_times(candidates, layouts, tokens, cold=self._cold).by_name
         first = time_candidates(candidates, layouts, tokens, cold=self._cold)
         if _most_apart(candidates, first.us, predicted) < _ABSURD:
             return first
@@ -129,8 +129,10 @@ def _calls(make: Maker, nbytes: int, cold: bool) -> list[Call]:
     return [first, *(make() for _ in range(copies - 1))]
 
 
-def predict_times(candidates: Timed, layouts: tuple[Layout, ...], tokens: int) -> Times:
+def predict_times(
+    candidates: Timed, layouts: tuple[Layout, ...], tokens: int, *, cold: bool = False
+) -> Times:
     """Predicted times, without running anything."""
-    dense = {name: candidates.predict(name, tokens) for name in candidates.dense_names}
-    sparse = {layout: candidates.predict(layout, tokens) for layout in layouts}
+    dense = {name: candidates.predict(name, tokens, cold=cold) for name in candidates.dense_names}
+    sparse = {layout: candidates.predict(layout, tokens, cold=cold) for layout in layouts}
     return Times(tokens, dense, sparse, "predicted")

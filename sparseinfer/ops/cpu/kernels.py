@@ -7,15 +7,16 @@ from functools import lru_cache
 
 from sparseinfer._native import core
 from sparseinfer.ops.kernel import Kernel
+from sparseinfer.ops.names import STORAGES
 
 
 @dataclass(frozen=True)
 class KernelInfo(Kernel):
     """One compiled kernel. `available`: this machine has the instructions of its level `isa`.
 
-    `conv`: it also computes convolutions. `native`: its level has instructions for the storage's arithmetic;
-    otherwise they are emulated. `panelled`: its packing has a choice of panel widths. The other fields are
-    those of `Kernel`.
+    `conv`: it also computes convolutions. `tiles`: it multiplies on tiles. `native`: its level has
+    instructions for the storage's arithmetic; otherwise they are emulated. `panelled`: its packing has a
+    choice of panel widths. The other fields are those of `Kernel`.
     """
 
     name: str
@@ -26,6 +27,7 @@ class KernelInfo(Kernel):
     isa: str
     conv: bool
     available: bool
+    tiles: bool
     native: bool
     min_tokens: int
     bucket_tokens: int
@@ -36,6 +38,13 @@ class KernelInfo(Kernel):
     tile_tokens: int
     format: str
     panelled: bool
+
+    @property
+    def unit(self) -> str:
+        """What multiplies, by the keys of `names.UNITS`: tiles, or what the storage needs."""
+        if self.tiles:
+            return "tile_int8" if STORAGES[self.storage].nbytes == 1 else "tile_bf16"
+        return STORAGES[self.storage].unit if self.native else "fma"
 
 
 @lru_cache(maxsize=1)
@@ -78,6 +87,11 @@ def format_of(packing: str) -> str:
 def is_panelled(packing: str) -> bool:
     """Whether a packing divides its columns into panels, whose width may be chosen."""
     return next(row.panelled for row in kernels() if row.packing == packing)
+
+
+def kernel_info(base_name: str) -> KernelInfo:
+    """The kernel of this name at the active level. ValueError as of `kernel_id`."""
+    return kernels()[kernel_id(base_name)]
 
 
 @lru_cache(maxsize=1024)
