@@ -8,17 +8,18 @@ from dataclasses import dataclass, replace
 import torch
 
 from sparseinfer import ops
-from sparseinfer.ops.kernel import Kernel
-from sparseinfer.ops.names import STORAGES
+from sparseinfer.ops.cpu.kernels import KernelInfo
+from sparseinfer.ops.cpu.layouts import computing
 
 
 @dataclass(frozen=True)
 class KernelRow:
     """One kernel at the instruction-set level `isa`, with one layout that it reads."""
 
-    kernel: Kernel
+    kernel: KernelInfo
     layout: ops.Layout
     isa: str
+    block: tuple[int, int] | None = None
 
     @property
     def name(self) -> str:
@@ -30,7 +31,7 @@ class KernelRow:
         meant = self.kernel.serves(tokens) and self.kernel.suits(sparsity)
         if self.isa != ops.active_isa() or not meant:
             return False
-        return self.layout in ops.candidate_layouts("cpu", dtype, dtype, tokens, sparsity)
+        return self.layout in ops.candidate_layouts("cpu", dtype, dtype, tokens, sparsity, block=self.block)
 
 
 def kernel_rows(
@@ -40,17 +41,12 @@ def kernel_rows(
 
     A kernel for fewer tokens is left out: it would read the weight many times.
     """
-    for kernel in ops.kernels_for("cpu", dtype, dtype, isa=isa):
+    for kernel in computing(dtype, dtype, isa):
         if kernel.max_tokens and tokens > kernel.max_tokens:
             continue
-        if kernel.format == "bsr" and not _takes_block(kernel, block):
+        if kernel.format == "bsr" and (block is None or not kernel.takes_block(block)):
             continue
         layout = ops.Layout.read_by(kernel)
-        yield KernelRow(kernel, layout, isa)
+        yield KernelRow(kernel, layout, isa, block)
         if kernel.wide_panel and tokens <= kernel.bucket_tokens:
-            yield KernelRow(kernel, replace(layout, panel=kernel.wide_panel), isa)
-
-
-def _takes_block(kernel: Kernel, block: tuple[int, int] | None) -> bool:
-    """Kernels that round x multiply pairs of columns, so a block needs an even number of them."""
-    return block is not None and (STORAGES[kernel.storage].x_dtype is None or block[1] % 2 == 0)
+            yield KernelRow(kernel, replace(layout, panel=kernel.wide_panel), isa, block)

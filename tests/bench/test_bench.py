@@ -91,6 +91,13 @@ def test_blocks_add_the_bsr_kernels_of_every_level_asked_for(isa: str) -> None:
     assert names == {(dtype, kernels[storage]) for dtype, storage in storages}
 
 
+def test_blocks_of_an_odd_number_of_columns_have_kernels_in_every_storage() -> None:
+    settings = replace(TINY, block=(16, 1), dtypes=("bf16",), tokens=(3,), sparsities=(0.5,))
+    layouts = {r.layout for r in layer.run(settings)}
+    assert {"grouplist_bf16", "grouplist_wbf16", "grouplist_f32", "bsr_f32"} <= layouts
+    assert "bsr_bf16" not in layouts  # pairs of columns that would cross a block
+
+
 def test_cold_weights_are_copies_that_exceed_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     copies: dict[str, int] = {}
 

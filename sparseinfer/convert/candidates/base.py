@@ -15,7 +15,7 @@ from sparseinfer import ops
 from sparseinfer._timing import Call
 from sparseinfer.convert.candidates.cost_model import predict
 from sparseinfer.convert.survey.weights import Weights
-from sparseinfer.formats import CSR
+from sparseinfer.formats import BSR, CSR
 from sparseinfer.ops import Layout
 from sparseinfer.ops.names import STORAGES
 
@@ -140,9 +140,18 @@ class BaseCandidates(ABC):
     @abstractmethod
     def _pack(self, layout: Layout) -> tuple[Tensor, ...]: ...
 
+    def _format(self, layout: Layout) -> CSR | BSR:
+        """The weight in the format that a layout is made from, for all layouts the same."""
+        return self._bsr if layout.format == "bsr" else self._csr
+
     @cached_property
-    def _format(self) -> CSR:
+    def _csr(self) -> CSR:
         return CSR.from_dense(self.weights.weight)
+
+    @cached_property
+    def _bsr(self) -> BSR:
+        assert self.weights.block is not None
+        return BSR.from_dense(self.weights.weight, self.weights.block)
 
     def predict(self, candidate: Candidate, tokens: int) -> float:
         """Microseconds by the cost model, for this instruction set and number of threads."""
