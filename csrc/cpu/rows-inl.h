@@ -1,6 +1,6 @@
 // The common part of all few-token kernels. x is copied once per call into rows that the kernel can read past their
-// end: widened to fp32, as bf16 if the kernel multiplies bf16, or as bytes, behind which lie the tokens' scales. Kernels read the weights of a split once for up to
-// kMaxTokens tokens at a time and return finished vectors of y.
+// end: widened to fp32, as bf16 if the kernel multiplies bf16, or as bytes, behind which lie the tokens' scales.
+// Kernels read the weights of a split once for up to kMaxTokens tokens at a time and return finished vectors of y.
 #pragma once
 
 #include <string.h>
@@ -18,13 +18,23 @@ struct Int {
   static constexpr int value = N;
 };
 
-// Body: `Element` of the prepared x (float, uint16_t or uint8_t), `kMaxTokens`, and
+// Whether a kernel rounds fp32 x to bf16, though it multiplies fp32: storage bf16 means the same in every kernel.
+template <class Body, class = void>
+struct RoundsX {
+  static constexpr bool value = sizeof(typename Body::Element) == 2;
+};
+template <class Body>
+struct RoundsX<Body, decltype(void(Body::kRoundsX))> {
+  static constexpr bool value = Body::kRoundsX;
+};
+
+// Body: `Element` of the prepared x (float, uint16_t or uint8_t), `kMaxTokens`, perhaps `kRoundsX`, and
 // `tokens<T>(args, split, x, stride, token)`, which computes T tokens of one split.
 template <class Body>
 struct Rows {
   using Element = typename Body::Element;
   static constexpr bool kTakesConv = false;
-  static constexpr bool kNative = sizeof(Element) != 2 || Level::kPairDot;
+  static constexpr bool kNative = !RoundsX<Body>::value || Level::kPairDot;
   static constexpr bool kBytes = sizeof(Element) == 1;
   static constexpr int64_t kTileTokens = 0;
 
@@ -61,8 +71,19 @@ struct Rows {
           for (; i + R <= k; i += R) Row::store(out + i, Row::load(x + i));
           for (; i < k; ++i) out[i] = widen(x[i]);
         });
+        if (RoundsX<Body>::value && a.dtype == DType::kF32) round_in_place(out, k);
       }
       memset(out + k, 0, static_cast<size_t>(stride(a) - k) * sizeof(Element));
+    }
+  }
+
+  static void round_in_place(float* x, int64_t count) {
+    constexpr int64_t kPiece = 64;
+    BF16 rounded[kPiece];
+    for (int64_t i = 0; i < count; i += kPiece) {
+      const int64_t here = count - i < kPiece ? count - i : kPiece;
+      round_row(x + i, here, rounded);
+      for (int64_t j = 0; j < here; ++j) x[i + j] = widen(rounded[j]);
     }
   }
 

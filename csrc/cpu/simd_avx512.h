@@ -161,12 +161,13 @@ struct F32x16 {
     }
     return count;
   }
+  // The first and the second column of each pair, widened.
+  static V low(P p) { return _mm512_castsi512_ps(_mm512_slli_epi32(p, 16)); }
+  static V high(P p) { return _mm512_castsi512_ps(_mm512_and_si512(p, _mm512_set1_epi32(-65536))); }
 
  private:
   static __mmask16 first(int count) { return static_cast<__mmask16>((1u << count) - 1); }
   static V widen(__m256i halves) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16)); }
-  static V low(P p) { return _mm512_castsi512_ps(_mm512_slli_epi32(p, 16)); }
-  static V high(P p) { return _mm512_castsi512_ps(_mm512_and_si512(p, _mm512_set1_epi32(-65536))); }
 };
 
 struct Level {
@@ -245,7 +246,7 @@ struct Level {
     }
   }
   template <TileMode kMode, int kRows>
-  static constexpr int kTileTokens = 64;
+  static constexpr int kTileTokens = kRows == 8 && kMode == TileMode::kFloat ? 48 : 64;
 
   // The same for tiles of bytes.
   template <TileMode kMode, class F>

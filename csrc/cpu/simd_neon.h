@@ -200,6 +200,9 @@ struct F32x4 {
     for (int i = 0; i < 4; ++i) out[i] = load(sums + i * stride);
     transpose(out);
   }
+  // The first and the second column of each pair, widened.
+  static V low(P p) { return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_u16(p), 16)); }
+  static V high(P p) { return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_u16(p), vdupq_n_u32(0xffff0000))); }
 
  private:
   // rows[i][c] -> rows[c][i]
@@ -216,8 +219,6 @@ struct F32x4 {
   static uint16x4_t expand_halves(const uint16_t* stored, uint64_t mask) {
     return vreinterpret_u16_u8(vtbl1_u8(vreinterpret_u8_u16(vld1_u16(stored)), vld1_u8(kExpandHalves.from[mask])));
   }
-  static V low(P p) { return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_u16(p), 16)); }
-  static V high(P p) { return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_u16(p), vdupq_n_u32(0xffff0000))); }
   static V pow2(int32x4_t e) { return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(e, vdupq_n_s32(127)), 23)); }
   // To nearest, ties to even; NaN becomes a quiet NaN.
   static uint16x4_t narrow_bf16(V v) {

@@ -77,6 +77,10 @@ struct F32x1 {
     return acc;
   }
 
+  // The first and the second column of a pair, widened.
+  static V low(P p) { return widen(BF16{p.columns[0]}); }
+  static V high(P p) { return widen(BF16{p.columns[1]}); }
+
   // bitmap: values of one column (two of bf16), of which those in the mask are stored, one after another.
   using Mask = uint64_t;
   using PairMask = uint64_t;

@@ -242,6 +242,9 @@ struct F32x8 {
       transpose_lanes(out);
     }
   }
+  // The first and the second column of each pair, widened.
+  static V low(P p) { return _mm256_castsi256_ps(_mm256_slli_epi32(p, 16)); }
+  static V high(P p) { return _mm256_castsi256_ps(_mm256_and_si256(p, _mm256_set1_epi32(-65536))); }
 
  private:
   // {low[0..3], high[0..3]}
@@ -270,8 +273,6 @@ struct F32x8 {
       rows[i] = low;
     }
   }
-  static V low(P p) { return _mm256_castsi256_ps(_mm256_slli_epi32(p, 16)); }
-  static V high(P p) { return _mm256_castsi256_ps(_mm256_and_si256(p, _mm256_set1_epi32(-65536))); }
   static __m256i first(int count) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
   }

@@ -5,6 +5,7 @@
 #include "cpu/bitmap-inl.h"
 #include "cpu/bsr-inl.h"
 #include "cpu/csr-inl.h"
+#include "cpu/grouplist-inl.h"
 #include "cpu/probe-inl.h"
 #include "cpu/rowgroup-inl.h"
 #include "cpu/rowlist-inl.h"

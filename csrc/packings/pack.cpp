@@ -125,7 +125,7 @@ void check_view(PackingKind kind, const SparseView& w, Storage storage) {
   }
   if (w.n % w.block_rows != 0 || w.k % w.block_cols != 0)
     throw std::invalid_argument("block_size: expected one that divides the shape");
-  const int64_t together = columns_per_step(storage);
+  const int64_t together = block_columns(kind, storage);
   if (blocks && w.block_cols % together != 0) {
     throw std::invalid_argument("block_size: expected a number of columns divisible by " + std::to_string(together) +
                                 " for storage " + name_of(storage) + ", got " + std::to_string(w.block_cols));
@@ -250,6 +250,10 @@ const Packing& packing_of(PackingKind kind) {
 }
 
 const char* packing_format(PackingKind kind) { return packing_of(kind).format; }
+
+int64_t block_columns(PackingKind kind, Storage storage) {
+  return packing_of(kind).pads_steps ? 1 : columns_per_step(storage);
+}
 
 bool has_panels(PackingKind kind) {
   const CellPacking* cells = packing_of(kind).cells;

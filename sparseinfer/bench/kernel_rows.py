@@ -8,17 +8,18 @@ from dataclasses import dataclass, replace
 import torch
 
 from sparseinfer import ops
-from sparseinfer.ops.kernel import Kernel
-from sparseinfer.ops.names import STORAGES
+from sparseinfer.ops.cpu.kernels import KernelInfo
+from sparseinfer.ops.cpu.layouts import computing
 
 
 @dataclass(frozen=True)
 class KernelRow:
     """One kernel at the instruction-set level `isa`, with one layout that it reads."""
 
-    kernel: Kernel
+    kernel: KernelInfo
     layout: ops.Layout
     isa: str
+    block: tuple[int, int] | None = None
 
     @property
     def name(self) -> str:
@@ -30,7 +31,8 @@ class KernelRow:
         meant = self.kernel.serves(tokens) and self.kernel.suits(sparsity)
         if self.isa != ops.active_isa() or not meant:
             return False
-        return self.layout in ops.candidate_layouts("cpu", dtype, _x_dtype(dtype), tokens, sparsity)
+        x_dtype = _x_dtype(dtype)
+        return self.layout in ops.candidate_layouts("cpu", dtype, x_dtype, tokens, sparsity, block=self.block)
 
 
 def kernel_rows(
@@ -40,22 +42,15 @@ def kernel_rows(
 
     A kernel for fewer tokens is left out: it would read the weight many times.
     """
-    for kernel in ops.kernels_for("cpu", dtype, _x_dtype(dtype), isa=isa):
+    for kernel in computing(dtype, _x_dtype(dtype), isa):
         if kernel.max_tokens and tokens > kernel.max_tokens:
             continue
-        if kernel.format == "bsr" and not _takes_block(kernel, block):
+        if kernel.format == "bsr" and (block is None or not kernel.takes_block(block)):
             continue
         layout = ops.Layout.read_by(kernel)
-        yield KernelRow(kernel, layout, isa)
+        yield KernelRow(kernel, layout, isa, block)
         if kernel.wide_panel and tokens <= kernel.bucket_tokens:
-            yield KernelRow(kernel, replace(layout, panel=kernel.wide_panel), isa)
-
-
-def _takes_block(kernel: Kernel, block: tuple[int, int] | None) -> bool:
-    """Kernels that round x multiply two columns at once, or four of int8, which no block may cut."""
-    if block is None or STORAGES[kernel.storage].x_dtype is None:
-        return block is not None
-    return block[1] % (4 if STORAGES[kernel.storage].x_dtype == torch.uint8 else 2) == 0
+            yield KernelRow(kernel, replace(layout, panel=kernel.wide_panel), isa, block)
 
 
 def _x_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -19,8 +19,8 @@ from sparseinfer.convert.survey.recording import tensors_of
 # models. Those of float32 were chosen, not measured: sums in another order are off by far less.
 #
 # Those of 8 bits are derived: values that span r times their root mean square are rounded by the part
-# r / (255 · sqrt(12)) of it, 0.009 for r = 8 as of normal values, 0.036 for r = 32 with outliers; weights and x
-# by that much in each layer, which over sixteen layers in a row adds up to 4 · sqrt(2) times as much.
+# r / (255 · sqrt(12)) of it, 0.009 for r = 8 as of normal values, 0.036 for r = 32 with outliers; weights and
+# x by that much in each layer, which over sixteen layers in a row adds up to 4 · sqrt(2) times as much.
 _TOLERANCES = {
     torch.float64: 1e-3,
     torch.float32: 1e-3,

@@ -205,6 +205,8 @@ def _cheapest(candidates: Candidates, times: Mapping[int, Times], memory: float)
         layouts = tuple(layout for layout, _ in combination)
         if best is not None and total >= best[0]:
             continue
+        if len({layout.format for layout in layouts}) > 1:  # a layer holds one, which its state_dict shows
+            continue
         if memory < SPEED and _nbytes(candidates, set(layouts)) > limit:
             continue
         best = total, layouts

@@ -17,7 +17,17 @@ from torch import Tensor, nn
 
 from sparseinfer import _packages
 from sparseinfer.demo import corpus
-from sparseinfer.prune import ADMM, CalibrationStats, History, calibrate, cosine_loss, prune_, recover_
+from sparseinfer.prune import (
+    ADMM,
+    CalibrationStats,
+    History,
+    Pattern,
+    Unstructured,
+    calibrate,
+    cosine_loss,
+    prune_,
+    recover_,
+)
 
 # Input ids, attention mask and token type ids, each [sentences, tokens] int64.
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -86,17 +96,30 @@ def calibration(model: nn.Module, batches: Sequence[Batch]) -> CalibrationStats:
     return calibrate(model, batches[:_CALIBRATION_BATCHES], targets=LAYERS, progress=False)
 
 
-def pruned(model: nn.Module, sparsity: float, stats: CalibrationStats) -> nn.Module:
-    """A copy of the model with this fraction of the encoder's weights pruned, with masks."""
+def pruned(
+    model: nn.Module, sparsity: float, stats: CalibrationStats, pattern: Pattern | None = None
+) -> nn.Module:
+    """A copy of the model with this fraction of the encoder's weights pruned, with masks.
+
+    pattern  how the zeros lie; default: Unstructured()
+    """
     copied = copy.deepcopy(model)
-    prune_(copied, ADMM(sparsity), stats=stats, targets=LAYERS)
+    prune_(copied, ADMM(sparsity, pattern=pattern or Unstructured()), stats=stats, targets=LAYERS)
     return copied
 
 
-def recover(model: nn.Module, teacher: nn.Module, batches: Sequence[Batch], *, steps: int) -> History:
+def recover(
+    model: nn.Module,
+    teacher: nn.Module,
+    batches: Sequence[Batch],
+    *,
+    steps: int,
+    seconds: float | None = _SECONDS,
+) -> History:
     """Distil the teacher's embeddings and hidden states into the pruned model, in place.
 
-    The embedding tables are not trained: the training text has only a few of their words.
+    The embedding tables are not trained: the training text has only a few of their words. `seconds`: of
+    training at most; None: no limit.
     """
     model.get_submodule("embeddings").requires_grad_(False)
     return recover_(
@@ -107,7 +130,7 @@ def recover(model: nn.Module, teacher: nn.Module, batches: Sequence[Batch], *, s
         hidden=_HIDDEN,
         forward=embed,
         steps=steps,
-        seconds=_SECONDS,
+        seconds=seconds,
         lr=_LR,
         progress=False,
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sparseinfer.formats import checks
 from sparseinfer.formats._compressed import Compressed, offsets
+from sparseinfer.formats.csr import CSR
 from sparseinfer.formats.dtypes import WEIGHT_DTYPES
 
 
@@ -51,6 +52,18 @@ class BSR(Compressed):
         blocks = torch.zeros((rows, columns, r, c), dtype=self.dtype, device="cpu")
         blocks[self._unit_rows(), self.col_indices.to(torch.int64)] = self.values
         return self._scaled(blocks.transpose(1, 2).reshape(self.shape))
+
+    def to_csr(self) -> CSR:
+        """The same matrix, value by value: all values of a stored block stay stored, zeros too."""
+        (n, k), (r, c) = self.shape, self.block_size
+        per_row = self.crow_indices.diff().repeat_interleave(r) * c
+        crow = torch.zeros(n + 1, dtype=torch.int64, device="cpu")
+        torch.cumsum(per_row, 0, out=crow[1:])
+        rows = self._unit_rows()[:, None, None] * r + torch.arange(r)[:, None]
+        columns = self.col_indices.to(torch.int64)[:, None, None] * c + torch.arange(c)
+        rows, columns = (t.expand(-1, r, c).flatten() for t in (rows, columns))
+        order = (rows * max(k, 1) + columns).argsort()
+        return CSR(self.values.flatten()[order], crow, columns[order].to(torch.int32), (n, k), self.scales)
 
     @property
     def block_size(self) -> tuple[int, int]:

@@ -178,7 +178,8 @@ def _stored_as(module: nn.Module) -> tuple[tuple[torch.dtype, ...], Tensor | Non
     narrower = tuple(dtype for dtype, own in stored.items() if dtype.itemsize < own.itemsize)
     if torch.int8 not in narrower or not isinstance(whole, PackedLayer):
         return narrower, None
-    scales: Tensor = whole.to_format().scales  # type: ignore[union-attr]
+    scales = whole.to_format().scales
+    assert scales is not None
     rows = slice(module.start, module.stop) if isinstance(module, SharedInputLinear) else slice(None)
     return (), scales[rows]
 

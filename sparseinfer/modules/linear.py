@@ -23,8 +23,8 @@ class SparseLinear(LinearLike, PackedLayer):
     packing and kernel serve how many tokens. float32, bfloat16, float16 or int8, never trainable. One
     instance may serve several threads at once.
 
-    `.to("cuda")` and `.to("cpu")` pack the weight again for the kernels there; blocks (BSR) can move to a GPU
-    in bfloat16 or float16 only. The weight tensors in `state_dict()` are in CPU memory.
+    `.to("cuda")` and `.to("cpu")` pack the weight again for the kernels there, as CSR where these do not read
+    its blocks (BSR). The weight tensors in `state_dict()` are in CPU memory.
     """
 
     def __init__(

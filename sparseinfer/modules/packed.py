@@ -64,8 +64,8 @@ class PackedLayer(HeldWeight):
         self._packing_names = tuple(f"packing_{i}" for i in range(len(packings)))
         held = WEIGHT_DTYPES[infos[0].dtype]
         self.dtype = dtype or (torch.float32 if held == torch.int8 else held)
-        # Layouts and plan that the layer had on the other kind of device.
-        self._left: tuple[list[ops.Layout], str] | None = None
+        # Layouts, plan and block size that the layer had on the other kind of device.
+        self._left: tuple[list[ops.Layout], str, tuple[int, int]] | None = None
         device = packings[0].device
         self._register_bias(checked_bias(bias, infos[0].n * groups, self.dtype, device), self.dtype, device)
         for name, packed in zip(self._packing_names, packings, strict=True):
@@ -148,11 +148,16 @@ class PackedLayer(HeldWeight):
             super()._apply(fn, recurse)
             self._note_packed()
             return self
-        fmt = self.to_format()
-        layouts, plan = self._left or self._layouts_on(target, fmt)
+        fmt = _readable_on(target, self.to_format())
+        layouts, plan = self._layouts_on(target, fmt)
+        if self._left is not None:
+            layouts, plan, block = self._left
+            if layouts[0].format == "bsr" and isinstance(fmt, CSR):
+                fmt = BSR.from_dense(fmt.to_dense(), block)
+        left = self._layouts(), self.plan, self._info.block_size
         packings = pack_groups(fmt, layouts, self._groups, target)
         self._move_parameters(fn)
-        self._left = self._layouts(), self.plan
+        self._left = left
         for name in self._packing_names:
             del self._buffers[name]
             self._non_persistent_buffers_set.discard(name)
@@ -220,6 +225,17 @@ class PackedLayer(HeldWeight):
         for name, packed in zip(self._packing_names, packings, strict=True):
             self._buffers[name] = packed
         self._note_packed()
+
+
+def _readable_on(device: torch.device, fmt: CSR | BSR) -> CSR | BSR:
+    """The format, or CSR where the kernels of the device read no blocks of its size and dtype."""
+    if device.type != "cuda" or not isinstance(fmt, BSR):
+        return fmt
+    try:
+        ops.Layout.on_cuda(fmt)
+    except (TypeError, ValueError):
+        return fmt.to_csr()
+    return fmt
 
 
 def _described(packings: Sequence[Tensor], groups: int) -> list[ops.PackedInfo]:

@@ -32,14 +32,17 @@ def candidate_layouts(
     sparsity: float,
     *,
     conv: bool = False,
+    block: tuple[int, int] | None = None,
 ) -> tuple[Layout, ...]:
     """The layouts worth timing for unstructured zeros; at least one.
 
     Below the lowest sparsity that any kernel is meant for, the layouts for that sparsity. `conv`: for a
-    convolution with `tokens` output pixels.
+    convolution with `tokens` output pixels. `block`: of the zeros, on the CPU; adds layouts made from BSR.
     """
     rows = _planned(device, dtype, x_dtype, conv)
     tokens = max(tokens, min(row.min_tokens for row in rows))
+    if block is not None:
+        rows += _planned_for_blocks(dtype, x_dtype, conv, block)
     sparsity = max(sparsity, min(row.min_sparsity for row in rows))
     return _layouts(device, [row for row in rows if row.serves(tokens) and row.suits(sparsity)], tokens)
 
@@ -82,6 +85,13 @@ def _planned(device: str, dtype: torch.dtype, x_dtype: torch.dtype, conv: bool =
     rows = BACKENDS[device].layouts.preferred(dtype, x_dtype, conv=conv)
     planned = (row for row in rows if row.is_planned and row.format == "csr")
     return sorted(planned, key=lambda row: row.min_sparsity)
+
+
+def _planned_for_blocks(
+    dtype: torch.dtype, x_dtype: torch.dtype, conv: bool, block: tuple[int, int]
+) -> list[Kernel]:
+    rows = BACKENDS["cpu"].layouts.preferred(dtype, x_dtype, conv=conv, block=block)
+    return [row for row in rows if row.is_planned]
 
 
 def _layouts(device: str, rows: list[Kernel], tokens: int) -> tuple[Layout, ...]:

@@ -58,6 +58,11 @@ class Layout:
         panel = BACKENDS[device].layouts.panel_for(kernel)
         return cls(kernel.packing, kernel.storage, panel, device)
 
+    @property
+    def format(self) -> str:
+        """What it is made from, "csr" or "bsr". ValueError: no kernel reads it."""
+        return self._readers()[0].format
+
     def pack(self, fmt: CSR | BSR, isa: str = "", device: torch.device | None = None) -> Tensor:
         """Packs a format on `device`, by default the CPU or the current GPU."""
         packing = BACKENDS[self.device].packing

@@ -53,8 +53,7 @@ def test_cells_hold_every_kernel_of_the_active_level_and_the_dense_ones(
             kernels = {
                 kernel.name
                 for kernel in ops.kernels_at(ops.active_isa())
-                if (kernel.storage, kernel.format) == ("f32", "csr")
-                and not 0 < kernel.max_tokens < tokens
+                if (kernel.storage, kernel.format) == ("f32", "csr") and not 0 < kernel.max_tokens < tokens
             }
             assert {r.name.split(" ")[0] for r in sparse} == kernels
             zeros = round(sparsity * 64 * 48) / (64 * 48)
@@ -89,6 +88,13 @@ def test_blocks_add_the_bsr_kernels_of_every_level_asked_for(isa: str) -> None:
     storages = [("f32", "f32"), ("bf16", "bf16"), ("bf16", "f32")]
     kernels = {kernel.storage: kernel.name for kernel in ops.kernels_at(isa) if kernel.packing == "bsr"}
     assert names == {(dtype, kernels[storage]) for dtype, storage in storages}
+
+
+def test_blocks_of_an_odd_number_of_columns_have_kernels_in_every_storage() -> None:
+    settings = replace(TINY, block=(16, 1), dtypes=("bf16",), tokens=(3,), sparsities=(0.5,))
+    layouts = {r.layout for r in layer.run(settings)}
+    assert {"grouplist_bf16", "grouplist_wbf16", "grouplist_f32", "bsr_f32"} <= layouts
+    assert "bsr_bf16" not in layouts  # pairs of columns that would cross a block
 
 
 def test_cold_weights_are_copies_that_exceed_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,19 @@ def test_bsr_from_dense_is_scipys(block, sparsity):
     assert (bsr.block_size, bsr.nnz) == (block, reference.data.size)
 
 
+@pytest.mark.parametrize("block", BLOCKS)
+def test_blocks_value_by_value_are_scipys(block):
+    n, k = 3 * block[0], 5 * block[1]
+    w = block_weight(n, k, block, 0.5)
+    w[: block[0]][w[: block[0]] > 1] = 0  # zeros that stay stored
+    bsr = BSR.from_dense(w, block)
+    stored = bsr.values.numpy(), bsr.col_indices.numpy(), bsr.crow_indices.numpy()
+    reference = scipy.sparse.bsr_array(stored, shape=(n, k), blocksize=block).tocsr()
+    reference.sort_indices()
+    assert_csr_is(bsr.to_csr(), reference)
+    assert bsr.to_csr().nnz == bsr.nnz
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_round_trips_are_bit_exact(pattern, dtype):

@@ -61,6 +61,7 @@ void check_sizes() {
   check_exact("tokens", filled(24, 40, 129, Values::kIntegers, 0.6), kManyTokens, {true});
   for (auto [r, c] : kBlocks)
     check_exact("tokens", filled(24, 40, 129, Values::kIntegers, 0.6, r, c), kManyTokens, {true});
+  check_exact("tokens", filled(48, 40, 129, Values::kIntegers, 0.6, 16, 1), kManyTokens, {true});
   const std::vector<std::pair<int64_t, int64_t>> sizes = {{1, 1},    {3, 127},  {4, 128},  {5, 129}, {15, 255},
                                                           {16, 256}, {17, 257}, {64, 64},  {65, 15}, {63, 17},
                                                           {129, 16}, {1, 1000}, {1000, 2}, {31, 385}};
@@ -75,8 +76,16 @@ void check_sizes() {
       check_exact("empty", filled(n, k, 17, Values::kIntegers, 0.5, r, c), {0, 1, 17});
     }
   }
-  for (auto [r, c] :
-       {std::pair<int64_t, int64_t>{1, 2}, {6, 10}, {16, 16}, {16, 32}, {32, 32}, {48, 64}, {64, 64}, {192, 320}}) {
+  for (auto [r, c] : {std::pair<int64_t, int64_t>{1, 2},
+                      {6, 10},
+                      {16, 1},
+                      {48, 5},
+                      {16, 16},
+                      {16, 32},
+                      {32, 32},
+                      {48, 64},
+                      {64, 64},
+                      {192, 320}}) {
     check_exact("blocks", filled(192, 320, 100, Values::kIntegers, 0.7, r, c), {1, 20, 100});
   }
   check_exact("panels", filled(40, 800, 70, Values::kIntegers, 0.6), {1, 16, 70}, {false, {16, 48, 384, 800, 2048}});
@@ -85,6 +94,8 @@ void check_sizes() {
   check_exact("rows", filled(1300, 24, 65, Values::kIntegers, 0.8), {3, 65}, {false, {0}, 1});
   check_exact("rows", filled(1300, 24, 65, Values::kIntegers, 0.8, 4, 4), {3, 65}, {false, {0}, 1});
   check_exact("rows", filled(1296, 32, 65, Values::kIntegers, 0.8, 16, 32), {3, 65}, {false, {0}, 1});
+  check_exact("rows", filled(1296, 24, 65, Values::kIntegers, 0.8, 16, 1), {3, 65}, {false, {0}, 1});
+  check_exact("panels", filled(48, 2000, 70, Values::kIntegers, 0.6, 16, 1), {1, 7, 16, 70}, {false, {16, 384, 2000}});
   // More columns than 16 bits count, and more of x than one pass holds.
   check_exact("columns", filled(8, (1 << 16) + 200, 3, Values::kIntegers, 0.999), {3});
   check_exact("columns", filled(8, (1 << 16) + 200, 3, Values::kIntegers, 0.999, 4, 4), {3});
@@ -108,6 +119,8 @@ void check_hostile() {
     }
   }
   check_exact("NaN and infinity", filled(64, 96, 65, Values::kHostile, 0.6, 16, 32), {1, 3, 17, 65});
+  for (int64_t k : {40, 1600})
+    check_exact("NaN and infinity", filled(48, k, 65, Values::kHostile, 0.6, 16, 1), {1, 3, 5, 17, 65});
 }
 
 // One weight of 1 in every row: all numbers of 16 bits go in as x or as weights, and come out.
@@ -251,7 +264,7 @@ void check_activations() {
 // Any bits come back from a packing.
 void check_bits() {
   Random random(7);
-  for (auto [r, c] : {std::pair<int64_t, int64_t>{1, 1}, {4, 4}, {6, 2}, {32, 64}}) {
+  for (auto [r, c] : {std::pair<int64_t, int64_t>{1, 1}, {4, 4}, {6, 2}, {16, 1}, {48, 5}, {32, 64}}) {
     const Problem p = filled(96, 320, 0, Values::kIntegers, 0.6, r, c);
     for (Tested& tested : g_tested) {
       if (!tested.takes(p)) continue;
@@ -308,6 +321,7 @@ void check_damage() {
                             {72, 200, 4, 2},
                             {512, 40, 8, 2},
                             {72, 200, 4, 4},
+                            {80, 200, 16, 1},
                             {96, 128, 16, 32}}) {
     Problem p = filled(n, k, 20, Values::kIntegers, 0.7, r, c);
     // Zeros, because a check that runs on into them meets nothing that it would refuse.

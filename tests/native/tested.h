@@ -50,7 +50,7 @@ struct Tested {
   bool takes(const Problem& p) const {
     if (is_int8() && !p.int8) return false;
     if (packing_format(kind) == std::string("csr")) return p.block_rows * p.block_cols == 1;
-    return p.block_cols % columns_per_step(storage) == 0;
+    return p.block_cols % block_columns(kind, storage) == 0;
   }
 };
 
@@ -82,7 +82,8 @@ void check(Tested& tested, const char* name, const Call& call, const Function& w
         const bool rounds = tested.storage == Storage::kI8, odd = rounds && p.odd[static_cast<size_t>(t)];
         const double sum = odd ? std::nan("") : p.sums[i] * scale + bias[static_cast<size_t>(r)], exact = wanted(sum);
         if (got == exact || (std::isnan(got) && std::isnan(exact))) continue;
-        const double error = std::fabs(got - exact), bound = (p.bounds[i] + (rounds ? p.coarse[i] : 0.0)) * scale + allowed(sum);
+        const double error = std::fabs(got - exact),
+                     bound = (p.bounds[i] + (rounds ? p.coarse[i] : 0.0)) * scale + allowed(sum);
         if (got == rounded(exact, call.x_dtype)) continue;
         if (bound > 0.0 && error <= bound + rounding(call.x_dtype) * std::fabs(exact)) continue;
         // Instructions for bf16 take and give zero for subnormal numbers.
@@ -148,7 +149,8 @@ void for_packings(Tested& tested, const Problem& p, bool all_dtypes, const std::
     }
   }
   const bool has_panels = tested.kind == PackingKind::kRowgroup || tested.kind == PackingKind::kRowlist ||
-                          (tested.kind == PackingKind::kBsr && p.block_cols > 1);
+                          (tested.kind == PackingKind::kBsr && p.block_cols > 1) ||
+                          (tested.kind == PackingKind::kGrouplist && p.block_cols == 1);
   for (auto [w, x] : dtypes) {
     const Format format(p, w);
     for (Isa isa : isas) {

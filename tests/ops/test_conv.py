@@ -97,7 +97,7 @@ def packed(kernel: ops.KernelInfo, w: Tensor, groups: int = 1) -> list[Tensor]:
     for group in range(groups):
         part = matrix[group * step : (group + 1) * step]
         fmt: CSR | BSR = CSR.from_dense(part)
-        if kernel.packing == "bsr":
+        if kernel.format == "bsr":
             r, c = (max(d for d in (1, 2, 3, 4) if size % d == 0) for size in part.shape)
             fmt = BSR.from_dense(part, (r, c))
         found.append(ops.pack(fmt, kernel.packing, storage=kernel.storage, isa=kernel.isa))
@@ -140,7 +140,7 @@ def assert_close(y: Tensor, case: Case, x: Tensor, w: Tensor, bias: Tensor) -> N
 
 def test_the_registry_has_convolutions_at_every_level() -> None:
     levels = {k.isa for k in ops.kernels()} - {"amx"}
-    for packing in ("bitmap", "rowgroup", "rowlist", "bsr"):
+    for packing in ("bitmap", "rowgroup", "rowlist", "bsr", "grouplist"):
         assert {k.isa for k in ops.kernels() if k.packing == packing and k.conv} == levels
     assert {k.storage for k in ops.kernels() if k.conv} == {*DTYPES, "wi8"}
 
@@ -219,7 +219,7 @@ def test_results_do_not_depend_on_threads(kernel: ops.KernelInfo, case: Case) ->
 
 @kernel
 def test_nan_reaches_only_what_the_kernel_covers(kernel: ops.KernelInfo) -> None:
-    if kernel.packing == "bsr":
+    if kernel.format == "bsr":
         pytest.skip("a block holds zeros, and zero times NaN is NaN")
     case = Case(b=2, c=2, size=(9, 11), n=4)
     w = torch.zeros(case.n, case.c, 3, 3)

@@ -13,7 +13,7 @@ from sparseinfer import ops
 from sparseinfer.formats import BSR, CSR
 from sparseinfer.ops.cpu import linear as cpu
 
-BLOCKS = [(1, 4), (4, 1), (2, 2), (4, 4), (3, 5), (8, 8), (16, 16), (32, 32), (64, 64)]
+BLOCKS = [(1, 4), (4, 1), (2, 2), (4, 4), (3, 5), (8, 8), (16, 1), (16, 16), (32, 32), (64, 64), (48, 5)]
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 # Weight and activation dtypes that each storage takes. Pairs of bf16 round fp32 activations to bf16.
@@ -45,17 +45,16 @@ def block_weight(
 
 def weight_for(kernel: ops.KernelInfo, n: int, k: int, sparsity: float, *, integers: bool = False) -> Tensor:
     """Zeros in blocks of 16 where the kernel reads blocks, else anywhere."""
-    if kernel.packing == "bsr" and n % 8 == 0 and k % 8 == 0:
+    if kernel.format == "bsr" and n % 8 == 0 and k % 8 == 0:
         return block_weight(n, k, (8, 8), sparsity, integers=integers)
     return weight(n, k, sparsity, integers=integers)
 
 
 def formats_for(kernel: ops.KernelInfo, w: Tensor) -> list[CSR | BSR]:
-    if kernel.packing != "bsr":
+    if kernel.format != "bsr":
         return [CSR.from_dense(w)]
     n, k = w.shape
-    even = 2 if kernel.storage == "bf16" else 1  # pairs of columns never cross a block
-    blocks = [b for b in BLOCKS if n % b[0] == 0 and k % b[1] == 0 and b[1] % even == 0]
+    blocks = [b for b in BLOCKS if n % b[0] == 0 and k % b[1] == 0 and kernel.takes_block(b)]
     return [BSR.from_dense(w, b) for b in blocks]
 
 
@@ -101,7 +100,7 @@ def integer_x(m: int, k: int, dtype: torch.dtype = F32) -> Tensor:
 
 def test_the_registry_covers_every_packing_at_every_level_but_that_of_tiles() -> None:
     levels = {k.isa for k in ops.kernels()} - {"amx"}
-    for packing in ("csr", "sell", "bitmap", "rowgroup", "rowlist", "bsr"):
+    for packing in ("csr", "sell", "bitmap", "rowgroup", "rowlist", "bsr", "grouplist"):
         assert {k.isa for k in ops.kernels() if k.packing == packing} - {"amx"} == levels
     for storage in (*DTYPES, *INT8):
         assert {k.isa for k in ops.kernels() if k.storage == storage} - {"amx"} == levels
@@ -163,7 +162,7 @@ def test_more_columns_than_16_bits_count(kernel: ops.KernelInfo) -> None:
     w[:, -8:] = 2.0
     w_dtype, x_dtype = DTYPES[kernel.storage][0]
     fmt: CSR | BSR = (
-        BSR.from_dense(w.to(w_dtype), (4, 4)) if kernel.packing == "bsr" else CSR.from_dense(w.to(w_dtype))
+        BSR.from_dense(w.to(w_dtype), (4, 4)) if kernel.format == "bsr" else CSR.from_dense(w.to(w_dtype))
     )
     x = integer_x(3, k)
     y = forced(kernel, fmt, x.to(x_dtype))
@@ -174,11 +173,10 @@ def test_more_columns_than_16_bits_count(kernel: ops.KernelInfo) -> None:
 def test_blocks_of_every_size(kernel: ops.KernelInfo) -> None:
     w_dtype, x_dtype = DTYPES[kernel.storage][0]
     x = torch.randn(20, 320).to(x_dtype)
-    even = 2 if kernel.storage == "bf16" else 1
-    for block in [b for b in BLOCKS if b[1] % even == 0] if kernel.packing == "bsr" else [(1, 1)]:
+    for block in [b for b in BLOCKS if kernel.takes_block(b)] if kernel.format == "bsr" else [(1, 1)]:
         n, k = 3 * 64 // block[0] * block[0], 320 // block[1] * block[1]
         w = block_weight(n, k, block, 0.7).to(w_dtype)
-        fmt = BSR.from_dense(w, block) if kernel.packing == "bsr" else CSR.from_dense(w)
+        fmt = BSR.from_dense(w, block) if kernel.format == "bsr" else CSR.from_dense(w)
         assert_close(forced(kernel, fmt, x[:, :k]), x[:, :k], fmt)
 
 
@@ -260,7 +258,7 @@ def test_results_do_not_depend_on_splits_or_threads(kernel: ops.KernelInfo, m: i
     w_dtype, x_dtype = DTYPES[kernel.storage][0]
     w = weight(600, 320, 0.7).to(w_dtype)
     x = torch.randn(m, 320).to(x_dtype)
-    fmt: CSR | BSR = BSR.from_dense(w, (4, 4)) if kernel.packing == "bsr" else CSR.from_dense(w)
+    fmt: CSR | BSR = BSR.from_dense(w, (4, 4)) if kernel.format == "bsr" else CSR.from_dense(w)
     whole = forced(kernel, fmt, x, parts=1)
     for parts in (2, 7):
         assert torch.equal(forced(kernel, fmt, x, parts=parts), whole)
@@ -299,7 +297,7 @@ def test_nan_and_inf_reach_only_their_own_outputs(kernel: ops.KernelInfo) -> Non
     assert y[4, 3].isnan()
     assert y[6, 7] == float("inf")
     assert y[10, 20].isnan()
-    if kernel.packing != "bsr":  # a block holds zeros, and zero times NaN is NaN
+    if kernel.format != "bsr":  # a block holds zeros, and zero times NaN is NaN
         assert y.isfinite().sum() == y.numel() - 3
         assert not y[8].isnan().any()
 
@@ -325,7 +323,7 @@ def test_empty_sizes(kernel: ops.KernelInfo, shape: tuple[int, int]) -> None:
     n, k = shape
     w_dtype, x_dtype = DTYPES[kernel.storage][0]
     w = torch.zeros(n, k, dtype=w_dtype)
-    fmt = BSR.from_dense(w, (4, 4)) if kernel.packing == "bsr" else CSR.from_dense(w)
+    fmt = BSR.from_dense(w, (4, 4)) if kernel.format == "bsr" else CSR.from_dense(w)
     bias = torch.arange(n).float()
     for m in (0, 1, 17):
         y = forced(kernel, fmt, torch.randn(m, k).to(x_dtype), bias)

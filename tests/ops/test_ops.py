@@ -96,15 +96,15 @@ def test_a_packing_of_another_dtype_is_refused() -> None:
         linear(torch.randn(3, 40), ops.pack(csr(), "rowgroup").float())
 
 
-LAYOUTS = sorted({(kernel.packing, kernel.storage) for kernel in ops.kernels_at(ops.active_isa())})
+LAYOUTS = sorted({(row.packing, row.storage, row.format) for row in ops.kernels_at(ops.active_isa())})
 
 
-@pytest.mark.parametrize(("packing", "storage"), LAYOUTS)
-def test_damaged_packings_are_refused_or_harmless(packing: str, storage: str) -> None:
+@pytest.mark.parametrize(("packing", "storage", "made_from"), LAYOUTS)
+def test_damaged_packings_are_refused_or_harmless(packing: str, storage: str, made_from: str) -> None:
     """Any byte may be wrong: the call raises, or computes something inside its memory."""
     dtype = {"f32": torch.float32, "wf16": torch.float16}.get(storage, torch.bfloat16)
     w = csr().to_dense().to(dtype)
-    fmt = BSR.from_dense(w, (4, 4)) if packing == "bsr" else CSR.from_dense(w)
+    fmt = BSR.from_dense(w, (4, 4)) if made_from == "bsr" else CSR.from_dense(w)
     whole = ops.pack(fmt, packing, storage=storage)
     plans = [f"*:0:{ops.default_kernel(whole, m)}" for m in (1, 100)]
     g = torch.Generator().manual_seed(0)

@@ -2,9 +2,10 @@
 // then sections at the byte offsets it names, each 64-byte aligned. Blobs live in memory only; they are never written
 // to disk, so the layout may change with every version.
 //
-// Vocabulary. A *unit* is one stored column (bsr: one stored block). Its *payload* is its value in the packing's
-// storage, 4, 2 or 1 bytes. A *panel* is a range of `panel` columns whose slice of x stays in L1. A *split* is a range of
-// rows of about equal work, the grain of threading. A *cell* is one split x one panel; cells are stored split-major.
+// Vocabulary. A *unit* is one stored column (bsr: one stored block; grouplist: a column of a group of rows). Its
+// *payload* is its value in the packing's storage, 4, 2 or 1 bytes. A *panel* is a range of `panel` columns whose slice
+// of x stays in L1. A *split* is a range of rows of about equal work, the grain of threading. A *cell* is one split x
+// one panel; cells are stored split-major.
 #pragma once
 
 #include <stdint.h>
@@ -21,7 +22,8 @@ namespace sparseinfer {
   X(kBsr, bsr)           \
   X(kSell, sell)         \
   X(kBitmap, bitmap)     \
-  X(kTilemap, tilemap)
+  X(kTilemap, tilemap)   \
+  X(kGrouplist, grouplist)
 
 #define SI_PACKING_NAME(number, name) #name,
 enum class PackingKind : uint32_t { SI_PACKINGS(SI_NUMBER) };
@@ -46,18 +48,18 @@ struct PackingHeader {
   int64_t panel;   // columns per panel
   int64_t panels;  // ceil(k / panel)
   int64_t splits;
-  int64_t block_rows, block_cols;  // bsr only
+  int64_t block_rows, block_cols;  // bsr and grouplist only
   int64_t window, steps;           // sell only: columns of x in registers at a time; steps before they move on
   int64_t units;                   // entries of `offsets`
   int64_t split_rows;              // int64[splits + 1], first row of each split
   int64_t cells;                   // Cell[splits * panels + 1]
-  int64_t counts;   // csr: int64 crow[n + 1]; rowgroup: PatternCounts[]; rowlist: Run[]; bsr: uint8[]; sell: uint32[];
-                    // tilemap: int64[] first values
-  int64_t rows;     // rowlist: uint16[] row within the split; sell: uint32[] first columns; bitmap: uint64[] masks;
-                    // tilemap: uint32[16] masks of a tile
-  int64_t offsets;  // rowgroup, rowlist: uint16[] column in the panel; sell, bsr: uint8[]; csr: uint32[] columns
-  int64_t values;   // payloads in loop order
-  int64_t scales;   // float[n], which multiply the sums of the rows; 0: there are none, the payloads are the weights
+  int64_t counts;    // csr: int64 crow[n + 1]; rowgroup: PatternCounts[]; rowlist: Run[]; bsr: uint8[]; sell: uint32[];
+                     // tilemap: int64[] first values; grouplist: uint16[]
+  int64_t rows;      // rowlist: uint16[] row within the split; sell: uint32[] first columns; bitmap: uint64[] masks;
+                     // tilemap: uint32[16] masks of a tile
+  int64_t offsets;   // rowgroup, rowlist, grouplist: uint16[] column in the panel; sell, bsr: uint8[]; csr: uint32[]
+  int64_t values;    // payloads in loop order
+  int64_t scales;    // float[n], which multiply the sums of the rows; 0: there are none, the payloads are the weights
   int64_t row_sums;  // i8: int32[n], sums of each row's payloads, for the zero point of x; else 0
 };
 
@@ -116,6 +118,15 @@ static inline bool consists_of_tiles(int64_t block_rows, int64_t block_cols) {
   return block_rows % kTileOutputs == 0 && block_cols % kTileInputs == 0;
 }
 static inline int64_t strip_rows(int64_t block_rows) { return block_rows % 4 == 0 ? 4 : block_rows % 2 == 0 ? 2 : 1; }
+
+// grouplist: rows that share a list of columns; a group never crosses a block.
+constexpr int64_t kListRows = 16;
+static inline int64_t list_rows(int64_t block_rows) {
+  for (int64_t rows = kListRows; rows > 4; rows /= 2) {
+    if (block_rows % rows == 0) return rows;
+  }
+  return strip_rows(block_rows);
+}
 
 template <class T>
 static inline const T* section(const PackingHeader* h, int64_t offset) {

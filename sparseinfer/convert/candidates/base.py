@@ -15,7 +15,7 @@ from sparseinfer import ops
 from sparseinfer._timing import Call
 from sparseinfer.convert.candidates.cost_model import Case, predict_dense, predict_sparse
 from sparseinfer.convert.survey.weights import Weights
-from sparseinfer.formats import CSR
+from sparseinfer.formats import BSR, CSR
 from sparseinfer.ops import Layout
 from sparseinfer.ops.names import STORAGES
 
@@ -143,10 +143,22 @@ class BaseCandidates(ABC):
     @abstractmethod
     def _pack(self, layout: Layout) -> tuple[Tensor, ...]: ...
 
+    def _format(self, layout: Layout) -> CSR | BSR:
+        """The weight in the format that a layout is made from, for all layouts the same."""
+        return self._bsr if layout.format == "bsr" else self._csr
+
     @cached_property
-    def _format(self) -> CSR:
-        weights = self.weights
-        return CSR.from_dense(weights.weight, weights.scales if weights.weight.dtype == torch.int8 else None)
+    def _csr(self) -> CSR:
+        return CSR.from_dense(self.weights.weight, self._scales)
+
+    @cached_property
+    def _bsr(self) -> BSR:
+        assert self.weights.block is not None
+        return BSR.from_dense(self.weights.weight, self.weights.block, self._scales)
+
+    @property
+    def _scales(self) -> Tensor | None:
+        return self.weights.scales if self.weights.weight.dtype == torch.int8 else None
 
     def predict(self, candidate: Candidate, tokens: int, *, cold: bool = False) -> float:
         """Microseconds by the cost model, for this instruction set and number of threads."""

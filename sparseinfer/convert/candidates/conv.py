@@ -47,7 +47,14 @@ class ConvCandidates(BaseCandidates):
 
     def layouts(self, tokens: int) -> tuple[Layout, ...]:
         dtype, sparsity = self.weights.weight.dtype, self.weights.sparsity
-        return ops.candidate_layouts("cpu", dtype, dtype, tokens, sparsity, conv=True)
+        return ops.candidate_layouts("cpu", dtype, dtype, tokens, sparsity, conv=True, block=self._block)
+
+    @property
+    def _block(self) -> tuple[int, int] | None:
+        """Blocks that no boundary of two groups cuts."""
+        block = self.weights.block
+        rows = len(self.weights.weight) // self.conv.groups
+        return None if block is None or rows % block[0] else block
 
     def kernel(self, layout: Layout, tokens: int) -> str:
         return layout.conv_kernel(tokens)
@@ -56,7 +63,7 @@ class ConvCandidates(BaseCandidates):
         return layout.conv_buckets(0)
 
     def _pack(self, layout: Layout) -> tuple[Tensor, ...]:
-        return tuple(pack_groups(self._format, [layout], self.conv.groups))
+        return tuple(pack_groups(self._format(layout), [layout], self.conv.groups))
 
     def _x(self, tokens: int) -> Tensor:
         return sample(self.shapes[tokens], self.dense_weights.weight.dtype)

@@ -62,8 +62,9 @@ class LinearCandidates(BaseCandidates):
 
     def layouts(self, tokens: int) -> tuple[Layout, ...]:
         weights = self.weights
+        dtype, sparsity, block = weights.weight.dtype, weights.sparsity, weights.block
         by_x = (
-            ops.candidate_layouts("cpu", weights.weight.dtype, x_dtype, tokens, weights.sparsity)
+            ops.candidate_layouts("cpu", dtype, x_dtype, tokens, sparsity, block=block)
             for x_dtype in self._x_dtypes
         )
         return tuple(dict.fromkeys(itertools.chain(*by_x)))
@@ -75,7 +76,7 @@ class LinearCandidates(BaseCandidates):
         return layout.buckets(0)
 
     def _pack(self, layout: Layout) -> tuple[Tensor, ...]:
-        return (layout.pack(self._format),)
+        return (layout.pack(self._format(layout)),)
 
     def _x(self, tokens: int) -> Tensor:
         return sample((tokens, self.weights.weight.shape[1]), self.dense_weights.weight.dtype)

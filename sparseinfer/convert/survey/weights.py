@@ -20,6 +20,13 @@ from sparseinfer.formats.dtypes import VALUE_DTYPES
 _MIN_EMPTY_BLOCKS = 0.05
 _ABOVE_RANDOM = 1.5
 
+# Rows of a block that kernels for blocks gain from: they multiply 16 weights as one vector.
+_BLOCK_ROWS = 16
+_BLOCK_COLUMNS = (64, 32, 16, 8, 4, 2, 1)
+# Blocks are stored whole; they may hold so many times the weights that are not zero. Chosen, not measured:
+# zeros that a pattern of blocks made leave none, scattered ones leave nearly all of a block.
+_BLOCK_FILLING = 1.25
+
 
 @dataclass(frozen=True, eq=False)
 class Weights:
@@ -49,6 +56,23 @@ class Weights:
             return 0.0
         kept = (self.weight[:n, :k] != 0).view(n // 4, 4, k // 4, 4).any(3).any(1)
         return 1.0 - int(kept.count_nonzero()) / kept.numel()
+
+    @cached_property
+    def block(self) -> tuple[int, int] | None:
+        """The largest blocks (16, c) that are zero or full, but for a few zeros; None: there are none."""
+        n, k = self.weight.shape
+        if n % _BLOCK_ROWS or not 0 < self.sparsity < 1:
+            return None
+        columns = (self.weight != 0).view(n // _BLOCK_ROWS, _BLOCK_ROWS, k).any(1)  # of 16 rows
+        kept = int(columns.count_nonzero())
+        if kept * _BLOCK_ROWS > _BLOCK_FILLING * (1 - self.sparsity) * self.weight.numel():
+            return None
+        wide = (c for c in _BLOCK_COLUMNS if k % c == 0)
+        return next(
+            (_BLOCK_ROWS, c)
+            for c in wide
+            if int(columns.view(len(columns), k // c, c).any(2).count_nonzero()) * c == kept
+        )
 
     @property
     def pattern(self) -> str:

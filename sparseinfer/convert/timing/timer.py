@@ -66,7 +66,7 @@ class Timer:
             return predict_times(candidates, layouts, tokens, cold=self._cold)
         # Layers of the same shape whose zeros are about as many and lie alike share one verdict.
         weights = candidates.weights
-        zeros = round(weights.sparsity, 2), round(weights.empty_blocks, 1)
+        zeros = round(weights.sparsity, 2), round(weights.empty_blocks, 1), *(weights.block or ())
         key = (candidates.kind, *candidates.shape, tokens, *zeros, self._cold)
         dense = candidates.dense_names
         us = self._verdicts.get(key, (*dense, *map(str, layouts)))

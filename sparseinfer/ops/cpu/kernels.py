@@ -16,7 +16,8 @@ class KernelInfo(Kernel):
 
     `conv`: it also computes convolutions. `tiles`: it multiplies on tiles. `native`: its level has
     instructions for the storage's arithmetic; otherwise they are emulated. `panelled`: its packing has a
-    choice of panel widths. The other fields are those of `Kernel`.
+    choice of panel widths. `block_columns`: of a packing of blocks, what their number of columns has to be a
+    multiple of. The other fields are those of `Kernel`.
     """
 
     name: str
@@ -38,6 +39,11 @@ class KernelInfo(Kernel):
     tile_tokens: int
     format: str
     panelled: bool
+    block_columns: int
+
+    def takes_block(self, block: tuple[int, int]) -> bool:
+        """Whether it reads blocks of r rows and c columns."""
+        return self.format == "bsr" and block[1] % self.block_columns == 0
 
     @property
     def unit(self) -> str:

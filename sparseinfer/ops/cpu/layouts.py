@@ -29,13 +29,19 @@ def computing(dtype: torch.dtype, x_dtype: torch.dtype, isa: str = "") -> tuple[
     return tuple(row for row in rows(isa) if STORAGES[row.storage].takes(dtype, x_dtype))
 
 
-def preferred(dtype: torch.dtype, x_dtype: torch.dtype, *, conv: bool = False) -> tuple[KernelInfo, ...]:
+def preferred(
+    dtype: torch.dtype, x_dtype: torch.dtype, *, conv: bool = False, block: tuple[int, int] | None = None
+) -> tuple[KernelInfo, ...]:
     """The kernels at the active level that plans choose from: for each packing those of one storage.
+
+    block  only those that read such blocks
 
     This is the storage of fewest bytes. If two storages take two bytes, pairs are faster where one
     instruction multiplies them, else single widened weights are (KernelInfo.native).
     """
     usable = [row for row in computing(dtype, x_dtype) if row.native and (row.conv or not conv)]
+    if block is not None:
+        usable = [row for row in usable if row.takes_block(block)]
     best: dict[str, str] = {}
     for row in usable:
         best[row.packing] = min(row.storage, best.get(row.packing, row.storage), key=_cost)
