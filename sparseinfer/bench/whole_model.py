@@ -65,9 +65,6 @@ class ModelSettings:
             several=True,
         ),
     )
-    compiled: bool = field(
-        default=False, metadata=argument("compile the models of --model with torch.compile", flag="compile")
-    )
     block: tuple[int, int] | None = Settings.block
     threads: Sequence[int] = Settings.threads
     budget_s: float = Settings.budget_s
@@ -114,7 +111,6 @@ class Measurement:
     sparse_layers: int
     tokens_per_s: float = 0.0
     pattern: str = "unstructured"
-    compiled: bool = False
     dense_by_name: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -196,8 +192,6 @@ class _Run:
         max_diff = _difference(self._run(fast, inputs), expected)
         self._on_step(f"timing, {about}")
         candidates = {**rivals, "sparse": fast}
-        if self._settings.compiled:
-            candidates = {name: _compiled(model) for name, model in candidates.items()}
         times = time_models(candidates, self._run, inputs, budget_s=self._settings.budget_s)
         best = fastest(times, rivals)
         dense_time, sparse_time = times[best], times["sparse"]
@@ -221,7 +215,6 @@ class _Run:
             sparse_layers=sum(layer.decision == "sparse" for layer in layers),
             tokens_per_s=1e6 * self._model.tokens * batch / sparse_time.min_us,
             pattern="{}x{}".format(*self._settings.block) if self._settings.block else "unstructured",
-            compiled=self._settings.compiled,
             dense_by_name={name: times[name].min_us / 1e3 for name in rivals},
         )
 
@@ -233,13 +226,6 @@ def _as(model: nn.Module, inputs: Any) -> Any:
     """Floating inputs in the model's dtype."""
     dtype = next(model.parameters()).dtype
     return tree_map_only(Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x, inputs)
-
-
-def _compiled(model: nn.Module) -> nn.Module:
-    """The same model with a compiled forward."""
-    compiled = copy.copy(model)
-    compiled.__dict__["forward"] = torch.compile(model.forward)
-    return compiled
 
 
 def to_json(machine: Mapping[str, object], measured: Sequence[Measurement]) -> dict[str, object]:
