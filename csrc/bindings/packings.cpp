@@ -122,8 +122,7 @@ void check_whole(uintptr_t data, int64_t bytes) {
   check_packing(pointer<const void>(data), bytes);
 }
 
-void unpack_checked(uintptr_t data, int64_t bytes, uintptr_t crow, uintptr_t col, uintptr_t values,
-                    uintptr_t scales) {
+void unpack_checked(uintptr_t data, int64_t bytes, uintptr_t crow, uintptr_t col, uintptr_t values, uintptr_t scales) {
   py::gil_scoped_release release;
   const PackingHeader* h = check_packing(pointer<const void>(data), bytes);
   unpack(h, pointer<int64_t>(crow), pointer<int32_t>(col), pointer<void>(values), pointer<float>(scales));

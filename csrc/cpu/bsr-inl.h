@@ -43,6 +43,43 @@ struct Bsr : PackedPanels {
     }
   }
 
+  // A strip of one row of integers, whose sums may be added up in any order: two sets of them, each of every second
+  // block, because one would be limited by the latency of the multiply-add.
+  template <class S>
+  static SI_INLINE void row(const float* x, const uint8_t* offsets, int blocks, int64_t positions,
+                            const typename Step<S>::Payload* values, float* sums) {
+    using Vec = typename S::Vec;
+    typename Vec::V sum[2][S::kSums];
+    SI_UNROLL
+    for (int t = 0; t < S::kSums; ++t) {
+      sum[0][t] = Vec::load(sums + t * Vec::L);
+      sum[1][t] = Vec::zero();
+    }
+    auto step = [&](int set, const float* from, const typename Step<S>::Payload* at) __attribute__((always_inline)) {
+      typename Step<S>::X xv[S::kSums];
+      load<S>(from, xv);
+      const auto weight = Step<S>::weight(at);
+      SI_UNROLL
+      for (int t = 0; t < S::kSums; ++t) sum[set][t] = Step<S>::multiply(weight, xv[t], sum[set][t]);
+    };
+    const int64_t size = positions * kColumns, block_x = positions * S::kTokens;
+    int block = 0;
+    for (; block + 2 <= blocks; block += 2, values += 2 * size) {
+      const float *first = x + offsets[block] * block_x, *second = x + offsets[block + 1] * block_x;
+      for (int64_t c = 0; c < positions; ++c) {
+        step(0, first + c * S::kTokens, values + c * kColumns);
+        step(1, second + c * S::kTokens, values + size + c * kColumns);
+      }
+    }
+    if (block < blocks) {
+      for (int64_t c = 0; c < positions; ++c) {
+        step(0, x + offsets[block] * block_x + c * S::kTokens, values + c * kColumns);
+      }
+    }
+    SI_UNROLL
+    for (int t = 0; t < S::kSums; ++t) Vec::store(sums + t * Vec::L, Vec::add(sum[0][t], sum[1][t]));
+  }
+
   // Strips of kStored rows, of which kStrip are multiplied together.
   template <class S, int kStrip, int kStored = kStrip>
   static void strips(const PackingHeader* w, int64_t split, int64_t panel, const float* x, float* sums) {
@@ -55,6 +92,12 @@ struct Bsr : PackedPanels {
     const auto* values = section<typename Step<S>::Payload>(w, w->values) + cell.values;
     const int64_t positions = w->block_cols / kColumns;
 
+    if constexpr (kMode == TileMode::kQuads && kStored == 1) {
+      for (int64_t s = 0; s < count; offsets += counts[s], values += counts[s] * positions * kColumns, ++s) {
+        if (counts[s] > 0) row<S>(x, offsets, counts[s], positions, values, sums + s * S::kTokens);
+      }
+      return;
+    }
     for (int64_t s = 0; s < count; ++s) {
       for (int first = 0; first < kStored; first += kStrip, sums += kStrip * S::kTokens) {
         if (counts[s] == 0) continue;

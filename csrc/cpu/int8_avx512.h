@@ -42,9 +42,7 @@ struct I32x16Of {
   struct W {
     P even, odd;
   };
-  static W weights(P bytes) {
-    return {_mm512_srai_epi16(_mm512_slli_epi16(bytes, 8), 8), _mm512_srai_epi16(bytes, 8)};
-  }
+  static W weights(P bytes) { return {_mm512_srai_epi16(_mm512_slli_epi16(bytes, 8), 8), _mm512_srai_epi16(bytes, 8)}; }
   static V dot(V acc, P x, W w) {
     const P even = _mm512_madd_epi16(_mm512_and_si512(x, _mm512_set1_epi16(255)), w.even);
     return add(add(acc, even), _mm512_madd_epi16(_mm512_srli_epi16(x, 8), w.odd));
@@ -87,9 +85,7 @@ struct ByteWindow512 {
   void load(const uint8_t* x) { part = _mm512_loadu_si512(x); }
   __m512i look_up(Index at) const { return _mm512_permutexvar_epi8(at, part); }
 #else
-  void load(const uint8_t* x) {
-    part = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
-  }
+  void load(const uint8_t* x) { part = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x))); }
   __m512i look_up(Index at) const { return _mm512_shuffle_epi8(part, at); }
 #endif
 };

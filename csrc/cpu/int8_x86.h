@@ -1,6 +1,6 @@
-// Products of bytes for AVX2 and, with vectors of 128 and 256 bits, for AVX-512. x is unsigned, weights are signed, sums
-// are int32 and exact. Without VNNI even and odd columns are widened to 16 bits and multiplied by vpmaddwd, because
-// vpmaddubsw, which multiplies bytes, saturates sums of two.
+// Products of bytes for AVX2 and, with vectors of 128 and 256 bits, for AVX-512. x is unsigned, weights are signed,
+// sums are int32 and exact. Without VNNI even and odd columns are widened to 16 bits and multiplied by vpmaddwd,
+// because vpmaddubsw, which multiplies bytes, saturates sums of two.
 #pragma once
 
 #include "cpu/shapes.h"
@@ -107,9 +107,7 @@ struct I32x8 {
   struct W {
     P even, odd;
   };
-  static W weights(P bytes) {
-    return {_mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), _mm256_srai_epi16(bytes, 8)};
-  }
+  static W weights(P bytes) { return {_mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), _mm256_srai_epi16(bytes, 8)}; }
   static V dot(V acc, P x, W w) {
     const P even = _mm256_madd_epi16(_mm256_and_si256(x, _mm256_set1_epi16(255)), w.even);
     return add(add(acc, even), _mm256_madd_epi16(_mm256_srli_epi16(x, 8), w.odd));

@@ -34,27 +34,32 @@ SI_INLINE void for_vectors(const T* x, int64_t k, F f) {
 template <class T>
 TokenScale find_scale(const T* x, int64_t k) {
   constexpr float kLeast = 1.17549435e-38f;
-  Row::V low[2] = {Row::zero(), Row::zero()}, high[2] = {Row::zero(), Row::zero()}, odd = Row::zero();
+  constexpr int kSets = 4;  // against the latency of each
+  Row::V low[kSets], high[kSets], odd[kSets];
+  SI_UNROLL
+  for (int s = 0; s < kSets; ++s) low[s] = high[s] = odd[s] = Row::zero();
+  auto take = [&](Row::V v, int s) {
+    low[s] = Row::min(v, low[s]);
+    high[s] = Row::max(v, high[s]);
+    odd[s] = Row::fma(v, Row::zero(), odd[s]);  // NaN where v is none or not finite
+  };
   int64_t i = 0;
-  for (; i + 2 * R <= k; i += 2 * R) {
+  for (; i + kSets * R <= k; i += kSets * R) {
     SI_UNROLL
-    for (int s = 0; s < 2; ++s) {
-      const Row::V v = Row::load(x + i + s * R);
-      low[s] = Row::min(v, low[s]);
-      high[s] = Row::max(v, high[s]);
-      odd = Row::fma(v, Row::zero(), odd);  // NaN where v is none or not finite
-    }
+    for (int s = 0; s < kSets; ++s) take(Row::load(x + i + s * R), s);
   }
-  for_vectors(x + i, k - i, [&](Row::V v, int64_t) {
-    low[0] = Row::min(v, low[0]);
-    high[0] = Row::max(v, high[0]);
-    odd = Row::fma(v, Row::zero(), odd);
-  });
-  const float none = Row::sum(odd);
+  for_vectors(x + i, k - i, [&](Row::V v, int64_t) { take(v, 0); });
+  SI_UNROLL
+  for (int s = 1; s < kSets; ++s) {
+    low[0] = Row::min(low[s], low[0]);
+    high[0] = Row::max(high[s], high[0]);
+    odd[0] = Row::add(odd[s], odd[0]);
+  }
+  const float none = Row::sum(odd[0]);
   if (none != none) return {none, 0};
   float lows[R], highs[R], least = 0.0f, most = 0.0f;
-  Row::store(lows, Row::min(low[0], low[1]));
-  Row::store(highs, Row::max(high[0], high[1]));
+  Row::store(lows, low[0]);
+  Row::store(highs, high[0]);
   for (int lane = 0; lane < R; ++lane) {
     least = lows[lane] < least ? lows[lane] : least;
     most = highs[lane] > most ? highs[lane] : most;
@@ -75,8 +80,8 @@ SI_INLINE void quantize(const T* x, int64_t count, TokenScale token, uint8_t* ou
   for_vectors(x, count, [&](Row::V v, int64_t i) { Ints::store_bytes(out + i, Row::mul(v, inverse), token.zero); });
 }
 
-// The token whose bytes lie at a position of a tile [columns][kTokens], such that interleaving four columns, which works
-// in parts of 16 bytes, gives sums in the order of the tokens.
+// The token whose bytes lie at a position of a tile [columns][kTokens], such that interleaving four columns, which
+// works in parts of 16 bytes, gives sums in the order of the tokens.
 template <int kTokens>
 constexpr int token_at(int position) {
   constexpr int kLanes = kTokens / 4;
@@ -90,8 +95,8 @@ struct TileScales {
   int32_t zeros[kTokens];
 };
 
-// x[the tokens of positions from `group` on, columns from `first` on] -> bytes [16 tokens][256 columns] of which `count`
-// are those of x.
+// x[the tokens of positions from `group` on, columns from `first` on] -> bytes [16 tokens][256 columns] of which
+// `count` are those of x.
 constexpr int kByteGroup = 16, kByteColumns = 256;
 using ByteRows = uint8_t[kByteGroup][kByteColumns + R];
 

@@ -35,7 +35,7 @@ struct Shape {
   using Vec = Vec_;
   using Element = typename TileElement<kMode_>::type;
   static constexpr TileMode kMode = kMode_;
-  static constexpr int kLoads = kT;                                      // vectors of x per column
+  static constexpr int kLoads = kT;  // vectors of x per column
   static constexpr int kSums = kT * (kMode == TileMode::kBytes ? 4 : kMode == TileMode::kPairs ? 2 : 1);  // per row
   static constexpr int kTokens = kSums * Vec::L;
 };

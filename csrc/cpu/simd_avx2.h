@@ -1,8 +1,8 @@
 // Vector types of the level avx2: AVX2 with FMA and F16C, vectors of 8 floats.
 #pragma once
 
-#include "cpu/shapes.h"
 #include "cpu/int8_x86.h"
+#include "cpu/shapes.h"
 #include "cpu/simd_x86.h"
 
 namespace sparseinfer {

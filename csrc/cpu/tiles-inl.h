@@ -172,9 +172,7 @@ struct Tiled {
   static int64_t workspace_bytes(const SpmmArgs& a) { return tiles(a) * tile_bytes(a); }
   static constexpr int64_t kSumBytes = (kChunkRows + G) * kTileTokens * 4;
   static int64_t scratch_bytes(const SpmmArgs& a) { return kSumBytes + Body::scratch_bytes(a.w); }
-  static int64_t prepare_items(const SpmmArgs& a) {
-    return tiles(a) * (kBytes ? kTileTokens / kGroup : panels(a.w));
-  }
+  static int64_t prepare_items(const SpmmArgs& a) { return tiles(a) * (kBytes ? kTileTokens / kGroup : panels(a.w)); }
 
   template <class F>
   static SI_INLINE void with_shape(const SpmmArgs& a, int64_t tile, F f) {

@@ -21,8 +21,8 @@ class Damage {
   Damage(char* blob, int64_t bytes, uint64_t seed) : blob_(blob), random_(seed) {
     std::memcpy(&h_, blob, sizeof h_);
     // The cells, and the row offsets of csr, are 8 bytes like those before them.
-    std::vector<int64_t> starts{0, h_.split_rows, h_.cells, h_.counts, h_.rows, h_.offsets, h_.values,
-                                h_.scales, h_.row_sums, bytes};
+    std::vector<int64_t> starts{0,          h_.split_rows, h_.cells,  h_.counts,   h_.rows,
+                                h_.offsets, h_.values,     h_.scales, h_.row_sums, bytes};
     std::sort(starts.begin(), starts.end());
     starts.erase(std::unique(starts.begin(), starts.end()), starts.end());
     const bool overstated = h_.cells > 0 && random_.chance(0.2);

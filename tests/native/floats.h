@@ -1,5 +1,5 @@
-// The three float types and int8, converted by plain arithmetic on their fields: what the kernels do with them is checked
-// against this, so none of the library's conversions is used.
+// The three float types and int8, converted by plain arithmetic on their fields: what the kernels do with them is
+// checked against this, so none of the library's conversions is used.
 #pragma once
 
 #include <cmath>

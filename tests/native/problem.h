@@ -1,5 +1,6 @@
 // Weights, activations and their products in fp64. All values are exact in all three float types, so one problem serves
-// every kernel; int8 those whose weights are integers. Integers of x span 255, so that rounding them to 8 bits is exact.
+// every kernel; int8 those whose weights are integers. Integers of x span 255, so that rounding them to 8 bits is
+// exact.
 #pragma once
 
 #include <cmath>
@@ -71,7 +72,7 @@ struct Problem {
       for (int64_t column = 0; column < k; column += block_cols) {
         if (!random.chance(1.0 - sparsity)) continue;
         for (int64_t i = 0; i < block_rows * block_cols; ++i) {
-          const double value = values == Values::kRealX    ? static_cast<double>(random.between(-128, 127))
+          const double value = values == Values::kRealX      ? static_cast<double>(random.between(-128, 127))
                                : values == Values::kHostileX ? static_cast<double>(random.between(-4, 4))
                                                              : draw(random, 4, 0.004);
           store(row + i / block_cols, column + i % block_cols, value);
@@ -82,7 +83,8 @@ struct Problem {
     if (values != Values::kReals && values != Values::kRealX) span(random);
     // 5001 is a tie between two numbers of fp16, 258 of bf16; 1e5 is past the range of fp16.
     for (double& v : bias)
-      v = values == Values::kReals || values == Values::kRealX ? draw(random, 0, 0) : static_cast<double>(random.between(-5001, 5001));
+      v = values == Values::kReals || values == Values::kRealX ? draw(random, 0, 0)
+                                                               : static_cast<double>(random.between(-5001, 5001));
     if (n > 2) bias[static_cast<size_t>(n / 2)] = 1e5;
     if (n > 2 && (values == Values::kHostile || values == Values::kHostileX))
       bias[static_cast<size_t>(n / 3)] = std::numeric_limits<double>::quiet_NaN();
@@ -159,7 +161,8 @@ struct Problem {
       const double inf = std::numeric_limits<double>::infinity();
       return random.chance(0.5) ? std::numeric_limits<double>::quiet_NaN() : random.chance(0.5) ? inf : -inf;
     }
-    if (values != Values::kReals && values != Values::kRealX) return static_cast<double>(random.between(-largest, largest));
+    if (values != Values::kReals && values != Values::kRealX)
+      return static_cast<double>(random.between(-largest, largest));
     return std::ldexp(static_cast<double>(random.between(-255, 255)), -static_cast<int>(random.below(9)));
   }
 

@@ -102,9 +102,12 @@ LAYOUTS = sorted({(row.packing, row.storage, row.format) for row in ops.kernels_
 @pytest.mark.parametrize(("packing", "storage", "made_from"), LAYOUTS)
 def test_damaged_packings_are_refused_or_harmless(packing: str, storage: str, made_from: str) -> None:
     """Any byte may be wrong: the call raises, or computes something inside its memory."""
-    dtype = {"f32": torch.float32, "wf16": torch.float16}.get(storage, torch.bfloat16)
-    w = csr().to_dense().to(dtype)
-    fmt = BSR.from_dense(w, (4, 4)) if made_from == "bsr" else CSR.from_dense(w)
+    int8 = storage in ("i8", "wi8")
+    bf16 = torch.bfloat16
+    dtype = {"wbf16": bf16, "bf16": bf16, "wf16": torch.float16}.get(storage, torch.float32)
+    w = (csr().to_dense() * 20).to(torch.int8) if int8 else csr().to_dense().to(dtype)
+    scales = torch.rand(w.shape[0]) if int8 else None
+    fmt = BSR.from_dense(w, (4, 4), scales) if made_from == "bsr" else CSR.from_dense(w, scales)
     whole = ops.pack(fmt, packing, storage=storage)
     plans = [f"*:0:{ops.default_kernel(whole, m)}" for m in (1, 100)]
     g = torch.Generator().manual_seed(0)

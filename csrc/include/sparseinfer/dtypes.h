@@ -60,9 +60,7 @@ constexpr int kNumActivations = sizeof kActivationNames / sizeof *kActivationNam
 static inline const char* name_of(DType dtype) { return kWeightDTypeNames[static_cast<int>(dtype)]; }
 static inline const char* name_of(Storage storage) { return kStorageNames[static_cast<int>(storage)]; }
 
-static inline int64_t dtype_bytes(DType dtype) {
-  return dtype == DType::kF32 ? 4 : dtype == DType::kI8 ? 1 : 2;
-}
+static inline int64_t dtype_bytes(DType dtype) { return dtype == DType::kF32 ? 4 : dtype == DType::kI8 ? 1 : 2; }
 static inline int64_t payload_bytes(Storage storage) {
   if (storage == Storage::kI8 || storage == Storage::kWI8) return 1;
   return storage == Storage::kF32 ? 4 : 2;
