@@ -40,13 +40,13 @@ from sparseinfer.formats import BSR, CSR
 from sparseinfer.formats.dtypes import WEIGHT_DTYPE_NAMES, WEIGHT_DTYPES
 from sparseinfer.modules import pack_groups
 from sparseinfer.modules.groups import join_rows
-from sparseinfer.ops.dense import PLAIN, PREPACKED
+from sparseinfer.ops.dense import PLAIN, PREPACKED, PREPACKED_BF16
 
 # Layers whose weight in a file is the matrix that is planned.
 _STORED_AS_MATRIX = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 # Dense implementations that every CPU has.
-_CPU_WAYS = (PLAIN, PREPACKED)
+_CPU_WAYS = (PLAIN, PREPACKED, PREPACKED_BF16)
 
 Planning = Literal["stored", "predict", "measure"]
 
@@ -206,7 +206,7 @@ class _Stored:
             product = with_weights_of_now(product)
             planned = _plan(known.plan, _format(product.weights, known.plan), product)
             plain = None
-            if known.plain is not None and planned.is_sparse:
+            if known.plain is not None:
                 plain = _plan(known.plain, _format(product.site_weights[0], known.plain), product)
             yield Decision(product, planned, plain)
         # The survey keeps none of the weights that were there for a moment.
