@@ -147,20 +147,20 @@ def record_of(
 
 
 def attach_record(model: nn.Module, record: Record) -> None:
-    """Store the record on the model; it is copied and pickled with the model."""
-    setattr(model, _ATTRIBUTE, record)
+    """Store the record on the model, after those of earlier conversions; it is copied with the model."""
+    setattr(model, _ATTRIBUTE, (*recorded(model), record))
 
 
 def detach_record(model: nn.Module) -> None:
-    """Remove the record."""
+    """Remove the records."""
     if hasattr(model, _ATTRIBUTE):
         delattr(model, _ATTRIBUTE)
 
 
-def recorded(model: nn.Module) -> Record | None:
-    """The record of the conversion that made this model; None: `convert` did not return it."""
-    record: Record | None = vars(model).get(_ATTRIBUTE)
-    return record
+def recorded(model: nn.Module) -> tuple[Record, ...]:
+    """The records of the conversions that made this model, in order; () if `convert` did not return it."""
+    records: tuple[Record, ...] = vars(model).get(_ATTRIBUTE, ())
+    return records
 
 
 def to_json(record: Record) -> dict[str, Any]:

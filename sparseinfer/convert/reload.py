@@ -34,16 +34,19 @@ from sparseinfer.convert.survey.survey import (
     sites_of,
     with_weights_of_now,
 )
-from sparseinfer.convert.survey.weights import Weights
+from sparseinfer.convert.survey.weights import Weights, class_of
 from sparseinfer.convert.timing.times import Times
 from sparseinfer.formats import BSR, CSR
 from sparseinfer.formats.dtypes import WEIGHT_DTYPE_NAMES, WEIGHT_DTYPES
 from sparseinfer.modules import pack_groups
 from sparseinfer.modules.groups import join_rows
-from sparseinfer.ops.dense import PLAIN, PREPACKED
+from sparseinfer.ops.dense import PLAIN, PREPACKED, PREPACKED_BF16
+
+# Layers whose weight in a file is the matrix that is planned.
+_STORED_AS_MATRIX = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 # Dense implementations that every CPU has.
-_CPU_WAYS = (PLAIN, PREPACKED)
+_CPU_WAYS = (PLAIN, PREPACKED, PREPACKED_BF16)
 
 Planning = Literal["stored", "predict", "measure"]
 
@@ -180,7 +183,7 @@ class _Stored:
         folds = product.followers.batch_norm is not None
         fmt = None
         if known is not None and _runs_here(known.plan, product) and _runs_here(known.plain, product):
-            fmt = None if folds or product.name else self._stored_csr(layers, known.plan)
+            fmt = None if folds or product.name else self._stored_csr(product, known.plan)
             # Of a folded product both plans; and int8 as it was rounded, which no dense weight tells.
             is_whole = not folds or not known.plan.buckets or known.plain is not None
             known = known if is_whole and (fmt is not None or not known.has_integers) else None
@@ -203,7 +206,7 @@ class _Stored:
             product = with_weights_of_now(product)
             planned = _plan(known.plan, _format(product.weights, known.plan), product)
             plain = None
-            if known.plain is not None and planned.is_sparse:
+            if known.plain is not None:
                 plain = _plan(known.plain, _format(product.site_weights[0], known.plain), product)
             yield Decision(product, planned, plain)
         # The survey keeps none of the weights that were there for a moment.
@@ -213,11 +216,13 @@ class _Stored:
         for layer in layers:
             self.source.keep(layer)
 
-    def _stored_csr(self, layers: Sequence[str], plan: StoredPlan) -> CSR | None:
+    def _stored_csr(self, product: Product, plan: StoredPlan) -> CSR | None:
         """The weight as it is in the file, if that is what the plan packs."""
         if not plan.buckets or any(block != (1, 1) for block in plan.blocks):
             return None
-        parts = [self.source.csr(layer) for layer in layers]
+        if any(class_of(site.module) not in _STORED_AS_MATRIX for site in product.sites):
+            return None
+        parts = [self.source.csr(site.fqn) for site in product.sites]
         found = [
             part for part in parts if part is not None and WEIGHT_DTYPE_NAMES.get(part.dtype) == plan.dtype
         ]

@@ -69,7 +69,7 @@ def _filled(file: File, model: nn.Module, plan: Planning) -> nn.Module:
     filling = Filling(file, model)
     filling.check()
     records = _records(file, model)
-    planned = [f"{prefix}.{fqn}".strip(".") for prefix, record in records.items() for fqn in record.layers]
+    planned = [f"{prefix}.{fqn}".strip(".") for prefix, record in records for fqn in record.layers]
 
     def lazy(key: str) -> bool:
         owner = key.rpartition(".")[0]
@@ -81,7 +81,7 @@ def _filled(file: File, model: nn.Module, plan: Planning) -> nn.Module:
         if file.is_ours and not file.manifest.training:
             model.eval()
         filling.put(lazy)
-        for prefix, record in records.items():
+        for prefix, record in records:
             try:
                 model = _converted(model, prefix, record, plan, filling)
             except (ValueError, TypeError) as error:
@@ -95,14 +95,16 @@ def _filled(file: File, model: nn.Module, plan: Planning) -> nn.Module:
     return model
 
 
-def _records(file: File, model: nn.Module) -> dict[str, Record]:
-    """The conversions in the file, by the name of the part that was converted."""
-    records = {}
+def _records(file: File, model: nn.Module) -> list[tuple[str, Record]]:
+    """The conversions in the file, each with the name of the part that was converted, in order."""
+    records = []
     for prefix, content in file.manifest.conversions.items():
         try:
-            records[prefix] = from_json(content)
             part = model.get_submodule(prefix)
-            check_fits(part, records[prefix])
+            for one in content:
+                record = from_json(one)
+                check_fits(part, record)
+                records.append((prefix, record))
         except (ValueError, AttributeError) as error:
             raise ValueError(f"{file.path}: {prefix or 'model'}: {error}") from None
     return records

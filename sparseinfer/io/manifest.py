@@ -64,7 +64,7 @@ class Manifest:
     derived       names of buffers that are not in the model's state_dict
     channels_last names of tensors whose memory format is channels_last
     extra         extra states by the names of their modules: plain JSON
-    conversions   records of `convert`, by the name of the converted module
+    conversions   records of `convert`, in order, by the name of the converted module
     """
 
     model: str = ""
@@ -101,6 +101,8 @@ def parse_manifest(text: str, file_bytes: int) -> Manifest:
             raise ValueError(
                 f"manifest: expected {name} as {kind.__name__}, got {type(content[name]).__name__}"
             )
+    if not all(isinstance(records, list) for records in content["conversions"].values()):
+        raise ValueError("manifest: expected a list of records for each conversion, got others")
     names = [*content["aliases"].values(), *content["derived"], *content["channels_last"]]
     if not all(isinstance(name, str) for name in names):
         raise ValueError("manifest: expected names of tensors as texts, got others")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
@@ -36,7 +37,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, progress: bool = Tru
     layers = {module for module in model.modules() if is_replacement(module)}
     with Progress("reading layers", len(layers) or None, shown=progress) as bar:
         state = state_of(model, bar.advance)
-        conversions = {fqn: to_json(record) for fqn, record in _records(model).items()}
+        conversions = {fqn: list(map(to_json, records)) for fqn, records in _records(model).items()}
         manifest = Manifest(
             model=base_class(model).__name__,
             training=model.training,
@@ -52,12 +53,11 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, progress: bool = Tru
     return path
 
 
-def _records(model: nn.Module) -> dict[str, Record]:
+def _records(model: nn.Module) -> dict[str, Sequence[Record]]:
     """The conversions of the model and of parts of it, the outermost of each part."""
-    records: dict[str, Record] = {}
+    records: dict[str, Sequence[Record]] = {}
     for fqn, module in model.named_modules():
         inside = any(not outer or fqn.startswith(f"{outer}.") for outer in records)
-        record = None if inside else recorded(module)
-        if record is not None:
-            records[fqn] = record
+        if not inside and recorded(module):
+            records[fqn] = recorded(module)
     return records

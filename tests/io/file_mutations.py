@@ -68,7 +68,7 @@ class Small(nn.Module):
         super().__init__()
         self.conv, self.bn = nn.Conv2d(4, 16, 3), nn.BatchNorm2d(16)
         self.a, self.b, self.c = nn.Linear(16, 64), nn.Linear(16, 64), nn.Linear(64, 64)
-        self.d, self.e = nn.Linear(64, 128), nn.Linear(128, 64)
+        self.d, self.e = nn.Linear(64, 128), nn.Linear(128, 63)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.bn(self.conv(x)).flatten(2).transpose(1, 2)
@@ -82,7 +82,7 @@ def small() -> nn.Module:
     si.prune_(model, si.Magnitude(0.8), keep_masks=False)
     with torch.no_grad():
         model.c.weight.zero_()[:16, :32] = 1.0
-        model.d.weight.zero_()[:, ::8] = 2.0
+        model.d.weight.copy_((torch.arange(64) - torch.arange(128)[:, None]) % 8 == 0)
         model.e.weight.zero_()[5, 7] = 3.0
     x = torch.zeros(1, 4, 5, 5)
     options = si.ConvertOptions(memory="compact", fold_batch_norm=True, measure=False)

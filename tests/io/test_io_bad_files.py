@@ -150,10 +150,11 @@ LIES = {
     "channels": (of_manifest(channels_last=["0.weight"]), "0.weight: expected a tensor of four dimensions"),
     "extra": (of_manifest(extra={"0._extra_state": 1}), "0._extra_state: expected an extra state, got none"),
     "conversion": (
-        of_manifest(conversions={"": {"options": {}}}),
+        of_manifest(conversions={"": [{"options": {}}]}),
         "conversion: expected a record of convert",
     ),
-    "part": (of_manifest(conversions={"7": {}}), "7: "),
+    "records": (of_manifest(conversions={"": {}}), "manifest: expected a list of records"),
+    "part": (of_manifest(conversions={"7": []}), "7: "),
     "format": (of_weight(format="zip"), "0.weight: expected a format of"),
     "matrix": (
         of_weight(shape=[64, 65]),
@@ -285,7 +286,7 @@ def test_kernels_that_are_not_here_are_planned_anew(tmp_path: Path) -> None:
     converted = si.convert(model, example_inputs=x, memory="compact", measure=False)
     file = si.save(converted, tmp_path / "model.safetensors")
     header, manifest, tensors = parts_of(file)
-    for decision in manifest["conversions"][""]["decisions"]:
+    for decision in manifest["conversions"][""][0]["decisions"]:
         plan = decision["plan"]
         plan["buckets"] = re.sub(r":spmm_\w+", ":spmm_of_tomorrow", plan["buckets"])
     write(file, header, manifest, tensors)

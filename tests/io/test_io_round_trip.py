@@ -66,19 +66,31 @@ def test_converted_models_give_equal_results(tmp_path: Path, name: str) -> None:
             torch.testing.assert_close(planned(*x), expected, rtol=0.05, atol=0.02)
 
 
-def test_a_language_model_with_fused_projections(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_language_models(tmp_path: Path, kind: str) -> None:
+    """One has projections that become one matrix, the other weights that are held as [k, n], some square."""
     transformers = pytest.importorskip("transformers")
-    config = transformers.LlamaConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=100
-    )
+    if kind == "llama":
+        sizes = {
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+        }
+        config = transformers.LlamaConfig(**sizes, vocab_size=100)
+        made = transformers.LlamaForCausalLM
+    else:
+        config = transformers.GPT2Config(n_embd=64, n_layer=2, n_head=4, n_positions=32, vocab_size=100)
+        made = transformers.GPT2LMHeadModel
     torch.manual_seed(0)
-    model = transformers.LlamaForCausalLM(config).eval()
+    model = made(config).eval()
     si.prune_(model, si.Magnitude(0.8), ignore=["lm_head"], keep_masks=False)
     ids = {"input_ids": torch.tensor([[1, 5, 7]])}
     converted = si.convert(model, example_inputs=ids, tokens=(1, 64), memory="compact", measure=False)
-    assert any("one matrix with" in row.reason for row in si.explain(converted).rows)
+    fused = any("one matrix with" in row.reason for row in si.explain(converted).rows)
+    assert fused == (kind == "llama")
     file = si.save(converted, tmp_path / "model.safetensors")
-    loaded = si.load(file, lambda: transformers.LlamaForCausalLM(config))
+    loaded = si.load(file, lambda: made(config))
     with torch.no_grad():
         assert torch.equal(loaded(**ids).logits, converted(**ids).logits)
     assert_same_state(si.densify_(loaded), si.densify_(converted))
@@ -240,6 +252,16 @@ def test_parts_that_were_converted(tmp_path: Path) -> None:
     x = torch.randn(2, 16)
     with torch.no_grad():
         assert torch.equal(loaded(x), model(x))
+
+
+def test_a_model_that_was_converted_in_two_steps(tmp_path: Path) -> None:
+    model, x = everything()
+    first = si.convert(model, example_inputs=x, targets=["q", "k", "v"], measure=False)
+    converted = si.convert(first, example_inputs=x, memory="compact", measure=False)
+    loaded = si.load(si.save(converted, tmp_path / "m.safetensors"), Everything)
+    assert [type(m).__name__ for m in loaded.modules()] == [type(m).__name__ for m in converted.modules()]
+    with torch.no_grad():
+        assert torch.equal(loaded(*x), converted(*x))
 
 
 def test_a_model_that_is_a_layer(tmp_path: Path) -> None:
