@@ -53,8 +53,7 @@ def test_cells_hold_every_kernel_of_the_active_level_and_the_dense_ones(
             kernels = {
                 kernel.name
                 for kernel in ops.kernels_at(ops.active_isa())
-                if (kernel.storage, kernel.format) == ("f32", "csr")
-                and not 0 < kernel.max_tokens < tokens
+                if (kernel.storage, kernel.format) == ("f32", "csr") and not 0 < kernel.max_tokens < tokens
             }
             assert {r.name.split(" ")[0] for r in sparse} == kernels
             zeros = round(sparsity * 64 * 48) / (64 * 48)

@@ -3,8 +3,8 @@
 // to disk, so the layout may change with every version.
 //
 // Vocabulary. A *unit* is one stored column (bsr: one stored block). Its *payload* is its value in the packing's
-// storage, 4, 2 or 1 bytes. A *panel* is a range of `panel` columns whose slice of x stays in L1. A *split* is a range of
-// rows of about equal work, the grain of threading. A *cell* is one split x one panel; cells are stored split-major.
+// storage, 4, 2 or 1 bytes. A *panel* is a range of `panel` columns whose slice of x stays in L1. A *split* is a range
+// of rows of about equal work, the grain of threading. A *cell* is one split x one panel; cells are stored split-major.
 #pragma once
 
 #include <stdint.h>
@@ -51,13 +51,13 @@ struct PackingHeader {
   int64_t units;                   // entries of `offsets`
   int64_t split_rows;              // int64[splits + 1], first row of each split
   int64_t cells;                   // Cell[splits * panels + 1]
-  int64_t counts;   // csr: int64 crow[n + 1]; rowgroup: PatternCounts[]; rowlist: Run[]; bsr: uint8[]; sell: uint32[];
-                    // tilemap: int64[] first values
-  int64_t rows;     // rowlist: uint16[] row within the split; sell: uint32[] first columns; bitmap: uint64[] masks;
-                    // tilemap: uint32[16] masks of a tile
-  int64_t offsets;  // rowgroup, rowlist: uint16[] column in the panel; sell, bsr: uint8[]; csr: uint32[] columns
-  int64_t values;   // payloads in loop order
-  int64_t scales;   // float[n], which multiply the sums of the rows; 0: there are none, the payloads are the weights
+  int64_t counts;    // csr: int64 crow[n + 1]; rowgroup: PatternCounts[]; rowlist: Run[]; bsr: uint8[]; sell: uint32[];
+                     // tilemap: int64[] first values
+  int64_t rows;      // rowlist: uint16[] row within the split; sell: uint32[] first columns; bitmap: uint64[] masks;
+                     // tilemap: uint32[16] masks of a tile
+  int64_t offsets;   // rowgroup, rowlist: uint16[] column in the panel; sell, bsr: uint8[]; csr: uint32[] columns
+  int64_t values;    // payloads in loop order
+  int64_t scales;    // float[n], which multiply the sums of the rows; 0: there are none, the payloads are the weights
   int64_t row_sums;  // i8: int32[n], sums of each row's payloads, for the zero point of x; else 0
 };
 
