@@ -1,12 +1,13 @@
 """What zeros in patterns cost the demo's model in quality, and what they gain in speed here, written as JSON.
 
-    python bench/prune/patterns.py quality speed --json bench/results/patterns.json
+    python bench/prune/patterns.py quality layers encoder --json bench/results/patterns.json
 
 quality   cosine of the embeddings to the dense model's, of the demo's sentences, which no training reads:
           after ADMM alone, and after a short recovery
-speed     times of the converted encoder and of its layers over the best dense ones, one thread
+layers    the fastest kernel for the model's three shapes of layers over the best dense product, one thread
+encoder   the whole encoder, converted, over the dense one as it is and after `convert`, one thread
 
-The two parts and all patterns may be run one after the other: the file keeps what is not measured again.
+The parts and all patterns may be run one after the other: the file keeps what is not measured again.
 """
 
 from __future__ import annotations
@@ -25,17 +26,24 @@ from torch import nn
 
 from sparseinfer import ops
 from sparseinfer._machine import describe_machine
-from sparseinfer._timing import num_threads
+from sparseinfer._timing import geometric_mean, num_threads
+from sparseinfer.bench.candidate import SPARSE
+from sparseinfer.bench.layer import run
+from sparseinfer.bench.settings import Settings
 from sparseinfer.bench.turns import time_models
 from sparseinfer.convert import convert, explain
 from sparseinfer.demo import minilm
 from sparseinfer.demo.experiment import sentences
-from sparseinfer.prune import CalibrationStats, Magnitude, Pattern, prune_, registry
+from sparseinfer.prune import Block, CalibrationStats, Magnitude, Pattern, prune_, registry
 
 PATTERNS = ("unstructured", "4x1", "16x1", "16x32")
 # For calibration and training; a short recovery reads a part of them.
 _SENTENCES = 40_000
 _BUDGET_S = 4.0
+# The layers of the model, and numbers of tokens.
+_SHAPES = ((384, 384), (1536, 384), (384, 1536))
+_TOKENS = (1, 16, 128)
+_LAYER_BUDGET_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -50,12 +58,22 @@ class Quality:
 
 
 @dataclass(frozen=True)
-class Speed:
+class Layers:
+    """Geometric mean over the shapes of the fastest kernel's speed-up over the best dense product."""
+
+    pattern: str
+    sparsity: float
+    tokens: int
+    x_dense: float
+    kernels: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Encoder:
     """Of one pruned and converted encoder; times are minima of runs that took turns.
 
     speed_up         over the encoder as it is
     over_best_dense  over the dense encoder after `convert`
-    layers           time of all layers in their best dense form over that of the layers as converted
     kernels          how many layers run which kernel for so many tokens
     """
 
@@ -65,7 +83,6 @@ class Speed:
     ms: float
     speed_up: float
     over_best_dense: float
-    layers: float
     kernels: Mapping[str, int]
 
 
@@ -100,7 +117,27 @@ def _cosine(model: nn.Module, dense: nn.Module, batch: minilm.Batch) -> float:
     return float(F.cosine_similarity(minilm.embed(model, batch), minilm.embed(dense, batch)).mean())
 
 
-def speed(patterns: Sequence[str], sparsity: float) -> Iterator[Speed]:
+def layers(patterns: Sequence[str], sparsity: float) -> Iterator[Layers]:
+    for name in patterns:
+        pattern = registry.pattern(name)
+        block = (pattern.r, pattern.c) if isinstance(pattern, Block) else None
+        settings = Settings(
+            shapes=_SHAPES, sparsities=(sparsity,), tokens=_TOKENS, block=block, budget_s=_LAYER_BUDGET_S
+        )
+        measured = [one for one in run(settings) if one.kind == SPARSE]
+        for tokens in _TOKENS:
+            best = [
+                max(
+                    (one for one in measured if (one.n, one.k, one.tokens) == (n, k, tokens)),
+                    key=lambda one: one.x_dense,
+                )
+                for n, k in _SHAPES
+            ]
+            names = [one.name.rsplit("__", 1)[0] for one in best]
+            yield Layers(name, sparsity, tokens, geometric_mean([one.x_dense for one in best]), names)
+
+
+def encoder(patterns: Sequence[str], sparsity: float) -> Iterator[Encoder]:
     """Masks by magnitude: what counts for the time is how the zeros lie, not which weights they are."""
     batch = minilm.tokenize(sentences())
     with num_threads(1), torch.inference_mode():
@@ -117,16 +154,13 @@ def speed(patterns: Sequence[str], sparsity: float) -> Iterator[Speed]:
     for name in patterns:
         rows = [row for row in explain(models[name]).rows if row.dense_us]
         kernels = [row.kernels[-1][1] if row.kernels else row.decision for row in rows]
-        dense_us = sum(row.dense_us[-1] for row in rows)
-        us = sum(row.sparse_us[-1] if row.kernels else row.dense_us[-1] for row in rows)
-        yield Speed(
+        yield Encoder(
             name,
             sparsity,
             batch[0].numel(),
             times[name],
             times["dense"] / times[name],
             times["best dense"] / times[name],
-            dense_us / us,
             {kernel: kernels.count(kernel) for kernel in sorted(set(kernels))},
         )
 
@@ -139,7 +173,7 @@ def _by_magnitude(pattern: Pattern, sparsity: float) -> nn.Module:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", nargs="+", choices=("quality", "speed"))
+    parser.add_argument("part", nargs="+", choices=("quality", "layers", "encoder"))
     parser.add_argument(
         "--pattern", nargs="+", default=list(PATTERNS), help="unstructured, or blocks as 16x1"
     )
@@ -151,8 +185,10 @@ def main() -> None:
     parts: dict[str, Iterator[Any]] = {}
     if "quality" in options.part:
         parts["quality"] = quality(options.pattern, options.sparsity, options.steps)
-    if "speed" in options.part:
-        parts["speed"] = speed(options.pattern, options.sparsity)
+    if "layers" in options.part:
+        parts["layers"] = layers(options.pattern, options.sparsity)
+    if "encoder" in options.part:
+        parts["encoder"] = encoder(options.pattern, options.sparsity)
     for part, measured in parts.items():
         rows = []
         for one in measured:

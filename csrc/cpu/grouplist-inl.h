@@ -168,65 +168,34 @@ struct GrouplistRows {
   }
 };
 
-template <class Weights>
-struct GrouplistTiles : PackedPanels {
-  using Payload = typename Weights::Payload;
-  static constexpr TileMode kMode = Weights::kColumns == 2 ? TileMode::kPairs : TileMode::kFloat;
-  static constexpr int kRows = 8;
-  static constexpr bool kWidens = kMode == TileMode::kFloat && sizeof(Payload) < 4;
-
-  // Widened weights of a group in a panel.
-  static int64_t scratch_bytes(const PackingHeader* w) { return kWidens ? (w->panel + 1) * kListRows * 4 : 0; }
+// sums [rows of a group][tokens] += its list, strip by strip; the same for all storages that become fp32.
+template <class S>
+struct ListStrips {
+  using Vec = typename S::Vec;
+  using Element = typename S::Element;
+  using Payload = typename Step<S>::Payload;
 
   // Rows of a strip: sums, x and a weight fill the registers.
-  template <class S>
   static constexpr int strip_height() {
     if (Level::kRegisters < 32) return S::kSums > 1 ? 4 : 8;
     return S::kSums > 3 ? 4 : S::kSums > 1 ? 8 : 16;
   }
 
-  // sums [rows of the split][tokens]
-  template <class S>
-  static void cell(const PackingHeader* w, int64_t split, int64_t panel, const typename S::Element* x, float* sums,
-                   int64_t, char* scratch) {
-    const int64_t* split_rows = section<int64_t>(w, w->split_rows);
-    const int64_t rows = split_rows[split + 1] - split_rows[split], each = list_rows(w->block_rows);
-    const Cell& cell = section<Cell>(w, w->cells)[split * w->panels + panel];
-    const uint16_t* counts = section<uint16_t>(w, w->counts) + cell.counts;
-    const uint16_t* offsets = section<uint16_t>(w, w->offsets) + cell.offsets;
-    const Payload* values = section<Payload>(w, w->values) + cell.values;
-    constexpr int kColumns = Step<S>::kPositions;
-    for (int64_t row = 0; row < rows; row += each, ++counts, sums += each * S::kTokens) {
-      const int64_t steps = (*counts + kColumns - 1) / kColumns;
-      if (steps == 0) continue;
-      if constexpr (kWidens) {
-        float* wide = reinterpret_cast<float*>(scratch);
-        for (int64_t i = 0; i < steps * each; i += R) Row::store(wide + i, Row::load(values + i));
-        group<S, strip_height<S>()>(x, offsets, wide, steps, each, sums);
-      } else {
-        group<S, strip_height<S>()>(x, offsets, values, steps, each, sums);
-      }
-      offsets += steps * kColumns;
-      values += steps * kColumns * each;
-    }
-  }
-
-  template <class S, int kStrip>
-  static SI_INLINE void group(const typename S::Element* x, const uint16_t* offsets,
-                              const typename Step<S>::Payload* values, int64_t steps, int64_t each, float* sums) {
+  template <int kStrip>
+  static SI_INLINE void group(const Element* x, const uint16_t* offsets, const Payload* values, int64_t steps,
+                              int64_t each, float* sums) {
     if constexpr (kStrip > 1) {
-      if (each % kStrip != 0) return group<S, kStrip / 2>(x, offsets, values, steps, each, sums);
+      if (each % kStrip != 0) return group<kStrip / 2>(x, offsets, values, steps, each, sums);
     }
-    strip<S, kStrip, true>(x, offsets, values, steps, each, sums);
+    strip<kStrip, true>(x, offsets, values, steps, each, sums);
     for (int64_t row = kStrip; row < each; row += kStrip) {
-      strip<S, kStrip, false>(x, offsets, values + row * Step<S>::kPositions, steps, each, sums + row * S::kTokens);
+      strip<kStrip, false>(x, offsets, values + row * Step<S>::kPositions, steps, each, sums + row * S::kTokens);
     }
   }
 
-  template <class S, int kStrip, bool kIsFirst>
-  static void strip(const typename S::Element* x, const uint16_t* offsets, const typename Step<S>::Payload* values,
-                    int64_t steps, int64_t each, float* sums) {
-    using Vec = typename S::Vec;
+  template <int kStrip, bool kIsFirst>
+  static void strip(const Element* x, const uint16_t* offsets, const Payload* values, int64_t steps, int64_t each,
+                    float* sums) {
     constexpr int kColumns = Step<S>::kPositions;
     typename Vec::V sum[kStrip][S::kSums];
     SI_UNROLL
@@ -249,6 +218,44 @@ struct GrouplistTiles : PackedPanels {
     for (int r = 0; r < kStrip; ++r) {
       SI_UNROLL
       for (int t = 0; t < S::kSums; ++t) Vec::store(sums + r * S::kTokens + t * Vec::L, sum[r][t]);
+    }
+  }
+};
+
+template <class Weights>
+struct GrouplistTiles : PackedPanels {
+  using Payload = typename Weights::Payload;
+  static constexpr TileMode kMode = Weights::kColumns == 2 ? TileMode::kPairs : TileMode::kFloat;
+  static constexpr int kRows = 8;
+  static constexpr bool kWidens = kMode == TileMode::kFloat && sizeof(Payload) < 4;
+
+  // Widened weights of a group in a panel.
+  static int64_t scratch_bytes(const PackingHeader* w) { return kWidens ? (w->panel + 1) * kListRows * 4 : 0; }
+
+  // sums [rows of the split][tokens]
+  template <class S>
+  static void cell(const PackingHeader* w, int64_t split, int64_t panel, const typename S::Element* x, float* sums,
+                   int64_t, char* scratch) {
+    const int64_t* split_rows = section<int64_t>(w, w->split_rows);
+    const int64_t rows = split_rows[split + 1] - split_rows[split], each = list_rows(w->block_rows);
+    const Cell& cell = section<Cell>(w, w->cells)[split * w->panels + panel];
+    const uint16_t* counts = section<uint16_t>(w, w->counts) + cell.counts;
+    const uint16_t* offsets = section<uint16_t>(w, w->offsets) + cell.offsets;
+    const Payload* values = section<Payload>(w, w->values) + cell.values;
+    using Strips = ListStrips<S>;
+    constexpr int kColumns = Step<S>::kPositions;
+    for (int64_t row = 0; row < rows; row += each, ++counts, sums += each * S::kTokens) {
+      const int64_t steps = (*counts + kColumns - 1) / kColumns;
+      if (steps == 0) continue;
+      if constexpr (kWidens) {
+        float* wide = reinterpret_cast<float*>(scratch);
+        for (int64_t i = 0; i < steps * each; i += R) Row::store(wide + i, Row::load(values + i));
+        Strips::template group<Strips::strip_height()>(x, offsets, wide, steps, each, sums);
+      } else {
+        Strips::template group<Strips::strip_height()>(x, offsets, values, steps, each, sums);
+      }
+      offsets += steps * kColumns;
+      values += steps * kColumns * each;
     }
   }
 };

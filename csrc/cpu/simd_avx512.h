@@ -245,6 +245,7 @@ struct Level {
       return f(Shape<F32x16, 4, kMode>{});
     }
   }
+  // 8 rows of 3 vectors: as many sums as registers hold, so that a product ends the fewest loops.
   template <TileMode kMode, int kRows>
   static constexpr int kTileTokens = kRows == 8 && kMode == TileMode::kFloat ? 48 : 64;
 

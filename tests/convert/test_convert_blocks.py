@@ -11,9 +11,10 @@ from convert_helpers import Script, assert_restored
 from generators import block_mask, tokens, values
 from torch import Tensor, nn
 
-from sparseinfer import BSR, CSR, Block, Magnitude, convert, explain, finalize_, prune_
+from sparseinfer import Block, Magnitude, convert, explain, finalize_, prune_
 from sparseinfer.convert.candidates.conv import ConvCandidates, sparse_conv
 from sparseinfer.convert.survey.weights import Weights
+from sparseinfer.formats import BSR, CSR
 from sparseinfer.ops import Layout
 
 N, K = 48, 64

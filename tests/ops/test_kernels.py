@@ -13,7 +13,11 @@ from sparseinfer import ops
 from sparseinfer.formats import BSR, CSR
 from sparseinfer.ops.cpu import linear as cpu
 
-BLOCKS = [(1, 4), (4, 1), (2, 2), (4, 4), (3, 5), (8, 8), (16, 1), (16, 16), (32, 32), (64, 64), (48, 5)]
+# By packing; of grouplist those whose groups have 16, 4 and 1 rows.
+BLOCKS = {
+    "bsr": [(1, 4), (4, 1), (2, 2), (4, 4), (3, 5), (8, 8), (16, 16), (32, 32), (64, 64)],
+    "grouplist": [(16, 1), (4, 4), (3, 5), (1, 1)],
+}
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 # Weight and activation dtypes that each storage takes. Pairs of bf16 round fp32 activations to bf16.
@@ -54,7 +58,7 @@ def formats_for(kernel: ops.KernelInfo, w: Tensor) -> list[CSR | BSR]:
     if kernel.format != "bsr":
         return [CSR.from_dense(w)]
     n, k = w.shape
-    blocks = [b for b in BLOCKS if n % b[0] == 0 and k % b[1] == 0 and kernel.takes_block(b)]
+    blocks = [b for b in BLOCKS[kernel.packing] if n % b[0] == 0 and k % b[1] == 0 and kernel.takes_block(b)]
     return [BSR.from_dense(w, b) for b in blocks]
 
 
@@ -173,7 +177,7 @@ def test_more_columns_than_16_bits_count(kernel: ops.KernelInfo) -> None:
 def test_blocks_of_every_size(kernel: ops.KernelInfo) -> None:
     w_dtype, x_dtype = DTYPES[kernel.storage][0]
     x = torch.randn(20, 320).to(x_dtype)
-    for block in [b for b in BLOCKS if kernel.takes_block(b)] if kernel.format == "bsr" else [(1, 1)]:
+    for block in [b for b in BLOCKS.get(kernel.packing, []) if kernel.takes_block(b)] or [(1, 1)]:
         n, k = 3 * 64 // block[0] * block[0], 320 // block[1] * block[1]
         w = block_weight(n, k, block, 0.7).to(w_dtype)
         fmt = BSR.from_dense(w, block) if kernel.format == "bsr" else CSR.from_dense(w)

@@ -32,13 +32,14 @@ def statistics(model: nn.Module, k: int = K) -> CalibrationStats:
 @methods
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_whole_blocks_are_pruned_as_many_as_asked_for(method: type[SparseMethod], block: Block) -> None:
-    model = net()
-    prune_(model, method(0.75, pattern=block), stats=statistics(model), keep_masks=False)
+    model, how = net(), method(0.75, pattern=block)
+    prune_(model, how, stats=statistics(model), keep_masks=False)
     weight = model[0].weight.detach()
     kept = (weight != 0).view(N // block.r, block.r, K // block.c, block.c)
     assert torch.equal(kept.any(3).any(1), kept.all(3).all(1))
-    blocks = N * K // (block.r * block.c)
-    assert int(kept.any(3).any(1).sum()) == blocks - round(0.75 * blocks)
+    rows, columns = N // block.r, K // block.c
+    counted = (rows, columns) if how.scope == "row" else (1, rows * columns)
+    assert int(kept.any(3).any(1).sum()) == counted[0] * (counted[1] - round(0.75 * counted[1]))
     found = Weights(weight, None).block
     assert found == ((16, block.c) if block.r == 16 else None)
 
