@@ -109,8 +109,9 @@ def converted(model: nn.Module, inputs: Mapping[str, Any]) -> Run:
 
 @contextmanager
 def burning() -> Iterator[None]:
-    """Another process that never sleeps."""
-    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    """Another process that never sleeps, as long as this one lives."""
+    code = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
+    process = subprocess.Popen([sys.executable, "-c", code])
     try:
         yield
     finally:

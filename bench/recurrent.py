@@ -2,8 +2,9 @@
 
     python bench/recurrent.py --json FILE [--model NAME ...] [--dtype f32 bf16] [--batch N ...]
 
-Times are minima of runs in turns, over the same model left dense. Nothing is rounded: "bf16" is a model in
-bfloat16. Rows are added to those of the file.
+Times are minima of runs in turns, over the same model left dense; `copy_ms` is that of a copy of it, which
+shows what the place of weights in memory alone does. Nothing is rounded: "bf16" is a model in bfloat16. Rows
+are added to those of the file.
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ def measured(name: str, dtype: str, batch: int, sparsity: float, budget_s: float
         prune_(dense, Magnitude(sparsity), ignore=["out"], keep_masks=False)
     x = torch.randn(batch, STEPS, features).to(DTYPES[dtype])
     fast = convert(copy.deepcopy(dense), example_inputs=x)
-    times = time_models({"dense": dense, "fast": fast}, lambda model, x: model(x), x, budget_s=budget_s)
+    models = {"dense": dense, "copy": copy.deepcopy(dense), "fast": fast}
+    times = time_models(models, lambda model, x: model(x), x, budget_s=budget_s)
     error = (fast(x).double() - dense(x).double()).norm() / dense(x).double().norm()
     decisions = {row.layer: f"{row.decision}: {row.reason}" for row in explain(fast).rows}
     return {
@@ -88,6 +90,7 @@ def measured(name: str, dtype: str, batch: int, sparsity: float, budget_s: float
         "batch": batch,
         "sparsity": sparsity,
         "dense_ms": times["dense"].min_us / 1e3,
+        "copy_ms": times["copy"].min_us / 1e3,
         "ms": times["fast"].min_us / 1e3,
         "speed_up": times["dense"].min_us / times["fast"].min_us,
         "unchanged": all(decision.startswith("dense") for decision in decisions.values()),
