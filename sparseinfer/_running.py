@@ -36,11 +36,19 @@ def run(model: nn.Module, inputs: Any) -> Any:
     modes, buffers and attributes are restored, and so are the states of torch's, numpy's and Python's random
     number generators: two runs draw the same numbers.
     """
+    with for_a_run(model):
+        return call(model, copied(inputs, model))
+
+
+@contextmanager
+def for_a_run(model: nn.Module) -> Iterator[None]:
+    """A block in which the model may be called, as `run` does it."""
     with evaluating(model), preserved(model), _same_random_numbers(model), torch.no_grad():
-        return call(model, _copied(inputs, model))
+        yield
 
 
-def _copied(inputs: Any, model: nn.Module) -> Any:
+def copied(inputs: Any, model: nn.Module) -> Any:
+    """A copy of inputs for the model, which they may hold parts of. Warns where they cannot be copied."""
     try:
         return deep_copy(inputs, _kept(model))
     except Exception as error:
@@ -68,18 +76,20 @@ def preserved(model: nn.Module) -> Iterator[None]:
     """Restores the model's buffers, attributes and registries at the end of the block.
 
     In the block they are copies. An attribute that cannot be copied is not protected, nor are parameters,
-    which are too large, and nothing that runs in eval mode writes to them.
+    which are too large, and nothing that runs in eval mode writes to them. What our own layers hold is not
+    copied: they do not change it, it is as large as weights, and hooks know of it.
     """
     own = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
     before = [(module, dict(vars(module)), _registries(module)) for module in own]
     memo = _kept(model)
     for module, attributes, _ in before:
+        if type(module).__module__.startswith("sparseinfer.modules."):
+            continue
         for name, value in attributes.items():
             if name not in OWN:
                 vars(module)[name] = _copied_if_possible(value, memo)
         for name, buffer in module._buffers.items():
-            # Packings of our own layers are never written to, and as large as weights.
-            if buffer is not None and name not in getattr(module, "_packing_names", ()):
+            if buffer is not None:
                 module._buffers[name] = _copied_if_possible(buffer, memo)
     try:
         yield

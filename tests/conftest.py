@@ -11,7 +11,7 @@ import torch
 from convert_helpers import Script
 from cuda_native import Native, installed
 
-from sparseinfer.convert import decisions
+from sparseinfer.convert import decisions, whole
 from sparseinfer.convert.assembly import replacements
 
 
@@ -39,6 +39,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
     script = Script()
     monkeypatch.setattr(decisions, "Timer", lambda **options: script)
     monkeypatch.setattr(replacements, "slower_than_torch", lambda *layers, **how: script.whole_layer)
+    monkeypatch.setattr(whole, "Comparison", script.comparison)
     return script
 
 

@@ -73,6 +73,7 @@ LAYERS: dict[str, int] = {
     "convert.report": 7,
     "convert.record": 8,
     "convert.rows": 8,
+    "convert.whole": 8,
     "convert.apply": 9,
     "convert.densify": 9,
     "convert.latency": 9,

@@ -8,6 +8,7 @@ The steps of a conversion; no step imports a later one:
     plan        chooses a candidate per number of tokens (plan.py for one product, decisions.py for all)
     assembly    makes the modules that replace layers
     accept      checks that the converted model returns the same result
+    whole       times it against the original; what makes it slower is left out
     report      records what was decided, and why (report.py, rows.py)
     apply       convert, convert_, densify_ and latency_table, which call the steps in this order
 """

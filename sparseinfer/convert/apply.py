@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from sparseinfer._running import deep_copy
 from sparseinfer.convert.accept import accepted
@@ -15,12 +15,12 @@ from sparseinfer.convert.assembly.replacements import Build, build
 from sparseinfer.convert.assembly.surroundings import finish_, leave_nested_tensors, unfinish_
 from sparseinfer.convert.decisions import Decision, decide
 from sparseinfer.convert.options import ConvertKeywords, ConvertOptions, options_of, shows_keywords
-from sparseinfer.convert.record import Record, attach_record, record_of
+from sparseinfer.convert.record import attach_record, record_of
 from sparseinfer.convert.report import attach
 from sparseinfer.convert.rows import rows_of
 from sparseinfer.convert.survey.kinds import types_in
 from sparseinfer.convert.survey.survey import Survey, products_of, survey_of
-from sparseinfer.modules import FoldedLayer
+from sparseinfer.convert.whole import without_slower_parts
 from sparseinfer.prune import finalize_
 from sparseinfer.select import FilterFn, Patterns, select_modules
 
@@ -36,8 +36,8 @@ class _Attempt:
     """
 
     options: ConvertOptions
+    decisions: Sequence[Decision]
     built: Build
-    record: Record
     last: bool
 
 
@@ -74,7 +74,8 @@ def convert(
                      another for many; "speed": whatever is fastest; "compact": one packing, the smallest,
                      and sparse wherever that saves bytes
     measure          time the candidates on this machine, or use cached times; False: predict times
-    budget_s         seconds to measure for, at most; what is left is predicted
+    budget_s         seconds to measure layers for, at most; what is left is predicted. Comparing whole models
+                     takes at most half of it
     fuse             with `example_inputs`: an activation that alone reads a layer's result is fused into the
                      layer, an activation that is the last reader of its input works in place, and Linears
                      that get the same input become one matrix. If the model then returns a different
@@ -86,6 +87,9 @@ def convert(
                      matched against the start of the name; also layers that the example does not call
     ignore           layers to leave out, in the same form; see sparseinfer.select.select_modules
     options          a ConvertOptions instead of the keywords from `tokens` to `fold_batch_norm`
+
+    With `example_inputs`, `measure` and on the CPU, the converted model is at last compared with the original
+    as a whole, unless twenty calls take longer than there is time; layers that make it slower stay dense.
 
     Zeros may come from the weight itself, torch.nn.utils.prune or a parametrization; the copy has neither of
     the last two, nor masks of prune_. A layer that is faster dense stays dense, in the fastest layout.
@@ -101,15 +105,13 @@ def convert(
     modules = select_modules(model, _types(model), filter_fn, targets, ignore)
     survey = survey_of(model, modules, example_inputs, named=targets is not None)
     for attempt in _attempts(model, survey, options):
-        converted = _copy(model, attempt.built)
-        finish_(converted, attempt.built, fuse=attempt.options.fuse)
-        result = survey.recording.result
-        if accepted(converted, example_inputs, result, attempt.built, attempt.options, last=attempt.last):
+        trial, result = _trial(model, attempt.built, attempt.options), survey.recording.result
+        if accepted(trial, example_inputs, result, attempt.built, attempt.options, last=attempt.last):
             break
-    finalize_(converted)
-    leave_nested_tensors(converted)
-    _attach(converted, attempt)
-    return converted
+    built = _compared(model, survey, attempt, example_inputs)
+    converted = _copy(model, built)
+    finish_(converted, built, fuse=attempt.options.fuse)
+    return _finished(converted, survey, attempt, built)
 
 
 @shows_keywords(ConvertKeywords)
@@ -143,15 +145,15 @@ def convert_(
                 model, example_inputs, result, attempt.built, attempt.options, last=attempt.last
             )
         finally:
-            if not is_accepted:
-                unfinish_(model)
-                replace_(model, {new: old for old, new in replacements.items()})
+            unfinish_(model)
+            replace_(model, {new: old for old, new in replacements.items()})
         if is_accepted:
             break
-    finalize_(model)
-    leave_nested_tensors(model)
-    _attach(model, attempt)
-    return model
+    built = _compared(model, survey, attempt, example_inputs)
+    built.point_to_norms({})
+    replace_(model, built.replacements)
+    finish_(model, built, fuse=attempt.options.fuse)
+    return _finished(model, survey, attempt, built)
 
 
 def _attempts(model: nn.Module, survey: Survey, options: ConvertOptions) -> Iterator[_Attempt]:
@@ -162,28 +164,50 @@ def _attempts(model: nn.Module, survey: Survey, options: ConvertOptions) -> Iter
         products = products_of(model, survey, fuse=attempt.fuse, fold=attempt.fold_batch_norm)
         decisions = decide(products, survey, attempt, earlier=decisions)
         built = build(model, survey, decisions, attempt)
-        record = record_of(survey, decisions, built, attempt, rows_of(survey, decisions, built))
-        yield _Attempt(attempt, built, record, last=attempt is plainer[-1])
+        yield _Attempt(attempt, decisions, built, last=attempt is plainer[-1])
 
 
-def _attach(converted: nn.Module, attempt: _Attempt) -> None:
-    attach(converted, attempt.record.rows)
-    attach_record(converted, attempt.record)
+def _compared(model: nn.Module, survey: Survey, attempt: _Attempt, example_inputs: Any) -> Build:
+    """The build without parts that make the whole model slower."""
+
+    def trial(built: Build) -> nn.Module:
+        return _trial(model, built, attempt.options)
+
+    return without_slower_parts(
+        model, survey, attempt.decisions, attempt.built, trial, example_inputs, attempt.options
+    )
+
+
+def _finished(model: nn.Module, survey: Survey, attempt: _Attempt, built: Build) -> nn.Module:
+    finalize_(model)
+    leave_nested_tensors(model)
+    rows = rows_of(survey, attempt.decisions, built)
+    attach(model, rows)
+    attach_record(model, record_of(survey, attempt.decisions, built, attempt.options, rows))
+    return model
 
 
 def _types(model: nn.Module) -> tuple[type[nn.Module], ...]:
     return types_in(model) if isinstance(model, nn.Module) else ()
 
 
-def _copy(model: nn.Module, built: Build) -> nn.Module:
-    # For deepcopy: what to put in the place of a module instead of a copy of it.
+def _trial(model: nn.Module, built: Build, options: ConvertOptions) -> nn.Module:
+    """A converted model to be run and forgotten, which shares its tensors with the original."""
+    trial = _copy(model, built, [*model.parameters(), *model.buffers()])
+    finish_(trial, built, fuse=options.fuse)
+    leave_nested_tensors(trial)
+    return trial
+
+
+def _copy(model: nn.Module, built: Build, shared: Sequence[Tensor] = ()) -> nn.Module:
+    """A converted copy, with these tensors of the model itself."""
+    # For deepcopy: what to put in the place of a thing instead of a copy of it.
     memo: dict[int, Any] = {id(old): new for old, new in built.replacements.items()}
+    memo |= {id(t): t for t in shared}
     training = {fqn: module.training for fqn, module in model.named_modules(remove_duplicate=False)}
     converted: nn.Module = deep_copy(model, memo)
     for fqn, module in converted.named_modules(remove_duplicate=False):
         # A copy may be made by a constructor, which leaves it in training mode.
         module.training = training.get(fqn, module.training)
-        if isinstance(module, FoldedLayer):
-            norm = module.__dict__["batch_norm"]
-            object.__setattr__(module, "batch_norm", memo.get(id(norm), norm))
+    built.point_to_norms(memo)
     return converted

@@ -139,7 +139,7 @@ def record_of(
         {
             site.fqn: built.left_dense.get(site, "it stayed dense")
             for site in survey.sites
-            if site.module not in built.replacements
+            if site in built.left_dense or site.module not in built.replacements
         },
         {fqn: (pool.dense_us, pool.us) for fqn, pool in built.pools.items()},
         rows,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 
 import torch
 from generators import tokens, values, weight
@@ -21,6 +22,7 @@ class Script:
     """Stands in for the measurement: sparse takes `ratio(layout, tokens)` times 10 us.
 
     dense         microseconds of the dense ways, for a number of tokens
+    is_slower     whether a converted model, as a whole, is slower than the original; None: there is no time
     whole_layer   why torch's own recurrent layer or attention is faster than one of several products, if so
     """
 
@@ -29,11 +31,15 @@ class Script:
         self.dense: Callable[[int], dict[str, float]] = lambda m: {PLAIN: 10.0}
         self.calls: list[tuple[tuple[Layout, ...], int]] = []
         self.whole_layer: str | None = None
+        self.is_slower: Callable[[nn.Module], bool | None] = lambda converted: False
 
     def __call__(self, candidates: Candidates, layouts: Iterable[Layout], m: int) -> Times:
         layouts = tuple(layouts)
         self.calls.append((layouts, m))
         return Times(m, self.dense(m), {layout: 10.0 * self.ratio(layout, m) for layout in layouts})
+
+    def comparison(self, model: nn.Module, inputs: object, budget_s: float) -> SimpleNamespace:
+        return SimpleNamespace(is_slower=lambda converted: self.is_slower(converted()))
 
 
 def linear(n: int = N, k: int = K, sparsity: float = 0.8, seed: int = 0) -> nn.Linear:

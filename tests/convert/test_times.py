@@ -153,6 +153,16 @@ class TestMeasuredAnew:
         assert sources() == {"measured"}
         assert sources() == {"remembered"}
 
+    def test_alike_layers_are_not_measured_for_ever(self, clock: Clock, folder: Path) -> None:
+        """The medians of three measurements that were not sure do for the others."""
+        clock.is_sure = False
+        clock.sparse_us = [4.0, 16.0, 6.0, 99.0]
+        rows = explain(convert(nn.Sequential(*(linear(K, K) for _ in range(5))), tokens=(16,))).rows
+        assert clock.counts == [16] * 3
+        assert [row.sparse_us[0] for row in rows] == [4.0, 16.0, 6.0, 6.0, 6.0]
+        assert [row.decision for row in rows] == ["sparse", "dense", *["sparse"] * 3]
+        assert not folder.exists()
+
     def test_a_time_that_no_kernel_can_have_is_measured_again(
         self, clock: Clock, folder: Path, predictions: None
     ) -> None:

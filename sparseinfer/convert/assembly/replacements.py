@@ -39,6 +39,7 @@ class Build:
     shared         the first of the Linears that share one matrix, and the fqn of the module whose forward
                    calls them
     pools          fqn -> a max pooling that is faster in another layout
+    norms          the batch norm of the model that each layer has folded in
     """
 
     replacements: Mapping[nn.Module, nn.Module]
@@ -46,6 +47,12 @@ class Build:
     left_dense: Mapping[Site, str]
     shared: Sequence[tuple[str, SharedInputLinear]]
     pools: Mapping[str, FasterPool]
+    norms: Mapping[FoldedLayer, nn.Module]
+
+    def point_to_norms(self, copies: Mapping[int, nn.Module]) -> None:
+        """Let layers know their batch norms in another model: copies, by the id of the original, or these."""
+        for layer, norm in self.norms.items():
+            object.__setattr__(layer, "batch_norm", copies.get(id(norm), norm))
 
     @property
     def folds(self) -> bool:
@@ -92,16 +99,18 @@ def build(
         site.module: layer for site, layer in layers.items() if layer is not None and site not in left_dense
     }
     pools = _pools(survey, options) if known is None else _known_pools(survey, known)
+    used = set(replacements.values())
     return Build(
         {
             **replacements,
-            **_off_the_fast_path(model, replacements),
+            **off_the_fast_path(model, replacements),
             **{survey.pools[fqn]: pool.module for fqn, pool in pools.items()},
         },
         by_matrix,
         left_dense,
-        shared,
+        [(fqn, first) for fqn, first in shared if first in used],
         pools,
+        {layer: layer.batch_norm for layer in replacements.values() if isinstance(layer, FoldedLayer)},
     )
 
 
@@ -143,7 +152,7 @@ def _torch_wins(
     return slower_than_torch(dense, layer, survey.recording, on_gpu=on_gpu)
 
 
-def _off_the_fast_path(
+def off_the_fast_path(
     model: nn.Module, replacements: Mapping[nn.Module, nn.Module]
 ) -> dict[nn.Module, nn.Module]:
     """Attentions to replace too, because torch's TransformerEncoderLayer would call none of its modules.

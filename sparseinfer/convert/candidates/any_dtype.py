@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from sparseinfer.convert.candidates.base import Candidate, Candidates, Maker
 from sparseinfer.convert.survey.weights import Weights
 from sparseinfer.ops import Layout
@@ -51,18 +49,17 @@ class AnyDtype:
             ways |= variant.dense(tokens)
         return {name: ways[name] for name in self.dense_names}
 
-    def packed(self, layout: Layout) -> tuple[Tensor, ...]:
-        return self._holding(layout).packed(layout)
-
     def sparse(self, layout: Layout, tokens: int) -> Maker:
-        return self._holding(layout).sparse(layout, tokens)
+        return self._having(layout).sparse(layout, tokens)
+
+    def nbytes(self, candidate: Candidate) -> int:
+        return self._having(candidate).nbytes(candidate)
 
     def predict(self, candidate: Candidate, tokens: int, *, cold: bool = False) -> float:
-        """A dense way is predicted by the first variant that has it."""
-        if isinstance(candidate, str):
-            having = next(variant for variant in self.variants if candidate in variant.dense_names)
-            return having.predict(candidate, tokens, cold=cold)
-        return self._holding(candidate).predict(candidate, tokens, cold=cold)
+        return self._having(candidate).predict(candidate, tokens, cold=cold)
 
-    def _holding(self, layout: Layout) -> Candidates:
-        return next(variant for variant in self.variants if variant.holds(layout))
+    def _having(self, candidate: Candidate) -> Candidates:
+        """The first variant of whose candidates it is one."""
+        if isinstance(candidate, str):
+            return next(variant for variant in self.variants if candidate in variant.dense_names)
+        return next(variant for variant in self.variants if variant.holds(candidate))

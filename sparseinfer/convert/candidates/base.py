@@ -65,11 +65,11 @@ class Timed(Protocol):
     def dense(self, tokens: int) -> Mapping[str, Maker]:
         """The dense implementations, by name."""
 
-    def packed(self, layout: Layout) -> tuple[Tensor, ...]:
-        """The weight in a layout: one packing, or one per group of channels. Made at most once."""
-
     def sparse(self, layout: Layout, tokens: int) -> Maker:
         """A module that multiplies by the weight in this layout."""
+
+    def nbytes(self, candidate: Candidate) -> int:
+        """Bytes of its weights."""
 
     def predict(self, candidate: Candidate, tokens: int, *, cold: bool = False) -> float:
         """Predicted microseconds, without running it; infinity if unknown. `cold`: weights from memory."""
@@ -94,6 +94,9 @@ class Candidates(Timed, Protocol):
 
     def holds(self, layout: Layout) -> bool:
         """Whether the layout holds these weights without rounding them."""
+
+    def packed(self, layout: Layout) -> tuple[Tensor, ...]:
+        """The weight in a layout: one packing, or one per group of channels. Made at most once."""
 
     def kernel(self, layout: Layout, tokens: int) -> str:
         """Base name of the kernel that reads this layout."""
@@ -136,6 +139,11 @@ class BaseCandidates(ABC):
         if layout not in self._packings:
             self._packings[layout] = self._pack(layout)
         return self._packings[layout]
+
+    def nbytes(self, candidate: Candidate) -> int:
+        if isinstance(candidate, str):
+            return self.dense_weights.nbytes
+        return sum(packed.nbytes for packed in self.packed(candidate))
 
     @abstractmethod
     def kernel(self, layout: Layout, tokens: int) -> str: ...

@@ -102,6 +102,9 @@ class LinearCandidates(BaseCandidates):
 
         return {name: maker(name) for name in self.dense_names}
 
+    def nbytes(self, candidate: Candidate) -> int:
+        return self.weights.nbytes if candidate == PREPACKED_BF16 else super().nbytes(candidate)
+
     def predict(self, candidate: Candidate, tokens: int, *, cold: bool = False) -> float:
         if candidate == PREPACKED_BF16:
             case = self._case(tokens, cold)

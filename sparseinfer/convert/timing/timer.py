@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
@@ -27,6 +29,10 @@ _CANDIDATE_S = 0.03
 _ABSURD = 4.0
 # Two measurements agree if no such quotient differs by more. Chosen, not measured.
 _AGREES = 1.25
+
+# After so many measurements of alike products of which none was sure, the rest of a conversion takes their
+# medians: a busy machine would not get surer. Chosen, not measured.
+_UNSURE = 3
 
 # Copies of a cold weight fill the last-level cache so many times, so that each has left it before its turn
 # comes again; but no more memory and no more copies than these, and so many seconds for one call of each.
@@ -58,6 +64,7 @@ class Timer:
         self._cold = cold
         self._on_start = on_start
         self._verdicts = Verdicts() if measure else None
+        self._unsure: defaultdict[tuple[object, ...], list[Mapping[str, float]]] = defaultdict(list)
 
     def __call__(self, candidates: Timed, layouts: Iterable[Layout], tokens: int) -> Times:
         """The product with `tokens` tokens in every dense way and in these layouts."""
@@ -69,19 +76,34 @@ class Timer:
         zeros = round(weights.sparsity, 2), round(weights.empty_blocks, 1), *(weights.block or ())
         key = (candidates.kind, *candidates.shape, tokens, *zeros, self._cold)
         dense = candidates.dense_names
-        us = self._verdicts.get(key, (*dense, *map(str, layouts)))
+        names = (*dense, *map(str, layouts))
         source: Source = "remembered"
+        us = self._verdicts.get(key, names)
+        if us is None:
+            us, source = self._medians(key, names), "measured"
         if us is None:
             if time.perf_counter() > self._deadline:
                 return predict_times(candidates, layouts, tokens, cold=self._cold)
             self._on_start(f"{candidates.title}, m={tokens}")
-            ranking, source = self._measured(candidates, layouts, tokens), "measured"
+            ranking = self._measured(candidates, layouts, tokens)
             us = dict(ranking.us)
             # What is not sure counts now, for want of better, but is not remembered.
             if ranking.is_sure:
                 self._verdicts.put(key, us)
+            else:
+                self._unsure[key].append(us)
         dense_us = {name: us[name] for name in dense}
         return Times(tokens, dense_us, {layout: us[str(layout)] for layout in layouts}, source)
+
+    def _medians(self, key: tuple[object, ...], names: tuple[str, ...]) -> dict[str, float] | None:
+        """Of the measurements that were not sure, if they are enough: times over that of the first name."""
+        measured = [us for us in self._unsure[key] if set(names) <= set(us)]
+        if len(measured) < _UNSURE:
+            return None
+        first_us = statistics.median(us[names[0]] for us in measured)
+        return {
+            name: first_us * statistics.median(us[name] / us[names[0]] for us in measured) for name in names
+        }
 
     def _measured(self, candidates: Timed, layouts: tuple[Layout, ...], tokens: int) -> Ranking:
         """Measured again where the times are absurd; sure then only if both measurements say the same."""
@@ -108,11 +130,11 @@ def time_candidates(
     candidates: Timed, layouts: Iterable[Layout], tokens: int, *, cold: bool = False
 ) -> Ranking:
     """All dense implementations and layouts, measured in turns, by name."""
-    dense_nbytes = candidates.dense_weights.nbytes
-    calls = {name: _calls(make, dense_nbytes, cold) for name, make in candidates.dense(tokens).items()}
+    dense = candidates.dense(tokens)
+    calls = {name: _calls(dense[name], candidates.nbytes(name), cold) for name in dense}
     for layout in layouts:
-        nbytes = sum(packed.nbytes for packed in candidates.packed(layout))
-        calls[str(layout)] = _calls(candidates.sparse(layout, tokens), nbytes, cold)
+        make = candidates.sparse(layout, tokens)
+        calls[str(layout)] = _calls(make, candidates.nbytes(layout), cold)
     return rank(calls, budget_s=_CANDIDATE_S * len(calls))
 
 

@@ -10,7 +10,7 @@ import math
 from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparseinfer._timing import Call, sample, waited_for
 from sparseinfer.convert.survey.recording import Recording, spread
@@ -53,14 +53,13 @@ def _default_shape(dense: Whole) -> tuple[int, ...]:
 def _ranking(dense: Whole, layer: nn.Module, shape: tuple[int, ...], on_gpu: bool) -> Ranking:
     weight = next(dense.parameters())
     x = sample(shape, weight.dtype).to(weight.device)
-    calls = {"dense": _call(dense, x), "layer": _call(layer, x)}
+    calls: dict[str, Call] = {"dense": lambda: dense(x), "layer": lambda: layer(x)}
+    if isinstance(dense, nn.MultiheadAttention):
+        # In the mode that models use it in: few ask for the weights of attention.
+        calls = {
+            "dense": lambda: dense(x, x, x, need_weights=False),
+            "layer": lambda: layer(x, x, x, need_weights=False),
+        }
     if on_gpu:
         calls = {name: waited_for(call, weight.device) for name, call in calls.items()}
     return rank({name: [call] for name, call in calls.items()}, budget_s=_BUDGET_S)
-
-
-def _call(module: nn.Module, x: Tensor) -> Call:
-    """In the mode that the model is used in: without the weights of attention, which few ask for."""
-    if hasattr(module, "num_heads"):
-        return lambda: module(x, x, x, need_weights=False)
-    return lambda: module(x)
