@@ -11,7 +11,7 @@ import pytest
 from sparseinfer import _timing
 from sparseinfer._timing import Call
 from sparseinfer.convert.timing import ranking
-from sparseinfer.convert.timing.ranking import rank
+from sparseinfer.convert.timing.ranking import rank, ranked
 
 # Seconds of extra time, or a factor: of the candidate's own seconds, of the time of day and of chance.
 Noise = Callable[[float, float, Random], float]
@@ -121,3 +121,11 @@ def test_a_slow_candidate_costs_few_samples(machine: Callable[[Noise, int], Mach
     assert found.is_sure
     assert found.us["slow"] / found.us["fast"] == pytest.approx(200, rel=0.05)
     assert made.now < 0.5
+
+
+def test_a_slow_candidate_of_few_samples_of_which_some_were_disturbed() -> None:
+    fast = {round_: 1.0 + 0.01 * (round_ % 2) for round_ in range(5)}
+    assert ranked({"fast": fast, "slow": {0: 12.0, 1: 30.0}}).is_sure
+    assert not ranked({"fast": fast, "slow": {0: 12.0}}).is_sure
+    assert not ranked({"fast": fast, "slow": {0: 2.0, 1: 30.0}}).is_sure
+    assert not ranked({"fast": {**fast, 1: 15.0}, "slow": {0: 12.0, 1: 30.0}}).is_sure
