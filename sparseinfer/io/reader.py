@@ -1,6 +1,4 @@
-"""A file of `si.save`, or any safetensors file, mapped into memory and checked before anything is made of
-it.
-"""
+"""The contents of a file of `si.save`, or of any safetensors file, checked before they are used."""
 
 from __future__ import annotations
 
@@ -26,34 +24,32 @@ _STORED_IN = {
 }
 
 
-class File:
-    """A safetensors file, read lazily: tensors lie in the mapped file until they are written to.
+class Contents:
+    """Tensors, and a manifest that says which of them are the parts of sparse weights.
 
-    Opening checks the header, the manifest and that they describe each other and the file exactly; making a
-    sparse weight of its tensors checks these. ValueError names the file, the tensor, what was expected and
-    what is there. A tensor that is changed becomes a copy of this process; the file itself never changes. Do
-    not write into the file either, but replace it: who has it mapped sees what is written.
+    Making one checks that they agree; making a sparse weight of its parts checks these. ValueError names the
+    file, the tensor, what was expected and what is there.
 
+    path     of the file or folder, for messages
     dense    tensors that are stored as they are, by the name in the model's state_dict
     names    all of the model's state_dict, aliases included, and those of derived buffers
     manifest what else is known; of a file of others, nothing
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        with self.path.open("rb") as file:
-            self.nbytes = os.fstat(file.fileno()).st_size
-            if not self.nbytes:
-                raise ValueError(f"{self.path}: expected a safetensors file, got an empty one")
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        with self._named():
-            header = parse_header(memoryview(self._map))
-            self._start, self._entries = header.start, header.entries
-            text = header.metadata.get(KEY)
-            self.is_ours = text is not None
-            self.manifest = Manifest() if text is None else parse_manifest(text, self.nbytes)
-            self.dense = self._checked()
-            self.names = frozenset((*self.dense, *self.manifest.sparse, *self.manifest.aliases))
+    def __init__(self, path: Path, entries: Mapping[str, Entry], manifest: Manifest | None) -> None:
+        self.path, self._entries = path, entries
+        self.is_ours = manifest is not None
+        self.manifest = manifest or Manifest()
+        self.dense = self._checked()
+        self.names = frozenset((*self.dense, *self.manifest.sparse, *self.manifest.aliases))
+
+    def _tensor(self, name: str) -> Tensor:
+        """A tensor, or a part of a sparse weight, under the name that it is stored under."""
+        raise NotImplementedError
+
+    def forget(self, name: str) -> None:
+        """Let go of the memory of a sparse weight's parts, which have been read."""
+        raise NotImplementedError
 
     @property
     def sparse(self) -> Mapping[str, Sparse]:
@@ -102,26 +98,6 @@ class File:
             self.format(name)
             self.forget(name)
 
-    def forget(self, name: str) -> None:
-        """Let the pages of a sparse weight's tensors go, which have been read; they can be read again."""
-        for part in self.sparse[name].parts:
-            entry = self._entries[f"{name}.{part}"]
-            begin = -(-(self._start + entry.begin) // mmap.PAGESIZE) * mmap.PAGESIZE
-            end = (self._start + entry.end) // mmap.PAGESIZE * mmap.PAGESIZE
-            if end > begin and hasattr(mmap, "MADV_DONTNEED"):
-                self._map.madvise(mmap.MADV_DONTNEED, begin, end - begin)
-
-    def _tensor(self, name: str) -> Tensor:
-        entry = self._entries[name]
-        if not entry.nbytes:
-            return torch.empty(entry.shape, dtype=entry.dtype)
-        flat = torch.frombuffer(
-            self._map, dtype=torch.uint8, count=entry.nbytes, offset=self._start + entry.begin
-        )
-        if flat.data_ptr() % entry.dtype.itemsize:
-            flat = flat.clone()  # of a file of others, who need not align anything
-        return flat.view(entry.dtype).view(entry.shape)
-
     def _checked(self) -> dict[str, Entry]:
         """The tensors that are stored as they are. ValueError: the manifest and the tensors do not agree."""
         dense = dict(self._entries)
@@ -156,3 +132,46 @@ class File:
             yield
         except (ValueError, TypeError) as error:
             raise ValueError(": ".join([str(self.path), *names, str(error)])) from error
+
+
+class File(Contents):
+    """A safetensors file, read lazily: tensors lie in the mapped file until they are written to.
+
+    Opening checks the header, and that it describes the file exactly. A tensor that is changed becomes a copy
+    of this process; the file itself never changes. Do not write into the file either, but replace it: who has
+    it mapped sees what is written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        with self.path.open("rb") as file:
+            self.nbytes = os.fstat(file.fileno()).st_size
+            if not self.nbytes:
+                raise ValueError(f"{self.path}: expected a safetensors file, got an empty one")
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        with self._named():
+            header = parse_header(memoryview(self._map))
+            self._start = header.start
+            text = header.metadata.get(KEY)
+            manifest = None if text is None else parse_manifest(text, self.nbytes)
+            super().__init__(self.path, header.entries, manifest)
+
+    def forget(self, name: str) -> None:
+        """Let the pages of a sparse weight's tensors go, which have been read; they can be read again."""
+        for part in self.sparse[name].parts:
+            entry = self._entries[f"{name}.{part}"]
+            begin = -(-(self._start + entry.begin) // mmap.PAGESIZE) * mmap.PAGESIZE
+            end = (self._start + entry.end) // mmap.PAGESIZE * mmap.PAGESIZE
+            if end > begin and hasattr(mmap, "MADV_DONTNEED"):
+                self._map.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+
+    def _tensor(self, name: str) -> Tensor:
+        entry = self._entries[name]
+        if not entry.nbytes:
+            return torch.empty(entry.shape, dtype=entry.dtype)
+        flat = torch.frombuffer(
+            self._map, dtype=torch.uint8, count=entry.nbytes, offset=self._start + entry.begin
+        )
+        if flat.data_ptr() % entry.dtype.itemsize:
+            flat = flat.clone()  # of a file of others, who need not align anything
+        return flat.view(entry.dtype).view(entry.shape)

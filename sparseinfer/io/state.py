@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,18 +46,23 @@ class State:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-def state_of(model: nn.Module, on_layer: Callable[[], None] = lambda: None) -> State:
-    """Collect it; `on_layer` is called after each converted layer. TypeError, ValueError: it cannot be
-    stored.
+def state_of(
+    model: nn.Module, on_layer: Callable[[], None] = lambda: None, whole: Collection[str] = ()
+) -> State:
+    """Collect it. TypeError, ValueError: it cannot be stored.
+
+    on_layer   called after each converted layer
+    whole      names of tensors that stay as they are
     """
-    collector = _Collector(model, on_layer)
+    collector = _Collector(model, on_layer, whole)
     collector.module(model, "")
     return collector.state
 
 
 class _Collector:
-    def __init__(self, model: nn.Module, on_layer: Callable[[], None]) -> None:
+    def __init__(self, model: nn.Module, on_layer: Callable[[], None], whole: Collection[str]) -> None:
         self.state = State()
+        self._whole = frozenset(whole)
         held = (*model.parameters(), *model.buffers())
         self._held = {t.data_ptr() for t in held if t.layout == torch.strided}
         self._on_layer = on_layer
@@ -162,7 +167,7 @@ class _Collector:
         t = stored
         if t.dim() == 4 and not t.is_contiguous() and t.is_contiguous(memory_format=torch.channels_last):
             state.channels_last.append(name)
-        fmt = None if whole else compressed(t, narrower, scales)
+        fmt = None if whole or name in self._whole else compressed(t, narrower, scales)
         if fmt is None:
             state.tensors[name] = t
         else:
