@@ -22,10 +22,10 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sparseinfer.convert import convert_
-from sparseinfer.io.header import DTYPE_NAMES, DTYPES, Entry
+from sparseinfer.io.header import DTYPES, Entry
 from sparseinfer.io.load import filled
 from sparseinfer.io.manifest import KEY, VERSION, Manifest, parse_manifest
-from sparseinfer.io.reader import Contents
+from sparseinfer.io.reader import Held
 from sparseinfer.io.save import manifest_of
 from sparseinfer.io.state import state_of
 
@@ -126,11 +126,12 @@ class SparseInferQuantizer(HfQuantizer):
             module._parameters.clear()
             module._parameters.update({key: now.get(key, old) for key, old in before.items()})
         self._parts.clear()
-        return filled(_Loaded(self._folder, tensors, self._manifest), model, "stored")
+        return filled(Held(self._folder, tensors, self._manifest), model, "stored")
 
     def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
         """The dense model's state_dict, with sparse weights in parts that the manifest describes."""
-        state = state_of(model, whole=_tied(model))
+        tied = _tied(model)
+        state = state_of(model, may_compress=lambda name: name not in tied)
         if state.extra:
             got = next(iter(state.extra))
             raise ValueError(f"{got}: expected no extra states in a model of transformers, got one")
@@ -147,32 +148,6 @@ class SparseInferQuantizer(HfQuantizer):
     @property
     def is_trainable(self) -> bool:
         return False
-
-
-class _Loaded(Contents):
-    """What transformers has read of a folder."""
-
-    def __init__(self, folder: Path, tensors: dict[str, Tensor], manifest: Manifest) -> None:
-        self._tensors = tensors
-        entries = {
-            name: Entry(t.dtype, tuple(t.shape), 0, t.nbytes)
-            for name, t in tensors.items()
-            if t.dtype in DTYPE_NAMES
-        }
-        super().__init__(folder, entries, manifest)
-
-    def _tensor(self, name: str) -> Tensor:
-        if self._tensors[name].is_meta:
-            raise ValueError(f"{self.path}: {name}: expected it in the folder, got none")
-        return self._tensors[name]
-
-    def check(self) -> None:
-        for name in self.sparse:
-            self.format(name)
-
-    def forget(self, name: str) -> None:
-        for part in self.sparse[name].parts:
-            self._tensors.pop(f"{name}.{part}", None)
 
 
 def save_pretrained(model: nn.Module, folder: str | os.PathLike[str], **keywords: Any) -> None:

@@ -1,4 +1,4 @@
-"""`si.load`: a model from a file of `si.save`, or from any safetensors file of its state_dict."""
+"""`si.load`: a model from a file of `si.save`, or from a file of others with its state_dict."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from sparseinfer.convert.record import Record, from_json
 from sparseinfer.convert.reload import Planning, check_fits, reload_
 from sparseinfer.formats import CSR
 from sparseinfer.io.fill import Filling
-from sparseinfer.io.reader import Contents, File
+from sparseinfer.io.others import contents_of
+from sparseinfer.io.reader import Contents
 
 
 def load(
@@ -26,6 +27,9 @@ def load(
 ) -> nn.Module:
     """The saved model: its weights and, if it was converted, what `convert` made of it, without running it.
 
+    path    a file of `save`; any other safetensors file, or a folder of one or of shards; a state_dict of
+            torch.save (.pt, .pth, .bin). Weights in compressed-tensors' sparse-bitmask and
+            sparse-24-bitmask, with masks of torch.nn.utils.prune, or of torch's sparse layouts become dense
     model   a dense model of the same class, which is filled in place; or a function that makes one. The
             function is called where tensors have no data, and again, in earnest, if the model cannot be
             made like that. Not needed for a folder of transformers, whose config says it
@@ -44,7 +48,7 @@ def load(
         raise ValueError(f"plan: expected one of {', '.join(get_args(Planning))}, got {plan!r}")
     if model is None:
         return _of_transformers(Path(path))
-    file = File(path)
+    file = contents_of(Path(path))
     if isinstance(model, nn.Module):
         return filled(file, model, plan)
     if not callable(model):
@@ -64,7 +68,7 @@ def _of_transformers(folder: Path) -> nn.Module:
     return hf.from_folder(folder)
 
 
-def _without_data(file: File, factory: Callable[[], nn.Module]) -> nn.Module | None:
+def _without_data(file: Contents, factory: Callable[[], nn.Module]) -> nn.Module | None:
     """The factory's model on meta, if the file has all that it lacks."""
     try:
         with torch.device("meta"):

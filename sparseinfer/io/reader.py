@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,8 +11,9 @@ import torch
 from torch import Tensor
 
 from sparseinfer.formats import BSR, CSR, NM, Bitmap
-from sparseinfer.io.header import Entry, parse_header
+from sparseinfer.io.header import Entry
 from sparseinfer.io.manifest import KEY, Manifest, Sparse, parse_manifest
+from sparseinfer.io.mapped import Mapped
 from sparseinfer.io.smallest import AnyFormat
 
 # The values of a sparse weight: its own dtype, a shorter one that holds them, or int8 with scales.
@@ -135,43 +135,58 @@ class Contents:
 
 
 class File(Contents):
-    """A safetensors file, read lazily: tensors lie in the mapped file until they are written to.
+    """A safetensors file or its shards, read lazily: tensors lie in the mapped files until written to.
 
-    Opening checks the header, and that it describes the file exactly. A tensor that is changed becomes a copy
-    of this process; the file itself never changes. Do not write into the file either, but replace it: who has
-    it mapped sees what is written.
+    A tensor that is changed becomes a copy of this process; the file itself never changes. Do not write into
+    the file either, but replace it: who has it mapped sees what is written.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], shards: Sequence[Path] = ()) -> None:
+        """shards: what lies in the folder `path`; their manifest is that of the whole, the same in each."""
         self.path = Path(path)
-        with self.path.open("rb") as file:
-            self.nbytes = os.fstat(file.fileno()).st_size
-            if not self.nbytes:
-                raise ValueError(f"{self.path}: expected a safetensors file, got an empty one")
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        maps = [Mapped(shard) for shard in shards or (self.path,)]
+        self.nbytes = sum(mapped.nbytes for mapped in maps)
+        self._owners: dict[str, Mapped] = {}
+        entries: dict[str, Entry] = {}
+        for mapped in maps:
+            if twice := entries.keys() & mapped.entries.keys():
+                raise ValueError(f"{mapped.path}: {min(twice)}: expected it in one shard, got it in two")
+            entries |= mapped.entries
+            self._owners |= dict.fromkeys(mapped.entries, mapped)
         with self._named():
-            header = parse_header(memoryview(self._map))
-            self._start = header.start
-            text = header.metadata.get(KEY)
+            text = maps[0].metadata.get(KEY)
             manifest = None if text is None else parse_manifest(text, self.nbytes)
-            super().__init__(self.path, header.entries, manifest)
+            super().__init__(self.path, entries, manifest)
 
     def forget(self, name: str) -> None:
         """Let the pages of a sparse weight's tensors go, which have been read; they can be read again."""
         for part in self.sparse[name].parts:
-            entry = self._entries[f"{name}.{part}"]
-            begin = -(-(self._start + entry.begin) // mmap.PAGESIZE) * mmap.PAGESIZE
-            end = (self._start + entry.end) // mmap.PAGESIZE * mmap.PAGESIZE
-            if end > begin and hasattr(mmap, "MADV_DONTNEED"):
-                self._map.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+            self._owners[f"{name}.{part}"].forget(f"{name}.{part}")
 
     def _tensor(self, name: str) -> Tensor:
-        entry = self._entries[name]
-        if not entry.nbytes:
-            return torch.empty(entry.shape, dtype=entry.dtype)
-        flat = torch.frombuffer(
-            self._map, dtype=torch.uint8, count=entry.nbytes, offset=self._start + entry.begin
-        )
-        if flat.data_ptr() % entry.dtype.itemsize:
-            flat = flat.clone()  # of a file of others, who need not align anything
-        return flat.view(entry.dtype).view(entry.shape)
+        return self._owners[name].tensor(name)
+
+
+class Held(Contents):
+    """Tensors that are in memory already, read from wherever; the dict is used up."""
+
+    def __init__(self, path: Path, tensors: dict[str, Tensor], manifest: Manifest | None = None) -> None:
+        self._tensors = tensors
+        entries = {name: Entry(t.dtype, tuple(t.shape), 0, t.nbytes) for name, t in tensors.items()}
+        self.path = path
+        with self._named():
+            super().__init__(path, entries, manifest)
+
+    def _tensor(self, name: str) -> Tensor:
+        t = self._tensors[name]
+        if t.is_meta:
+            raise ValueError(f"{self.path}: {name}: expected it, got none")
+        return t
+
+    def check(self) -> None:
+        for name in self.sparse:
+            self.format(name)
+
+    def forget(self, name: str) -> None:
+        for part in self.sparse[name].parts:
+            self._tensors.pop(f"{name}.{part}", None)

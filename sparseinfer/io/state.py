@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,22 +47,26 @@ class State:
 
 
 def state_of(
-    model: nn.Module, on_layer: Callable[[], None] = lambda: None, whole: Collection[str] = ()
+    model: nn.Module,
+    on_layer: Callable[[], None] = lambda: None,
+    may_compress: Callable[[str], bool] = lambda name: True,
 ) -> State:
     """Collect it. TypeError, ValueError: it cannot be stored.
 
-    on_layer   called after each converted layer
-    whole      names of tensors that stay as they are
+    on_layer       called after each converted layer
+    may_compress   whether a tensor of this name may get a sparse format
     """
-    collector = _Collector(model, on_layer, whole)
+    collector = _Collector(model, on_layer, may_compress)
     collector.module(model, "")
     return collector.state
 
 
 class _Collector:
-    def __init__(self, model: nn.Module, on_layer: Callable[[], None], whole: Collection[str]) -> None:
+    def __init__(
+        self, model: nn.Module, on_layer: Callable[[], None], may_compress: Callable[[str], bool]
+    ) -> None:
         self.state = State()
-        self._whole = frozenset(whole)
+        self._may_compress = may_compress
         held = (*model.parameters(), *model.buffers())
         self._held = {t.data_ptr() for t in held if t.layout == torch.strided}
         self._on_layer = on_layer
@@ -167,7 +171,7 @@ class _Collector:
         t = stored
         if t.dim() == 4 and not t.is_contiguous() and t.is_contiguous(memory_format=torch.channels_last):
             state.channels_last.append(name)
-        fmt = None if whole or name in self._whole else compressed(t, narrower, scales)
+        fmt = None if whole or not self._may_compress(name) else compressed(t, narrower, scales)
         if fmt is None:
             state.tensors[name] = t
         else:
