@@ -81,7 +81,7 @@ def test_convert_in_place_and_densify(pruned: tuple[nn.Module, Tensor]) -> None:
     si.densify_(model)
     assert "__nncf_hooks" not in model._modules
     assert "forward" not in vars(model)
-    assert all(float((layer.weight == 0).float().mean()) > 0.5 for layer in layers_of(model))
+    assert all(float((layer.weight == 0).float().mean()) > 0.2 for layer in layers_of(model))
     torch.testing.assert_close(outputs(model, x), expected, rtol=1e-4, atol=1e-5)
     copy.deepcopy(model)
 

@@ -70,7 +70,7 @@ def test_safetensors(model: nn.Module, x: Tensor, tmp_path: Path) -> None:
     assert all(torch.equal(t, expected[name]) for name, t in got.items())
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torch's own
 def test_onnx(model: nn.Module, x: Tensor, tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx", reason="needs onnx (the extra `test` installs it)")
     runtime = pytest.importorskip("onnxruntime", reason="needs onnxruntime (the extra `test` installs it)")

@@ -57,7 +57,7 @@ def test_masks_of_torch_prune(tmp_path: Path, to_file: object) -> None:
     assert_loads(path, masked)
 
 
-@pytest.mark.filterwarnings("ignore:Sparse CSR|ignore:Sparse BSR")
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:Sparse BSR")
 def test_sparse_layouts_of_torch(pruned: nn.Sequential, tmp_path: Path) -> None:
     state: dict[str, Tensor] = dict(pruned.state_dict())
     state["0.weight"] = state["0.weight"].to_sparse_csr()
