@@ -25,7 +25,7 @@ from sparseinfer.convert import (
     explain,
     latency_table,
 )
-from sparseinfer.io import load, save
+from sparseinfer.io import load, save, save_pretrained
 from sparseinfer.modules import SparseConv1d, SparseConv2d, SparseLinear, SparseMultiheadAttention
 from sparseinfer.prune import (
     ADMM,
@@ -102,4 +102,14 @@ __all__ = [
     "prune_",
     "quantize_",
     "save",
+    "save_pretrained",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name == "SparseInferConfig":  # of transformers, which takes seconds to import
+        from sparseinfer.io.hf import SparseInferConfig, register
+
+        register()
+        return SparseInferConfig
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -49,6 +49,7 @@ LAYERS: dict[str, int] = {
     "_int8": 5,
     "_cache_files": 4,
     "_machine": 4,
+    "_on_import": 4,
     "_packages": 4,
     "_progress": 4,
     "_running": 4,

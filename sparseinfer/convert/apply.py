@@ -22,6 +22,7 @@ from sparseinfer.convert.survey.kinds import types_in
 from sparseinfer.convert.survey.survey import Survey, products_of, survey_of
 from sparseinfer.convert.whole import without_slower_parts
 from sparseinfer.prune import finalize_
+from sparseinfer.prune.masks import nncf_masks_merged
 from sparseinfer.select import FilterFn, Patterns, select_modules
 
 if TYPE_CHECKING:
@@ -91,27 +92,28 @@ def convert(
     With `example_inputs`, `measure` and on the CPU, the converted model is at last compared with the original
     as a whole, unless twenty calls take longer than there is time; layers that make it slower stay dense.
 
-    Zeros may come from the weight itself, torch.nn.utils.prune or a parametrization; the copy has neither of
-    the last two, nor masks of prune_. A layer that is faster dense stays dense, in the fastest layout.
-    `explain` says which and why; `densify_` restores dense layers. Weights are float32, bfloat16 or float16,
-    and inputs of the same dtype; other layers stay unchanged. A model on a GPU is planned for the CUDA
-    kernels.
+    Zeros may come from the weight itself, torch.nn.utils.prune, a parametrization or nncf.prune; the copy has
+    none of the last three, nor masks of prune_. A layer that is faster dense stays dense, in the fastest
+    layout. `explain` says which and why; `densify_` restores dense layers. Weights are float32, bfloat16 or
+    float16, and inputs of the same dtype; other layers stay unchanged. A model on a GPU is planned for the
+    CUDA kernels.
 
     The model itself is unchanged, and weights that became sparse are not copied. TypeError or ValueError: an
     argument of the wrong kind, example inputs that the model does not accept, a parameter without data
     (meta) or a gradient left on one in training mode.
     """
     options = options_of("convert", options, keywords, ConvertKeywords)
-    modules = select_modules(model, _types(model), filter_fn, targets, ignore)
-    survey = survey_of(model, modules, example_inputs, named=targets is not None)
-    for attempt in _attempts(model, survey, options):
-        trial, result = _trial(model, attempt.built, attempt.options), survey.recording.result
-        if accepted(trial, example_inputs, result, attempt.built, attempt.options, last=attempt.last):
-            break
-    built = _compared(model, survey, attempt, example_inputs)
-    converted = _copy(model, built)
-    finish_(converted, built, fuse=attempt.options.fuse)
-    return _finished(converted, survey, attempt, built)
+    with nncf_masks_merged(model, keep=False):
+        modules = select_modules(model, _types(model), filter_fn, targets, ignore)
+        survey = survey_of(model, modules, example_inputs, named=targets is not None)
+        for attempt in _attempts(model, survey, options):
+            trial, result = _trial(model, attempt.built, attempt.options), survey.recording.result
+            if accepted(trial, example_inputs, result, attempt.built, attempt.options, last=attempt.last):
+                break
+        built = _compared(model, survey, attempt, example_inputs)
+        converted = _copy(model, built)
+        finish_(converted, built, fuse=attempt.options.fuse)
+        return _finished(converted, survey, attempt, built)
 
 
 @shows_keywords(ConvertKeywords)
@@ -130,30 +132,31 @@ def convert_(
     ValueError also if the model itself is a layer: there is nothing to put another module into.
     """
     options = options_of("convert_", options, keywords, ConvertKeywords)
-    modules = select_modules(model, _types(model), filter_fn, targets, ignore)
-    if model in modules.values():
-        got = f"{type(model).__name__} itself (use convert)"
-        raise ValueError(f"model: expected a module that holds layers, got {got}")
-    survey = survey_of(model, modules, example_inputs, named=targets is not None)
-    for attempt in _attempts(model, survey, options):
-        replacements, is_accepted = attempt.built.replacements, False
-        try:
-            replace_(model, replacements)
-            finish_(model, attempt.built, fuse=attempt.options.fuse)
-            result = survey.recording.result
-            is_accepted = accepted(
-                model, example_inputs, result, attempt.built, attempt.options, last=attempt.last
-            )
-        finally:
-            unfinish_(model)
-            replace_(model, {new: old for old, new in replacements.items()})
-        if is_accepted:
-            break
-    built = _compared(model, survey, attempt, example_inputs)
-    built.point_to_norms({})
-    replace_(model, built.replacements)
-    finish_(model, built, fuse=attempt.options.fuse)
-    return _finished(model, survey, attempt, built)
+    with nncf_masks_merged(model, keep=True):
+        modules = select_modules(model, _types(model), filter_fn, targets, ignore)
+        if model in modules.values():
+            got = f"{type(model).__name__} itself (use convert)"
+            raise ValueError(f"model: expected a module that holds layers, got {got}")
+        survey = survey_of(model, modules, example_inputs, named=targets is not None)
+        for attempt in _attempts(model, survey, options):
+            replacements, is_accepted = attempt.built.replacements, False
+            try:
+                replace_(model, replacements)
+                finish_(model, attempt.built, fuse=attempt.options.fuse)
+                result = survey.recording.result
+                is_accepted = accepted(
+                    model, example_inputs, result, attempt.built, attempt.options, last=attempt.last
+                )
+            finally:
+                unfinish_(model)
+                replace_(model, {new: old for old, new in replacements.items()})
+            if is_accepted:
+                break
+        built = _compared(model, survey, attempt, example_inputs)
+        built.point_to_norms({})
+        replace_(model, built.replacements)
+        finish_(model, built, fuse=attempt.options.fuse)
+        return _finished(model, survey, attempt, built)
 
 
 def _attempts(model: nn.Module, survey: Survey, options: ConvertOptions) -> Iterator[_Attempt]:

@@ -152,9 +152,9 @@ def attach_record(model: nn.Module, record: Record) -> None:
 
 
 def detach_record(model: nn.Module) -> None:
-    """Remove the records."""
-    if hasattr(model, _ATTRIBUTE):
-        delattr(model, _ATTRIBUTE)
+    """Remove the records, those of parts too: a model may be wrapped after `convert`."""
+    for module in model.modules():
+        vars(module).pop(_ATTRIBUTE, None)
 
 
 def recorded(model: nn.Module) -> tuple[Record, ...]:

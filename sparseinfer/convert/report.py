@@ -132,9 +132,9 @@ def attach(model: nn.Module, rows: tuple[LayerReport, ...]) -> None:
 
 
 def detach(model: nn.Module) -> None:
-    """Remove the record."""
-    if hasattr(model, _ATTRIBUTE):
-        delattr(model, _ATTRIBUTE)
+    """Remove the record, those of parts too: a model may be wrapped after `convert`."""
+    for module in model.modules():
+        vars(module).pop(_ATTRIBUTE, None)
 
 
 def _kernels_of(plan: str) -> tuple[tuple[int | None, str], ...]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sparseinfer.convert.assembly.assemble import is_replacement
 from sparseinfer.formats import CSR
-from sparseinfer.io.reader import File
+from sparseinfer.io.reader import Contents
 from sparseinfer.io.state import EXTRA
 
 
@@ -37,7 +37,7 @@ class Slot:
 class Filling:
     """The tensors of a file, and their places in a model."""
 
-    def __init__(self, file: File, model: nn.Module) -> None:
+    def __init__(self, file: Contents, model: nn.Module) -> None:
         self._file, self._model = file, model
         self._undo: list[Callable[[], None]] = []
         self._slots = dict(_slots(model))

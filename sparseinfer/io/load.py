@@ -1,30 +1,38 @@
-"""`si.load`: a model from a file of `si.save`, or from any safetensors file of its state_dict."""
+"""`si.load`: a model from a file of `si.save`, or from a file of others with its state_dict."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import get_args
 
 import torch
 from torch import nn
 
+from sparseinfer import _packages
 from sparseinfer.convert.record import Record, from_json
 from sparseinfer.convert.reload import Planning, check_fits, reload_
 from sparseinfer.formats import CSR
 from sparseinfer.io.fill import Filling
-from sparseinfer.io.reader import File
+from sparseinfer.io.others import contents_of
+from sparseinfer.io.reader import Contents
 
 
 def load(
-    path: str | os.PathLike[str], model: nn.Module | Callable[[], nn.Module], plan: Planning = "stored"
+    path: str | os.PathLike[str],
+    model: nn.Module | Callable[[], nn.Module] | None = None,
+    plan: Planning = "stored",
 ) -> nn.Module:
     """The saved model: its weights and, if it was converted, what `convert` made of it, without running it.
 
+    path    a file of `save`; any other safetensors file, or a folder of one or of shards; a state_dict of
+            torch.save (.pt, .pth, .bin). Weights in compressed-tensors' sparse-bitmask and
+            sparse-24-bitmask, with masks of torch.nn.utils.prune, or of torch's sparse layouts become dense
     model   a dense model of the same class, which is filled in place; or a function that makes one. The
             function is called where tensors have no data, and again, in earnest, if the model cannot be
-            made like that
+            made like that. Not needed for a folder of transformers, whose config says it
     plan    of a converted model: "stored", what `convert` decided, with equal results; what this machine
             has no kernels for is planned anew by predicted times. "predict" and "measure": all is planned
             anew, for the same calls, by predicted or measured times
@@ -38,18 +46,29 @@ def load(
     """
     if plan not in get_args(Planning):
         raise ValueError(f"plan: expected one of {', '.join(get_args(Planning))}, got {plan!r}")
-    file = File(path)
+    if model is None:
+        return _of_transformers(Path(path))
+    file = contents_of(Path(path))
     if isinstance(model, nn.Module):
-        return _filled(file, model, plan)
+        return filled(file, model, plan)
     if not callable(model):
         raise TypeError(
             f"model: expected a torch.nn.Module or a function that makes one, got {type(model).__name__}"
         )
     made = _without_data(file, model)
-    return _filled(file, _checked(model()) if made is None else made, plan)
+    return filled(file, _checked(model()) if made is None else made, plan)
 
 
-def _without_data(file: File, factory: Callable[[], nn.Module]) -> nn.Module | None:
+def _of_transformers(folder: Path) -> nn.Module:
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"model: expected a module or a function that makes one for {folder}, got None")
+    _packages.transformers("load", "demo")
+    from sparseinfer.io import hf
+
+    return hf.from_folder(folder)
+
+
+def _without_data(file: Contents, factory: Callable[[], nn.Module]) -> nn.Module | None:
     """The factory's model on meta, if the file has all that it lacks."""
     try:
         with torch.device("meta"):
@@ -65,7 +84,8 @@ def _checked(made: object) -> nn.Module:
     return made
 
 
-def _filled(file: File, model: nn.Module, plan: Planning) -> nn.Module:
+def filled(file: Contents, model: nn.Module, plan: Planning) -> nn.Module:
+    """The dense model with these tensors, in place, converted as the manifest says; errors as in `load`."""
     filling = Filling(file, model)
     filling.check()
     records = _records(file, model)
@@ -95,7 +115,7 @@ def _filled(file: File, model: nn.Module, plan: Planning) -> nn.Module:
     return model
 
 
-def _records(file: File, model: nn.Module) -> list[tuple[str, Record]]:
+def _records(file: Contents, model: nn.Module) -> list[tuple[str, Record]]:
     """The conversions in the file, each with the name of the part that was converted, in order."""
     records = []
     for prefix, content in file.manifest.conversions.items():

@@ -1,12 +1,9 @@
-"""A file of `si.save`, or any safetensors file, mapped into memory and checked before anything is made of
-it.
-"""
+"""The contents of a file of `si.save`, or of any safetensors file, checked before they are used."""
 
 from __future__ import annotations
 
-import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,8 +11,9 @@ import torch
 from torch import Tensor
 
 from sparseinfer.formats import BSR, CSR, NM, Bitmap
-from sparseinfer.io.header import Entry, parse_header
+from sparseinfer.io.header import Entry
 from sparseinfer.io.manifest import KEY, Manifest, Sparse, parse_manifest
+from sparseinfer.io.mapped import Mapped
 from sparseinfer.io.smallest import AnyFormat
 
 # The values of a sparse weight: its own dtype, a shorter one that holds them, or int8 with scales.
@@ -26,34 +24,32 @@ _STORED_IN = {
 }
 
 
-class File:
-    """A safetensors file, read lazily: tensors lie in the mapped file until they are written to.
+class Contents:
+    """Tensors, and a manifest that says which of them are the parts of sparse weights.
 
-    Opening checks the header, the manifest and that they describe each other and the file exactly; making a
-    sparse weight of its tensors checks these. ValueError names the file, the tensor, what was expected and
-    what is there. A tensor that is changed becomes a copy of this process; the file itself never changes. Do
-    not write into the file either, but replace it: who has it mapped sees what is written.
+    Making one checks that they agree; making a sparse weight of its parts checks these. ValueError names the
+    file, the tensor, what was expected and what is there.
 
+    path     of the file or folder, for messages
     dense    tensors that are stored as they are, by the name in the model's state_dict
     names    all of the model's state_dict, aliases included, and those of derived buffers
     manifest what else is known; of a file of others, nothing
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        with self.path.open("rb") as file:
-            self.nbytes = os.fstat(file.fileno()).st_size
-            if not self.nbytes:
-                raise ValueError(f"{self.path}: expected a safetensors file, got an empty one")
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        with self._named():
-            header = parse_header(memoryview(self._map))
-            self._start, self._entries = header.start, header.entries
-            text = header.metadata.get(KEY)
-            self.is_ours = text is not None
-            self.manifest = Manifest() if text is None else parse_manifest(text, self.nbytes)
-            self.dense = self._checked()
-            self.names = frozenset((*self.dense, *self.manifest.sparse, *self.manifest.aliases))
+    def __init__(self, path: Path, entries: Mapping[str, Entry], manifest: Manifest | None) -> None:
+        self.path, self._entries = path, entries
+        self.is_ours = manifest is not None
+        self.manifest = manifest or Manifest()
+        self.dense = self._checked()
+        self.names = frozenset((*self.dense, *self.manifest.sparse, *self.manifest.aliases))
+
+    def _tensor(self, name: str) -> Tensor:
+        """A tensor, or a part of a sparse weight, under the name that it is stored under."""
+        raise NotImplementedError
+
+    def forget(self, name: str) -> None:
+        """Let go of the memory of a sparse weight's parts, which have been read."""
+        raise NotImplementedError
 
     @property
     def sparse(self) -> Mapping[str, Sparse]:
@@ -102,26 +98,6 @@ class File:
             self.format(name)
             self.forget(name)
 
-    def forget(self, name: str) -> None:
-        """Let the pages of a sparse weight's tensors go, which have been read; they can be read again."""
-        for part in self.sparse[name].parts:
-            entry = self._entries[f"{name}.{part}"]
-            begin = -(-(self._start + entry.begin) // mmap.PAGESIZE) * mmap.PAGESIZE
-            end = (self._start + entry.end) // mmap.PAGESIZE * mmap.PAGESIZE
-            if end > begin and hasattr(mmap, "MADV_DONTNEED"):
-                self._map.madvise(mmap.MADV_DONTNEED, begin, end - begin)
-
-    def _tensor(self, name: str) -> Tensor:
-        entry = self._entries[name]
-        if not entry.nbytes:
-            return torch.empty(entry.shape, dtype=entry.dtype)
-        flat = torch.frombuffer(
-            self._map, dtype=torch.uint8, count=entry.nbytes, offset=self._start + entry.begin
-        )
-        if flat.data_ptr() % entry.dtype.itemsize:
-            flat = flat.clone()  # of a file of others, who need not align anything
-        return flat.view(entry.dtype).view(entry.shape)
-
     def _checked(self) -> dict[str, Entry]:
         """The tensors that are stored as they are. ValueError: the manifest and the tensors do not agree."""
         dense = dict(self._entries)
@@ -156,3 +132,61 @@ class File:
             yield
         except (ValueError, TypeError) as error:
             raise ValueError(": ".join([str(self.path), *names, str(error)])) from error
+
+
+class File(Contents):
+    """A safetensors file or its shards, read lazily: tensors lie in the mapped files until written to.
+
+    A tensor that is changed becomes a copy of this process; the file itself never changes. Do not write into
+    the file either, but replace it: who has it mapped sees what is written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], shards: Sequence[Path] = ()) -> None:
+        """shards: what lies in the folder `path`; their manifest is that of the whole, the same in each."""
+        self.path = Path(path)
+        maps = [Mapped(shard) for shard in shards or (self.path,)]
+        self.nbytes = sum(mapped.nbytes for mapped in maps)
+        self._owners: dict[str, Mapped] = {}
+        entries: dict[str, Entry] = {}
+        for mapped in maps:
+            if twice := entries.keys() & mapped.entries.keys():
+                raise ValueError(f"{mapped.path}: {min(twice)}: expected it in one shard, got it in two")
+            entries |= mapped.entries
+            self._owners |= dict.fromkeys(mapped.entries, mapped)
+        with self._named():
+            text = maps[0].metadata.get(KEY)
+            manifest = None if text is None else parse_manifest(text, self.nbytes)
+            super().__init__(self.path, entries, manifest)
+
+    def forget(self, name: str) -> None:
+        """Let the pages of a sparse weight's tensors go, which have been read; they can be read again."""
+        for part in self.sparse[name].parts:
+            self._owners[f"{name}.{part}"].forget(f"{name}.{part}")
+
+    def _tensor(self, name: str) -> Tensor:
+        return self._owners[name].tensor(name)
+
+
+class Held(Contents):
+    """Tensors that are in memory already, read from wherever; the dict is used up."""
+
+    def __init__(self, path: Path, tensors: dict[str, Tensor], manifest: Manifest | None = None) -> None:
+        self._tensors = tensors
+        entries = {name: Entry(t.dtype, tuple(t.shape), 0, t.nbytes) for name, t in tensors.items()}
+        self.path = path
+        with self._named():
+            super().__init__(path, entries, manifest)
+
+    def _tensor(self, name: str) -> Tensor:
+        t = self._tensors[name]
+        if t.is_meta:
+            raise ValueError(f"{self.path}: {name}: expected it, got none")
+        return t
+
+    def check(self) -> None:
+        for name in self.sparse:
+            self.format(name)
+
+    def forget(self, name: str) -> None:
+        for part in self.sparse[name].parts:
+            self._tensors.pop(f"{name}.{part}", None)

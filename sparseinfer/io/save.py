@@ -13,7 +13,7 @@ from sparseinfer.convert.assembly.assemble import is_replacement
 from sparseinfer.convert.record import Record, recorded, to_json
 from sparseinfer.convert.survey.chains import base_class
 from sparseinfer.io.manifest import Manifest
-from sparseinfer.io.state import state_of
+from sparseinfer.io.state import State, state_of
 from sparseinfer.io.writer import write
 
 
@@ -37,20 +37,24 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, progress: bool = Tru
     layers = {module for module in model.modules() if is_replacement(module)}
     with Progress("reading layers", len(layers) or None, shown=progress) as bar:
         state = state_of(model, bar.advance)
-        conversions = {fqn: list(map(to_json, records)) for fqn, records in _records(model).items()}
-        manifest = Manifest(
-            model=base_class(model).__name__,
-            training=model.training,
-            sparse=state.sparse,
-            aliases=state.aliases,
-            derived=tuple(state.derived),
-            channels_last=tuple(state.channels_last),
-            extra=state.extra,
-            conversions=conversions,
-        )
+        manifest = manifest_of(model, state)
         bar.describe("writing")
         write(path, state.tensors, state.formats, manifest)
     return path
+
+
+def manifest_of(model: nn.Module, state: State) -> Manifest:
+    """What the file says of a model with this state."""
+    return Manifest(
+        model=base_class(model).__name__,
+        training=model.training,
+        sparse=state.sparse,
+        aliases=state.aliases,
+        derived=tuple(state.derived),
+        channels_last=tuple(state.channels_last),
+        extra=state.extra,
+        conversions={fqn: list(map(to_json, records)) for fqn, records in _records(model).items()},
+    )
 
 
 def _records(model: nn.Module) -> dict[str, Sequence[Record]]:

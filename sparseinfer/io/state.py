@@ -46,18 +46,27 @@ class State:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-def state_of(model: nn.Module, on_layer: Callable[[], None] = lambda: None) -> State:
-    """Collect it; `on_layer` is called after each converted layer. TypeError, ValueError: it cannot be
-    stored.
+def state_of(
+    model: nn.Module,
+    on_layer: Callable[[], None] = lambda: None,
+    may_compress: Callable[[str], bool] = lambda name: True,
+) -> State:
+    """Collect it. TypeError, ValueError: it cannot be stored.
+
+    on_layer       called after each converted layer
+    may_compress   whether a tensor of this name may get a sparse format
     """
-    collector = _Collector(model, on_layer)
+    collector = _Collector(model, on_layer, may_compress)
     collector.module(model, "")
     return collector.state
 
 
 class _Collector:
-    def __init__(self, model: nn.Module, on_layer: Callable[[], None]) -> None:
+    def __init__(
+        self, model: nn.Module, on_layer: Callable[[], None], may_compress: Callable[[str], bool]
+    ) -> None:
         self.state = State()
+        self._may_compress = may_compress
         held = (*model.parameters(), *model.buffers())
         self._held = {t.data_ptr() for t in held if t.layout == torch.strided}
         self._on_layer = on_layer
@@ -162,7 +171,7 @@ class _Collector:
         t = stored
         if t.dim() == 4 and not t.is_contiguous() and t.is_contiguous(memory_format=torch.channels_last):
             state.channels_last.append(name)
-        fmt = None if whole else compressed(t, narrower, scales)
+        fmt = None if whole or not self._may_compress(name) else compressed(t, narrower, scales)
         if fmt is None:
             state.tensors[name] = t
         else:
