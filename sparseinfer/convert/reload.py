@@ -180,6 +180,11 @@ class _Stored:
     def _decision(
         self, product: Product, layers: Sequence[str], known: StoredDecision | None
     ) -> Iterator[Decision]:
+        if len(layers) > 1 and any(layer in self.record.left_dense for layer in layers):
+            # They share one matrix or have each its own.
+            self._keep(layers)
+            yield Decision(product, Plan("stored"))
+            return
         folds = product.followers.batch_norm is not None
         fmt = None
         if known is not None and _runs_here(known.plan, product) and _runs_here(known.plain, product):
