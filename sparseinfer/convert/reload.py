@@ -73,9 +73,15 @@ def check_fits(model: nn.Module, record: Record) -> None:
     sites, refused = sites_of({fqn: modules[fqn] for fqn in record.layers}, {})
     for fqn, reason in refused.items():
         raise ValueError(f"{fqn}: expected a layer that was converted, got one that cannot be ({reason})")
+    widths: dict[int, int] = {}
     for site in sites:
-        for shape in record.layers[site.fqn].shapes:
+        calls = record.layers[site.fqn]
+        for shape in calls.shapes:
             _check_takes(site, shape)
+        if site.kind.shares_input and calls.inputs is not None:
+            k = site.matrices[""].weights.weight.shape[1]
+            if widths.setdefault(calls.inputs, k) != k:
+                raise ValueError(f"{site.fqn}: expected an input of {widths[calls.inputs]} features, got {k}")
     for fqn in record.pools:
         if not isinstance(modules[fqn], nn.MaxPool2d):
             raise ValueError(f"{fqn}: expected nn.MaxPool2d, got {type(modules[fqn]).__name__}")
@@ -180,6 +186,11 @@ class _Stored:
     def _decision(
         self, product: Product, layers: Sequence[str], known: StoredDecision | None
     ) -> Iterator[Decision]:
+        if len(layers) > 1 and any(layer in self.record.left_dense for layer in layers):
+            # They share one matrix or have each its own.
+            self._keep(layers)
+            yield Decision(product, Plan("stored"))
+            return
         folds = product.followers.batch_norm is not None
         fmt = None
         if known is not None and _runs_here(known.plan, product) and _runs_here(known.plain, product):

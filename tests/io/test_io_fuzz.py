@@ -34,16 +34,16 @@ def test_the_original_loads(data: bytes, folder: Path) -> None:
 
 def test_mutated_files(data: bytes, folder: Path) -> None:
     peak, model, refused = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, Small(), 0
-    for seed in range(2000):
+    for seed in range(1500):
         clear = is_clear(mutated(data, random.Random(f"test {seed}")), folder / "mutated.safetensors", model)
         refused += clear
         if not clear:
             model = Small()  # it was filled
-    assert refused > 1000
+    assert refused > 750
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) << 10 < _MOST_BYTES_MORE
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_bytes_that_hypothesis_finds(data: bytes, folder: Path, drawn: st.DataObject) -> None:
     at = drawn.draw(st.integers(0, len(data)))
