@@ -32,7 +32,7 @@ def matrix(n: int, k: int, sparsity: float, block: tuple[int, int] = (1, 1)) -> 
 
 
 def formats(kernel: ops.KernelInfo, n: int, k: int, sparsity: float) -> list[CSR | BSR]:
-    if kernel.packing != "bsr":
+    if kernel.format != "bsr":
         return [CSR.from_dense(*matrix(n, k, sparsity))]
     blocks = [b for b in BLOCKS if n % b[0] == 0 and k % b[1] == 0]
     return [BSR.from_dense(w, b, scales) for b in blocks for w, scales in [matrix(n, k, sparsity, b)]]
@@ -95,7 +95,7 @@ def test_the_largest_products_do_not_saturate(kernel: ops.KernelInfo) -> None:
     w = torch.full((8, k), 127, dtype=I8)
     w[1], w[2, ::2], w[3, 1::2], w[4, k // 2 :] = -128, -128, -127, -128
     fmt: CSR | BSR = CSR.from_dense(w, torch.ones(8))
-    if kernel.packing == "bsr":
+    if kernel.format == "bsr":
         fmt = BSR.from_dense(w, (4, 4), torch.ones(8))
     x = torch.full((70, k), 255.0)
     x[1], x[2, ::2], x[3, 1::2], x[4] = -255.0, 0.0, -255.0, 0.0
@@ -126,7 +126,7 @@ def test_results_do_not_depend_on_splits_or_threads(kernel: ops.KernelInfo, m: i
 def test_every_panel(kernel: ops.KernelInfo, panel: int) -> None:
     x = torch.randn(70, 800)
     for fmt in formats(kernel, 48, 800, 0.6):
-        allowed = panel if kernel.panelled and kernel.packing != "bsr" else 0
+        allowed = panel if kernel.panelled and kernel.format != "bsr" else 0
         y = forced(kernel, fmt, x, panel=allowed)
         if kernel.storage == "i8":
             assert torch.equal(y, ops.reference_int8(x, fmt))
@@ -147,17 +147,20 @@ def assert_close(y: Tensor, x: Tensor, fmt: CSR | BSR, bias: Tensor | None = Non
 @pytest.mark.parametrize("kernel", [k for k in KERNELS if k.storage == "wi8"], ids=lambda k: k.name)
 def test_widened_weights_do_not_round_x(kernel: ops.KernelInfo) -> None:
     for n, k, sparsity in ((24, 40, 0.5), (130, 300, 0.9), (17, 257, 0.0)):
-        fmt, bias = CSR.from_dense(*matrix(n, k, sparsity)), torch.randn(n)
-        for m in (1, 2, 5, 8, 17, 65):
-            for dtype in (F32, BF16, F16):
-                x = torch.randn(m, k).to(dtype)
-                assert_close(forced(kernel, fmt, x, bias), x, fmt, bias)
+        bias = torch.randn(n)
+        for fmt in formats(kernel, n, k, sparsity):
+            for m in (1, 2, 5, 8, 17, 65):
+                for dtype in (F32, BF16, F16):
+                    x = torch.randn(m, k).to(dtype)
+                    assert_close(forced(kernel, fmt, x, bias), x, fmt, bias)
 
 
 @pytest.mark.parametrize("kernel", [k for k in KERNELS if k.conv], ids=lambda k: k.name)
 def test_convolutions(kernel: ops.KernelInfo) -> None:
     w, scales = matrix(24, 36, 0.5)
-    packed = ops.pack(CSR.from_dense(w, scales), kernel.packing, storage=kernel.storage, isa=kernel.isa)
+    blocks = kernel.format == "bsr"
+    fmt: CSR | BSR = BSR.from_dense(w, (3, 4), scales) if blocks else CSR.from_dense(w, scales)
+    packed = ops.pack(fmt, kernel.packing, storage=kernel.storage, isa=kernel.isa)
     x, bias = torch.randn(2, 4, 9, 11), torch.randn(24)
     geometry = Geometry((3, 3), (1, 1), (1, 1), (1, 1), 1)
     y = cpu_conv.run(x, [packed], bias, 24, geometry, f"*:0:{kernel.name}", "none")
@@ -196,7 +199,7 @@ def test_zeros_and_extremes(kernel: ops.KernelInfo) -> None:
     w[16:32], scales[5] = 0, 0.0
     w[40, :4] = torch.tensor([1, 1, 127, 1], dtype=I8)
     fmt: CSR | BSR = CSR.from_dense(w, scales)
-    if kernel.packing == "bsr":
+    if kernel.format == "bsr":
         fmt = BSR.from_dense(w, (1, 4), scales)
     x, bias, largest = torch.randn(20, 64), torch.randn(48), torch.finfo(F32).max
     x[0], x[1], x[2], x[3] = 0.0, 1e-45, 1e-39, torch.where(torch.arange(64) % 2 == 0, 1e34, -1e34)
