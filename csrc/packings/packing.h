@@ -34,7 +34,9 @@ inline int64_t any_row(const PackingHeader&) { return 1; }
 inline int64_t all_columns(const PackingHeader& h) { return std::max<int64_t>(1, h.k); }
 
 // Of many-token packings. Measured on Zen 4: x[128 columns][64 tokens] of fp32 and the streams share an L1 of 32 KB. In
-// pairs two loads of x feed four multiplies, and fewer, longer lists are worth more than an L1 that holds them.
+// pairs two loads of x feed four multiplies, and fewer, longer lists are worth more than an L1 that holds them. Of i8
+// on Zen 5: 768 columns of 64 bytes, rowlist with 4096x4096 and 64 tokens at 90 % zeros: 739 us, with 1536 columns 777,
+// 2048 785.
 inline int64_t l1_panel(const PackingHeader& h) {
   return h.storage == Storage::kI8 ? 768 : h.storage == Storage::kBF16 ? 384 : 128;
 }

@@ -137,11 +137,11 @@ BAD = {
     ),
     "no scales": (
         lambda: Bitmap(TWO.to(torch.int8), int8(3), (1, 3)),
-        "scales: expected a tensor for values of torch.int8, got None",
+        "scales: expected one of each row for int8 values, got none",
     ),
     "scales": (
         lambda: Bitmap(TWO, int8(3), (1, 3), torch.ones(1)),
-        "scales: expected None for values of torch.float32, got Tensor",
+        "scales: expected none for torch.float32 values, got some",
     ),
     "scales of rows": (
         lambda: Bitmap(TWO.to(torch.int8), int8(3), (1, 3), torch.ones(2)),

@@ -12,7 +12,7 @@ from generators import values
 
 from sparseinfer.formats import BSR, CSR
 
-FLOATS = "float32 or bfloat16 or float16"
+DTYPES = "float32 or bfloat16 or float16 or int8"
 
 
 def csr_parts(**changes):
@@ -38,7 +38,7 @@ BAD_PARTS = {
     "values float64": (
         {"values": torch.ones(4, dtype=torch.float64)},
         TypeError,
-        f"values: expected dtype {FLOATS}, got float64 (convert it with .to(torch.float32))",
+        f"values: expected dtype {DTYPES}, got float64 (convert it with .to(torch.float32))",
     ),
     "values on meta": (
         {"values": torch.ones(4, device="meta")},
@@ -164,7 +164,7 @@ def test_a_column_that_would_wrap_into_range():
         (
             lambda: CSR.from_dense(torch.ones(2, 2, dtype=torch.int64)),
             TypeError,
-            f"weight: expected dtype {FLOATS}, got int64 (convert it with .to(torch.float32))",
+            f"weight: expected dtype {DTYPES}, got int64 (convert it with .to(torch.float32))",
         ),
         (
             lambda: CSR.from_dense(torch.ones(2, 2, device="meta")),
@@ -189,7 +189,7 @@ def test_a_column_that_would_wrap_into_range():
         (
             lambda: CSR.from_torch(torch.eye(2, dtype=torch.float64).to_sparse_csr()),
             TypeError,
-            f"values: expected dtype {FLOATS}, got float64 (convert it with .to(torch.float32))",
+            f"values: expected dtype {DTYPES}, got float64 (convert it with .to(torch.float32))",
         ),
         (
             lambda: CSR.from_scipy(np.eye(3)),

@@ -36,7 +36,7 @@ enum class Values {
   kHostile,   // the same with NaN and infinities in x and in the weights
   kHostileX,  // the same in x alone
   kReals,     // 8 bits of mantissa each, and sums that have to be rounded
-  kRealX,     // the same of x; weights are integers of 8 bits
+  kRealX,     // the same of x; weights are integers, small enough that sums fit fp16
 };
 
 // Of int8.
@@ -72,7 +72,7 @@ struct Problem {
       for (int64_t column = 0; column < k; column += block_cols) {
         if (!random.chance(1.0 - sparsity)) continue;
         for (int64_t i = 0; i < block_rows * block_cols; ++i) {
-          const double value = values == Values::kRealX      ? static_cast<double>(random.between(-128, 127))
+          const double value = values == Values::kRealX      ? static_cast<double>(random.between(-31, 31))
                                : values == Values::kHostileX ? static_cast<double>(random.between(-4, 4))
                                                              : draw(random, 4, 0.004);
           store(row + i / block_cols, column + i % block_cols, value);

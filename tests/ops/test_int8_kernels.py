@@ -15,7 +15,7 @@ from sparseinfer.ops.cpu import linear as cpu
 from sparseinfer.ops.geometry import Geometry
 
 F32, BF16, F16, I8 = torch.float32, torch.bfloat16, torch.float16, torch.int8
-BLOCKS = [(1, 4), (4, 4), (2, 8), (3, 4), (16, 64)]
+BLOCKS = [(1, 4), (4, 4), (2, 8), (3, 4), (16, 1), (16, 64)]
 KERNELS = [k for k in ops.kernels() if k.available and k.storage in ("i8", "wi8")]
 ROUNDING = [k for k in KERNELS if k.storage == "i8"]
 
@@ -32,9 +32,10 @@ def matrix(n: int, k: int, sparsity: float, block: tuple[int, int] = (1, 1)) -> 
 
 
 def formats(kernel: ops.KernelInfo, n: int, k: int, sparsity: float) -> list[CSR | BSR]:
-    if kernel.format != "bsr":
+    """In every block that the kernel takes and the size allows."""
+    if kernel.format == "csr":
         return [CSR.from_dense(*matrix(n, k, sparsity))]
-    blocks = [b for b in BLOCKS if n % b[0] == 0 and k % b[1] == 0]
+    blocks = [b for b in BLOCKS if n % b[0] == 0 and k % b[1] == 0 and kernel.takes_block(b)]
     return [BSR.from_dense(w, b, scales) for b in blocks for w, scales in [matrix(n, k, sparsity, b)]]
 
 
@@ -95,7 +96,7 @@ def test_the_largest_products_do_not_saturate(kernel: ops.KernelInfo) -> None:
     w = torch.full((8, k), 127, dtype=I8)
     w[1], w[2, ::2], w[3, 1::2], w[4, k // 2 :] = -128, -128, -127, -128
     fmt: CSR | BSR = CSR.from_dense(w, torch.ones(8))
-    if kernel.format == "bsr":
+    if kernel.packing == "bsr":
         fmt = BSR.from_dense(w, (4, 4), torch.ones(8))
     x = torch.full((70, k), 255.0)
     x[1], x[2, ::2], x[3, 1::2], x[4] = -255.0, 0.0, -255.0, 0.0
@@ -107,7 +108,7 @@ def test_the_largest_products_do_not_saturate(kernel: ops.KernelInfo) -> None:
 @every
 @pytest.mark.parametrize("m", [3, 100, 600])
 def test_results_do_not_depend_on_splits_or_threads(kernel: ops.KernelInfo, m: int) -> None:
-    fmt = formats(kernel, 600, 320, 0.7)[0]
+    fmt = formats(kernel, 592, 320, 0.7)[0]
     x = torch.randn(m, 320)
     whole = forced(kernel, fmt, x, parts=1)
     for parts in (2, 7):
@@ -126,7 +127,7 @@ def test_results_do_not_depend_on_splits_or_threads(kernel: ops.KernelInfo, m: i
 def test_every_panel(kernel: ops.KernelInfo, panel: int) -> None:
     x = torch.randn(70, 800)
     for fmt in formats(kernel, 48, 800, 0.6):
-        allowed = panel if kernel.panelled and kernel.format != "bsr" else 0
+        allowed = panel if kernel.panelled and kernel.format == "csr" else 0
         y = forced(kernel, fmt, x, panel=allowed)
         if kernel.storage == "i8":
             assert torch.equal(y, ops.reference_int8(x, fmt))
@@ -146,7 +147,7 @@ def assert_close(y: Tensor, x: Tensor, fmt: CSR | BSR, bias: Tensor | None = Non
 
 @pytest.mark.parametrize("kernel", [k for k in KERNELS if k.storage == "wi8"], ids=lambda k: k.name)
 def test_widened_weights_do_not_round_x(kernel: ops.KernelInfo) -> None:
-    for n, k, sparsity in ((24, 40, 0.5), (130, 300, 0.9), (17, 257, 0.0)):
+    for n, k, sparsity in ((48, 40, 0.5), (160, 320, 0.9), (17, 257, 0.0)):
         bias = torch.randn(n)
         for fmt in formats(kernel, n, k, sparsity):
             for m in (1, 2, 5, 8, 17, 65):
@@ -157,14 +158,12 @@ def test_widened_weights_do_not_round_x(kernel: ops.KernelInfo) -> None:
 
 @pytest.mark.parametrize("kernel", [k for k in KERNELS if k.conv], ids=lambda k: k.name)
 def test_convolutions(kernel: ops.KernelInfo) -> None:
-    w, scales = matrix(24, 36, 0.5)
-    blocks = kernel.format == "bsr"
-    fmt: CSR | BSR = BSR.from_dense(w, (3, 4), scales) if blocks else CSR.from_dense(w, scales)
+    fmt = formats(kernel, 48, 36, 0.5)[0]
     packed = ops.pack(fmt, kernel.packing, storage=kernel.storage, isa=kernel.isa)
-    x, bias = torch.randn(2, 4, 9, 11), torch.randn(24)
+    x, bias = torch.randn(2, 4, 9, 11), torch.randn(48)
     geometry = Geometry((3, 3), (1, 1), (1, 1), (1, 1), 1)
-    y = cpu_conv.run(x, [packed], bias, 24, geometry, f"*:0:{kernel.name}", "none")
-    dense = (w.float() * scales[:, None]).reshape(24, 4, 3, 3)
+    y = cpu_conv.run(x, [packed], bias, 48, geometry, f"*:0:{kernel.name}", "none")
+    dense = fmt.to_dense().reshape(48, 4, 3, 3)
     wanted = ops.reference_conv(x, dense, bias, padding=1)
     magnitude = ops.reference_conv(x.abs(), dense.abs(), bias.abs(), padding=1)
     assert ((y.double() - wanted).abs() <= 2 * torch.finfo(F32).eps * 40 * magnitude).all()
@@ -200,7 +199,7 @@ def test_zeros_and_extremes(kernel: ops.KernelInfo) -> None:
     w[40, :4] = torch.tensor([1, 1, 127, 1], dtype=I8)
     fmt: CSR | BSR = CSR.from_dense(w, scales)
     if kernel.format == "bsr":
-        fmt = BSR.from_dense(w, (1, 4), scales)
+        fmt = BSR.from_dense(w, (1, 4) if kernel.takes_block((1, 4)) else (16, 4), scales)
     x, bias, largest = torch.randn(20, 64), torch.randn(48), torch.finfo(F32).max
     x[0], x[1], x[2], x[3] = 0.0, 1e-45, 1e-39, torch.where(torch.arange(64) % 2 == 0, 1e34, -1e34)
     x[4] = x[4] * 1e-36
