@@ -170,7 +170,10 @@ class Filling:
         return new
 
     def _read(self, name: str, old: Tensor) -> Tensor:
-        new = self._file.tensor(self._file.stored_name(name))
+        stored = self._file.stored_name(name)
+        new = self._file.tensor(stored)
+        if stored in self._file.sparse:
+            self._file.forget(stored)
         return _like(old, new.to("cpu" if old.is_meta else old.device))
 
     def _placeholder(self, name: str, old: Tensor) -> Tensor:
