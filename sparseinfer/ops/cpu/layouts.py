@@ -37,8 +37,9 @@ def preferred(
     block  only those that read such blocks
 
     If two storages of floats take two bytes, both are there, pairs first: which is faster depends on how a
-    CPU multiplies pairs. A level without an instruction for pairs has single widened weights only
-    (KernelInfo.native). Where x may be quantized, kernels that do so come alone.
+    CPU multiplies pairs. Where it has no instruction for pairs, single widened weights are faster
+    (KernelInfo.native). Where x may be quantized, kernels that
+    do so come alone.
     """
     usable = [row for row in computing(dtype, x_dtype) if row.native and (row.conv or not conv)]
     if block is not None:
