@@ -14,10 +14,8 @@
 namespace sparseinfer {
 namespace {
 
-template <TileMode kMode_, class Payload>
+template <TileMode kMode_>
 struct Rowlist : PackedPanels {
-  template <class S>
-  using Step = sparseinfer::Step<S, Payload>;
   static constexpr TileMode kMode = kMode_;
   static constexpr int kRows = 1;
 
@@ -32,10 +30,10 @@ struct Rowlist : PackedPanels {
 
   // Four steps with one load of weights: the load ports are what binds.
   template <class S, int Sets>
-  static SI_INLINE void quad(const typename S::Element* x, const uint16_t* offsets, const Payload* values,
-                             typename S::Vec::V (&sum)[Sets][S::kSums]) {
+  static SI_INLINE void quad(const typename S::Element* x, const uint16_t* offsets,
+                             const typename Step<S>::Payload* values, typename S::Vec::V (&sum)[Sets][S::kSums]) {
     constexpr int kOffsets = Step<S>::kPositions;
-    const typename Step<S>::Quad w = Step<S>::quad(values);
+    const typename S::Vec::Quad w = S::Vec::load_quad(reinterpret_cast<const float*>(values));
     __builtin_prefetch(reinterpret_cast<const char*>(values) + kPrefetchBytes);
     step<S>(x, offsets, Step<S>::template lane<0>(w), sum[0]);
     step<S>(x, offsets + kOffsets, Step<S>::template lane<1>(w), sum[1 % Sets]);
@@ -45,8 +43,8 @@ struct Rowlist : PackedPanels {
 
   // sum[tokens] of one row += its list. `kWhole`: the list is one of whole steps; else a last unit may stand alone.
   template <class S, bool kWhole>
-  static SI_INLINE void row(const typename S::Element* x, const uint16_t* offsets, const Payload* values, int length,
-                            float* out) {
+  static SI_INLINE void row(const typename S::Element* x, const uint16_t* offsets,
+                            const typename Step<S>::Payload* values, int length, float* out) {
     using Vec = typename S::Vec;
     constexpr int Sets = S::kSums >= 8 ? 1 : S::kSums >= 4 ? 2 : 4;
     constexpr int kOffsets = Step<S>::kPositions;
@@ -62,7 +60,7 @@ struct Rowlist : PackedPanels {
     for (; i + kOffsets <= length; i += kOffsets) step<S>(x, offsets + i, Step<S>::weight(values + i), sum[0]);
     if constexpr (!kWhole && kOffsets == 2) {
       // The value behind it belongs to another row: it must not meet x, were it NaN.
-      const Payload alone[2] = {values[i < length ? i : 0], 0};
+      const typename Step<S>::Payload alone[2] = {values[i < length ? i : 0], 0};
       if (i < length) step<S>(x, offsets + i, Step<S>::weight(alone), sum[0]);
     }
     SI_UNROLL
@@ -83,7 +81,7 @@ struct Rowlist : PackedPanels {
     const Run* last = section<Run>(w, w->counts) + cell[1].counts;
     const uint16_t* rows = section<uint16_t>(w, w->rows) + cell->rows;
     const uint16_t* offsets = section<uint16_t>(w, w->offsets) + cell->offsets;
-    const Payload* values = section<Payload>(w, w->values) + cell->values;
+    const auto* values = section<typename Step<S>::Payload>(w, w->values) + cell->values;
     for (; run < last; ++run) {
       const int length = run->length;
       for (const uint16_t* end = rows + run->rows; rows < end; ++rows, offsets += length, values += length) {
@@ -92,12 +90,6 @@ struct Rowlist : PackedPanels {
     }
   }
 };
-
-using RowlistF32 = Rowlist<TileMode::kFloat, float>;
-using RowlistWBF16 = Rowlist<TileMode::kFloat, BF16>;
-using RowlistWF16 = Rowlist<TileMode::kFloat, F16>;
-using RowlistBF16 = Rowlist<TileMode::kPairs, uint16_t>;
-using RowlistI8 = Rowlist<TileMode::kBytes, int8_t>;
 
 }  // namespace
 }  // namespace sparseinfer

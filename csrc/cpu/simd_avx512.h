@@ -80,19 +80,9 @@ struct F32x16 {
   static float sum(V a) { return _mm512_reduce_add_ps(a); }
   using Quad = V;
   static Quad load_quad(const float* p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
-  static Quad load_quad(const F16* p) { return _mm512_broadcast_f32x4(F32x4::load(p)); }
-  static __m512i load_quad(const BF16* p) {
-    int64_t four;
-    memcpy(&four, p, sizeof four);
-    return _mm512_set1_epi64(four);
-  }
   template <int I>
   static V lane(Quad q) {
     return _mm512_permute_ps(q, I * 0x55);
-  }
-  template <int I>
-  static V lane(__m512i q) {
-    return _mm512_castsi512_ps(_mm512_shuffle_epi8(q, _mm512_set1_epi32(widening_lane(I))));
   }
   template <int I>
   static __m512i lane_pair(Quad q) {

@@ -12,9 +12,6 @@
 namespace sparseinfer {
 namespace {
 
-// Of four bf16 in every 128-bit lane, which bytes make fp32 of number `i`: zeros, then its two.
-constexpr int widening_lane(int i) { return (2 * i + 1) << 24 | 2 * i << 16 | 0x8080; }
-
 struct F32x4 {
   using V = __m128;
   static constexpr int L = 4;
@@ -40,15 +37,9 @@ struct F32x4 {
   static V fma(V a, V b, V c) { return _mm_fmadd_ps(a, b, c); }
   using Quad = V;
   static Quad load_quad(const float* p) { return load(p); }
-  static Quad load_quad(const F16* p) { return load(p); }
-  static __m128i load_quad(const BF16* p) { return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)); }
   template <int I>
   static V lane(Quad q) {
     return _mm_permute_ps(q, I * 0x55);
-  }
-  template <int I>
-  static V lane(__m128i q) {
-    return _mm_castsi128_ps(_mm_shuffle_epi8(q, _mm_set1_epi32(widening_lane(I))));
   }
   template <int I>
   static __m128i lane_pair(Quad q) {
@@ -161,19 +152,9 @@ struct F32x8 {
   // Four weights in every 128-bit lane: one load for four broadcasts, which are in-lane permutes off the load ports.
   using Quad = V;
   static Quad load_quad(const float* p) { return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p)); }
-  static Quad load_quad(const F16* p) { return _mm256_set_m128(F32x4::load(p), F32x4::load(p)); }
-  static __m256i load_quad(const BF16* p) {
-    int64_t four;
-    memcpy(&four, p, sizeof four);
-    return _mm256_set1_epi64x(four);
-  }
   template <int I>
   static V lane(Quad q) {
     return _mm256_permute_ps(q, I * 0x55);
-  }
-  template <int I>
-  static V lane(__m256i q) {
-    return _mm256_castsi256_ps(_mm256_shuffle_epi8(q, _mm256_set1_epi32(widening_lane(I))));
   }
   template <int I>
   static __m256i lane_pair(Quad q) {

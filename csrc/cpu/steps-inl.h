@@ -1,7 +1,7 @@
 // One multiply-accumulate step on an x tile: which x it loads, how a weight is broadcast, what it multiplies.
-// kFloat uses one position per step, and widens payloads of two bytes; kPairs interleaves two positions of bf16 and
-// multiplies both at once; for kDwords two neighbouring columns of bf16 are already interleaved in the tile. kBytes and
-// kQuads are the same for four columns of bytes.
+// kFloat uses one position per step; kPairs interleaves two positions of bf16 and multiplies both at once; for kDwords
+// two neighbouring columns of bf16 are already interleaved in the tile. kBytes and kQuads are the same for four columns
+// of bytes.
 #pragma once
 
 #include "cpu/tiles-inl.h"
@@ -11,34 +11,15 @@ namespace {
 
 constexpr int kPrefetchBytes = 2048;
 
-// Payloads that need no widening.
-template <TileMode>
-struct PlainPayload {
-  using type = int8_t;
-};
-template <>
-struct PlainPayload<TileMode::kFloat> {
-  using type = float;
-};
-template <>
-struct PlainPayload<TileMode::kPairs> {
-  using type = uint16_t;
-};
-template <>
-struct PlainPayload<TileMode::kDwords> {
-  using type = uint16_t;
-};
-
-template <class S, class Payload = typename PlainPayload<S::kMode>::type, TileMode = S::kMode>
+template <class S, TileMode = S::kMode>
 struct Step;
 
-template <class S, class T>
-struct Step<S, T, TileMode::kFloat> {
+template <class S>
+struct Step<S, TileMode::kFloat> {
   using Vec = typename S::Vec;
   using V = typename Vec::V;
   using X = V;
-  using Payload = T;
-  using Quad = decltype(Vec::load_quad(static_cast<const Payload*>(nullptr)));
+  using Payload = float;
   static constexpr int kPositions = 1;
 
   static SI_INLINE void load(const float* x, const uint16_t* offsets, V (&out)[S::kSums]) {
@@ -46,29 +27,20 @@ struct Step<S, T, TileMode::kFloat> {
     SI_UNROLL
     for (int t = 0; t < S::kSums; ++t) out[t] = Vec::load(from + t * Vec::L);
   }
-  static SI_INLINE Quad quad(const Payload* values) { return Vec::load_quad(values); }
+  static SI_INLINE V weight(const float* values) { return Vec::set1(*values); }
   template <int I>
-  static SI_INLINE V lane(Quad q) {
+  static SI_INLINE V lane(typename Vec::Quad q) {
     return Vec::template lane<I>(q);
-  }
-  // One weight in all lanes. Three payloads behind it are readable too.
-  static SI_INLINE V weight(const Payload* values) {
-    if constexpr (sizeof(Payload) == 4) {
-      return Vec::set1(*values);
-    } else {
-      return lane<0>(quad(values));
-    }
   }
   static SI_INLINE V multiply(V w, V x, V sum) { return Vec::fma(w, x, sum); }
 };
 
 template <class S>
-struct Step<S, uint16_t, TileMode::kPairs> {
+struct Step<S, TileMode::kPairs> {
   using Vec = typename S::Vec;
   using V = typename Vec::V;
   using X = typename Vec::P;
   using Payload = uint16_t;
-  using Quad = typename Vec::Quad;
   static constexpr int kPositions = 2;
 
   static SI_INLINE void load(const uint16_t* x, const uint16_t* offsets, X (&out)[S::kSums]) {
@@ -82,17 +54,16 @@ struct Step<S, uint16_t, TileMode::kPairs> {
       out[2 * t + 1] = both[1];
     }
   }
-  static SI_INLINE Quad quad(const uint16_t* values) { return Vec::load_quad(reinterpret_cast<const float*>(values)); }
   static SI_INLINE X weight(const uint16_t* values) { return Vec::set1_pair(values); }
   template <int I>
-  static SI_INLINE X lane(Quad q) {
+  static SI_INLINE X lane(typename Vec::Quad q) {
     return Vec::template lane_pair<I>(q);
   }
   static SI_INLINE V multiply(X w, X x, V sum) { return Vec::dot(sum, x, w); }
 };
 
 template <class S>
-struct Step<S, uint16_t, TileMode::kDwords> {
+struct Step<S, TileMode::kDwords> {
   using Vec = typename S::Vec;
   using V = typename Vec::V;
   using X = typename Vec::P;
@@ -107,12 +78,11 @@ struct Step<S, uint16_t, TileMode::kDwords> {
 };
 
 template <class S>
-struct Step<S, int8_t, TileMode::kBytes> {
+struct Step<S, TileMode::kBytes> {
   using Vec = typename S::Vec;
   using V = typename Vec::V;
   using X = typename Vec::P;
   using Payload = int8_t;
-  using Quad = typename Vec::Quad;
   static constexpr int kPositions = 4;
   static_assert(S::kLoads == 1, "the order of the tokens is that of one vector (token_at)");
 
@@ -120,17 +90,16 @@ struct Step<S, int8_t, TileMode::kBytes> {
     Vec::interleave(Vec::load_bytes(x + offsets[0] * S::kTokens), Vec::load_bytes(x + offsets[1] * S::kTokens),
                     Vec::load_bytes(x + offsets[2] * S::kTokens), Vec::load_bytes(x + offsets[3] * S::kTokens), out);
   }
-  static SI_INLINE Quad quad(const int8_t* values) { return Vec::load_quad(reinterpret_cast<const float*>(values)); }
   static SI_INLINE typename Vec::W weight(const int8_t* values) { return Vec::set1_quad(values); }
   template <int I>
-  static SI_INLINE typename Vec::W lane(Quad q) {
+  static SI_INLINE typename Vec::W lane(typename Vec::Quad q) {
     return Vec::template lane<I>(q);
   }
   static SI_INLINE V multiply(typename Vec::W w, X x, V sum) { return Vec::dot(sum, x, w); }
 };
 
 template <class S>
-struct Step<S, int8_t, TileMode::kQuads> {
+struct Step<S, TileMode::kQuads> {
   using Vec = typename S::Vec;
   using V = typename Vec::V;
   using X = typename Vec::P;

@@ -32,29 +32,21 @@ def computing(dtype: torch.dtype, x_dtype: torch.dtype, isa: str = "") -> tuple[
 def preferred(
     dtype: torch.dtype, x_dtype: torch.dtype, *, conv: bool = False, block: tuple[int, int] | None = None
 ) -> tuple[KernelInfo, ...]:
-    """The kernels at the active level that plans choose from: for each packing those of fewest bytes.
+    """The kernels at the active level that plans choose from: for each packing those of one storage.
 
     block  only those that read such blocks
 
-    If two storages of floats take two bytes, both are there, pairs first: which is faster depends on how a
-    CPU multiplies pairs. Where it has no instruction for pairs, single widened weights are faster
-    (KernelInfo.native). Where x may be quantized, kernels that
-    do so come alone.
+    This is the storage of fewest bytes. If two storages take two bytes, pairs are faster where one
+    instruction multiplies them, else single widened weights are (KernelInfo.native).
     """
     usable = [row for row in computing(dtype, x_dtype) if row.native and (row.conv or not conv)]
     if block is not None:
         usable = [row for row in usable if row.takes_block(block)]
-    usable.sort(key=lambda row: STORAGES[row.storage].x_dtype is None)
     best: dict[str, str] = {}
     for row in usable:
         best[row.packing] = min(row.storage, best.get(row.packing, row.storage), key=_cost)
-    return tuple(row for row in usable if _as_good(row.storage, best[row.packing], x_dtype))
+    return tuple(row for row in usable if row.storage == best[row.packing])
 
 
 def _cost(storage: str) -> tuple[int, bool]:
     return STORAGES[storage].nbytes, STORAGES[storage].x_dtype is None
-
-
-def _as_good(storage: str, best: str, x_dtype: torch.dtype) -> bool:
-    same_bytes = STORAGES[storage].nbytes == STORAGES[best].nbytes
-    return storage == best or (same_bytes and x_dtype.is_floating_point)
