@@ -191,10 +191,12 @@ class Filling:
     def _fits(self, key: str, slot: Slot) -> bool:
         file = self._file
         name = self._name_in_file(key, slot.old)
-        return name is not None and file.spec(file.stored_name(name)) == (
-            slot.old.dtype,
-            tuple(slot.old.shape),
-        )
+        if name is None:
+            return False
+        dtype, shape = file.spec(file.stored_name(name))
+        # A buffer that state_dict leaves out follows the model that was saved, which may have been cast.
+        follows = not slot.persistent and name in file.manifest.derived
+        return shape == tuple(slot.old.shape) and (dtype == slot.old.dtype or follows)
 
     def _check_fits(self, key: str, slot: Slot) -> None:
         dtype, shape = self._file.spec(self._file.stored_name(key))

@@ -254,6 +254,24 @@ def test_parts_that_were_converted(tmp_path: Path) -> None:
         assert torch.equal(loaded(x), model(x))
 
 
+def test_buffers_of_a_model_that_was_cast(tmp_path: Path) -> None:
+    made = []
+
+    def build() -> nn.Module:
+        made.append(Everything())
+        for parameter in made[-1].parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
+        made[-1].bn.to(torch.bfloat16)
+        made[-1].shift = made[-1].shift.to(torch.bfloat16)
+        return made[-1]
+
+    model = Everything().to(torch.bfloat16)
+    loaded = si.load(si.save(model, tmp_path / "m.safetensors"), build)
+    assert len(made) == 1, "expected a model that was made without data"
+    assert loaded.factor.dtype == torch.bfloat16
+    assert_same_state(model, loaded)
+
+
 def test_a_model_that_was_converted_in_two_steps(tmp_path: Path) -> None:
     model, x = everything()
     first = si.convert(model, example_inputs=x, targets=["q", "k", "v"], measure=False)
