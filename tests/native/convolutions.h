@@ -99,7 +99,8 @@ void check_convolution(Tested& tested, const Convolution& c, const PackingHeader
         const int64_t token = i / p.n, row = i % p.n;
         const double bias = kind == Bias::kNone ? 0.0 : rounded(p.bias[static_cast<size_t>(row)], call.bias_dtype());
         const int64_t at = token / plane * c.shape.y_image + row * plane + token % plane;
-        const double exact = p.sums[static_cast<size_t>(i)] + bias, got = decode(get_bits(y.data(), at, dtype), dtype);
+        const double scale = tested.is_int8() ? scale_of(row) : 1.0, got = decode(get_bits(y.data(), at, dtype), dtype);
+        const double exact = p.sums[static_cast<size_t>(i)] * scale + bias;
         if (got != rounded(exact, dtype)) {
           return fail("convolution: " + text + ": y[" + std::to_string(token) + ", " + std::to_string(row) +
                       "] expected " + std::to_string(exact) + ", got " + std::to_string(got));
