@@ -52,7 +52,10 @@ class StaticInputs:
         assert stats.high is not None
         low, high = float(stats.low.min()), float(stats.high.max())
         if self.percentile < 100:
-            assert stats.counts is not None
+            if stats.counts is None:
+                hint = "how they are distributed is not known"
+                got = f"expected 100 where SmoothQuant scales the inputs, got {self.percentile}"
+                raise ValueError(f"percentile: {got} ({hint})")
             tail = (1 - self.percentile / 100) / 2
             inner = quantiles(stats.counts, tail, 1 - tail)
             low, high = max(low, inner[0]), min(high, inner[1])
