@@ -32,6 +32,9 @@ OUT = Path(cost_model.__file__).with_name("cost_model.json")
 UNTRIED = 0.1
 # What no kernel can cost: with few shapes, one term else stands for another. x and y are copied some times.
 MOST = {"x and y": 8.0, "x again": 1.0}
+# Microseconds that a call takes with next to nothing to do, of sparse and of dense ways. Measured on Zen 5
+# with 64x64 and one token; without these limits, few small shapes leave it to chance.
+SPARSE_CALL, DENSE_CALL = (3.4, math.inf), (1.9, 2.5)
 SHAPES = [
     Shape(pass_tokens, vector, x_tokens, group, counts_bytes)
     for pass_tokens in (1, 2, 4, 8, 16, 32, 48, 64)
@@ -93,8 +96,10 @@ def fitted(
     weights = np.array([1.0 if sample.is_tried else UNTRIED for sample in some])
     us = np.array([sample.us for sample in some])
     table = np.array(rows)
+    least = [0.0] * len(names)
     most = [MOST.get(name, math.inf) for name in names]
-    costs = lsq_linear(table * (weights / us)[:, None], weights, bounds=(0, most), method="bvls").x
+    least[0], most[0] = DENSE_CALL if names is cost_model.DENSE_COSTS else SPARSE_CALL
+    costs = lsq_linear(table * (weights / us)[:, None], weights, bounds=(least, most), method="bvls").x
     errors = np.log(np.maximum(table @ costs, 1e-3) / us)
     return math.sqrt(np.average(errors**2, weights=weights**2)), [float(f"{cost:.4g}") for cost in costs]
 

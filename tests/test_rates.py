@@ -103,8 +103,8 @@ def test_a_level_of_another_machine() -> None:
     for isa in missing:
         with pytest.raises(ValueError, match="isa: expected a level of this machine"):
             core.probe(isa, [4096], 0.01)
-        assert core.unmet_needs(isa)
-    assert not any(core.unmet_needs(isa) for isa in core.isa_levels())
+        assert core.isa_refusal(isa)
+    assert not any(core.isa_refusal(isa) for isa in core.isa_levels())
 
 
 def test_it_can_be_interrupted() -> None:

@@ -15,8 +15,8 @@
 namespace sparseinfer {
 namespace {
 
-// Measured on Zen 5, 3072x768 and 4096x4096 with 80 and 90 % zeros, 128 tokens: widths from 384 to 1024 columns differ by
-// a few percent. Wide panels end fewer loops, and x comes from L2 as fast as it is multiplied.
+// Measured on Zen 5, 3072x768 and 4096x4096 with 80 and 90 % zeros, 128 tokens: widths from 384 to 1024 columns differ
+// by a few percent. Wide panels end fewer loops, and x comes from L2 as fast as it is multiplied.
 constexpr int64_t kGroupListPanel = 768;
 
 constexpr int64_t kMostColumns = 65535;  // of a panel: offsets have 16 bits, and one value more for padding

@@ -286,6 +286,7 @@ def _row(content: Any) -> LayerReport:
         tokens=_sizes(row.tokens),
         dense_us=dense_us,
         sparse_us=sparse_us,
+        units=tuple(map(str, row.units)),
         dense_nbytes=int(row.dense_nbytes),
         nbytes=int(row.nbytes),
     )

@@ -59,8 +59,8 @@ class BSR(Compressed):
         per_row = self.crow_indices.diff().repeat_interleave(r) * c
         crow = torch.zeros(n + 1, dtype=torch.int64, device="cpu")
         torch.cumsum(per_row, 0, out=crow[1:])
-        rows = self._unit_rows()[:, None, None] * r + torch.arange(r)[:, None]
-        columns = self.col_indices.to(torch.int64)[:, None, None] * c + torch.arange(c)
+        rows = self._unit_rows()[:, None, None] * r + torch.arange(r, device="cpu")[:, None]
+        columns = self.col_indices.to(torch.int64)[:, None, None] * c + torch.arange(c, device="cpu")
         rows, columns = (t.expand(-1, r, c).flatten() for t in (rows, columns))
         order = (rows * max(k, 1) + columns).argsort()
         return CSR(self.values.flatten()[order], crow, columns[order].to(torch.int32), (n, k), self.scales)

@@ -83,7 +83,8 @@ class NM(Stored):
         # A stable sort puts the kept ones first, in order; then zeros of the lowest places.
         order = (~kept).to(torch.uint8).argsort(dim=2, stable=True)[:, :, :n]
         places, _ = order.sort(dim=2)
-        values = groups.gather(2, places).where(kept.gather(2, places), torch.zeros((), dtype=w.dtype))
+        zero = torch.zeros((), dtype=w.dtype, device="cpu")
+        values = groups.gather(2, places).where(kept.gather(2, places), zero)
         positions = _packed_places(places.numpy().astype(np.uint8), m)
         return cls(values, positions, (w.shape[0], w.shape[1]), pattern, scales)
 

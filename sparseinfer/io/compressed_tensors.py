@@ -121,7 +121,7 @@ def _decompressed(owner: str, tensors: Mapping[str, Tensor]) -> Tensor:
         raise ValueError(f"{owner}.row_offsets: expected the starts of {n} rows, got others")
     # Indexing does not know every 8-bit dtype; bytes are moved as they are.
     raw = torch.int8 if values.element_size() == 1 else values.dtype
-    dense = torch.zeros((n, k), dtype=raw)
+    dense = torch.zeros((n, k), dtype=raw, device="cpu")
     dense[kept] = values.reshape(-1).view(raw)
     return dense.view(values.dtype)
 
@@ -143,7 +143,7 @@ def _bitmask(name: str, w: Tensor) -> dict[str, Tensor]:
     kept = w != 0
     counts = kept.sum(1)
     return {
-        "shape": torch.tensor(w.shape),
+        "shape": torch.tensor(w.shape, device="cpu"),
         "compressed": w[kept],
         "bitmask": _packed(kept),
         "row_offsets": counts.cumsum(0) - counts,
@@ -161,7 +161,7 @@ def _two_four(name: str, w: Tensor) -> dict[str, Tensor]:
     # Which zeros of a quad count as kept is as topk has it, as in compressed-tensors.
     kept = torch.zeros_like(quads, dtype=torch.bool).scatter_(1, quads.abs().topk(2, dim=1).indices, True)
     return {
-        "shape": torch.tensor(w.shape).reshape(-1, 1),
+        "shape": torch.tensor(w.shape, device="cpu").reshape(-1, 1),
         "compressed": quads[kept].reshape(n, k // 2),
         "bitmask": _packed(kept.reshape(n, k)),
     }

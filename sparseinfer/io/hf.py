@@ -25,8 +25,8 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sparseinfer.convert import convert_
+from sparseinfer.io.filled import filled
 from sparseinfer.io.header import DTYPES, Entry
-from sparseinfer.io.load import filled
 from sparseinfer.io.manifest import KEY, VERSION, Manifest, parse_manifest
 from sparseinfer.io.reader import Held
 from sparseinfer.io.save import manifest_of

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -12,10 +11,9 @@ import torch
 from torch import nn
 
 from sparseinfer import _packages
-from sparseinfer.convert.record import Record, from_json
-from sparseinfer.convert.reload import Planning, check_fits, reload_
-from sparseinfer.formats import CSR
+from sparseinfer.convert.reload import Planning
 from sparseinfer.io.fill import Filling
+from sparseinfer.io.filled import filled
 from sparseinfer.io.others import contents_of
 from sparseinfer.io.reader import Contents
 
@@ -82,83 +80,3 @@ def _checked(made: object) -> nn.Module:
     if not isinstance(made, nn.Module):
         raise TypeError(f"model: expected a function that makes a torch.nn.Module, got {type(made).__name__}")
     return made
-
-
-def filled(file: Contents, model: nn.Module, plan: Planning) -> nn.Module:
-    """The dense model with these tensors, in place, converted as the manifest says; errors as in `load`."""
-    filling = Filling(file, model)
-    filling.check()
-    records = _records(file, model)
-    planned = [f"{prefix}.{fqn}".strip(".") for prefix, record in records for fqn in record.layers]
-
-    def lazy(key: str) -> bool:
-        owner = key.rpartition(".")[0]
-        inside = any(owner == fqn or owner.startswith(f"{fqn}.") for fqn in planned)
-        return plan == "stored" and inside and key in file.sparse
-
-    training = {module: module.training for module in model.modules()}
-    try:
-        if file.is_ours and not file.manifest.training:
-            model.eval()
-        filling.put(lazy)
-        for prefix, record in records:
-            try:
-                model = _converted(model, prefix, record, plan, filling)
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{file.path}: {prefix or 'model'}: {error}") from error
-        filling.finish()
-    except BaseException:
-        filling.undo()
-        for module, mode in training.items():
-            module.training = mode
-        raise
-    return model
-
-
-def _records(file: Contents, model: nn.Module) -> list[tuple[str, Record]]:
-    """The conversions in the file, each with the name of the part that was converted, in order."""
-    records = []
-    for prefix, content in file.manifest.conversions.items():
-        try:
-            part = model.get_submodule(prefix)
-            for one in content:
-                record = from_json(one)
-                check_fits(part, record)
-                records.append((prefix, record))
-        except (ValueError, AttributeError) as error:
-            raise ValueError(f"{file.path}: {prefix or 'model'}: {error}") from None
-    return records
-
-
-class _Under:
-    """The weights of a part of the model, by their names in it."""
-
-    def __init__(self, filling: Filling, prefix: str) -> None:
-        self._filling, self._prefix = filling, prefix
-
-    def _name(self, layer: str) -> str:
-        return f"{self._prefix}.{layer}".strip(".")
-
-    def csr(self, layer: str) -> CSR | None:
-        return self._filling.csr(self._name(layer))
-
-    def held(self, layers: Sequence[str]) -> AbstractContextManager[None]:
-        return self._filling.held([self._name(layer) for layer in layers])
-
-    def forget(self, layers: Sequence[str]) -> None:
-        self._filling.forget([self._name(layer) for layer in layers])
-
-    def keep(self, layer: str) -> None:
-        self._filling.keep(self._name(layer))
-
-
-def _converted(model: nn.Module, prefix: str, record: Record, plan: Planning, filling: Filling) -> nn.Module:
-    part = model.get_submodule(prefix)
-    new = reload_(part, record, plan, _Under(filling, prefix))
-    if new is part:
-        return model
-    parent, _, name = prefix.rpartition(".")
-    if not prefix:
-        return new
-    setattr(model.get_submodule(parent), name, new)
-    return model

@@ -31,7 +31,7 @@ class Mapped:
     def tensor(self, name: str) -> Tensor:
         entry = self.entries[name]
         if not entry.nbytes:
-            return torch.empty(entry.shape, dtype=entry.dtype)
+            return torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
         flat = torch.frombuffer(
             self._map, dtype=torch.uint8, count=entry.nbytes, offset=self._start + entry.begin
         )

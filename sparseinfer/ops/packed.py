@@ -60,7 +60,8 @@ def unpacked(info: PackedInfo, fmt: str, fill: Callable[..., None]) -> CSR | BSR
     values = torch.empty(shape, dtype=WEIGHT_DTYPES[info.dtype], device="cpu")
     crow = torch.empty(info.n // r + 1, dtype=torch.int64, device="cpu")
     col = torch.empty(units, dtype=torch.int32, device="cpu")
-    scales = torch.empty(info.n, device="cpu") if values.dtype == torch.int8 else None
+    is_scaled = values.dtype == torch.int8
+    scales = torch.empty(info.n, dtype=torch.float32, device="cpu") if is_scaled else None
     parts = [address("crow_indices", crow), address("col_indices", col), address("values", values)]
     fill(*parts, *([] if scales is None else [address("scales", scales)]))
     return FORMATS[fmt](values, crow, col, (info.n, info.k), scales)

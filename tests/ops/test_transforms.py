@@ -46,7 +46,8 @@ def formulas(pair: Pair) -> nn.Module:
 class TestDerivatives:
     def test_forward_mode(self, make: Callable[[], Pair]) -> None:
         pair = make()
-        tangent = torch.randn(pair.x.shape, generator=torch.Generator().manual_seed(0)) / 8
+        # Of few bits, like x, so that bfloat16 holds it and its products too.
+        tangent = torch.randint(-8, 9, pair.x.shape, generator=torch.Generator().manual_seed(0)) / 8
         want = torch.func.jvp(called(formulas(pair)), (pair.x,), (tangent,))
         got = torch.func.jvp(called(pair.sparse), (pair.x,), (tangent,))
         assert all(map(close, got, want))
@@ -63,7 +64,7 @@ class TestDerivatives:
         def f(module: nn.Module) -> Callable[[Tensor], Tensor]:
             return lambda scale: torch.tanh(outputs(module, pair.x * scale)).sum()
 
-        at = torch.tensor(0.3)
+        at = torch.tensor(0.25)  # exact in bfloat16
         want, got = (
             torch.func.jacfwd(torch.func.jacfwd(f(module)))(at) for module in (formulas(pair), pair.sparse)
         )

@@ -23,6 +23,9 @@ def nncf_masks_merged(model: nn.Module, *, keep: bool) -> Iterator[None]:
     model that NNCF did not touch stays unchanged. The masks of the regularization-based mode are taken as in
     eval mode. ValueError, before anything changes: the model has other hooks of NNCF, such as quantizers.
     """
+    if not isinstance(model, nn.Module):
+        yield  # refused by those who take it
+        return
     undo = _merge_(model)
     try:
         yield
