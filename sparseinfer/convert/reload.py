@@ -106,11 +106,11 @@ def reload_(model: nn.Module, record: Record, planning: Planning, source: Source
     planning   "stored": as the record says, where this machine has the kernels, the rest predicted;
                "predict" and "measure": plan anew
     """
-    survey = _survey(model, record)
-    if planning != "stored":
-        for fqn in record.layers:
+    # Layers that went back to dense have plans all the same: their weights would be read twice.
+    for fqn in record.layers:
+        if planning != "stored" or fqn in record.left_dense:
             source.keep(fqn)
-        survey = _survey(model, record)
+    survey = _survey(model, record)
     options = replace(record.options, measure=planning == "measure")
     products = products_of(model, survey, fuse=options.fuse, fold=options.fold_batch_norm)
     known: Known | None = None

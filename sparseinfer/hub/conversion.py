@@ -12,7 +12,7 @@ from sparseinfer._arguments import argument, positive
 from sparseinfer.convert import ConvertOptions, Explanation, convert, explain
 from sparseinfer.formats.dtypes import DTYPES
 from sparseinfer.hub.folder import check_out, load, save_sparse
-from sparseinfer.io.restore import compress_file
+from sparseinfer.io.compress import compress_file
 from sparseinfer.io.summary import Summary, summary_of
 
 

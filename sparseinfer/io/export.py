@@ -26,8 +26,7 @@ def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
     state = state_of(model, may_compress=lambda name: False)
     if state.extra:
         raise TypeError(f"{next(iter(state.extra))}: expected tensors only, got an extra state")
-    tensors = {name: t for name, t in state.tensors.items() if name not in state.derived}
-    return tensors | {name: state.tensors[of] for name, of in state.aliases.items()}
+    return state.saved() | {name: state.tensors[of] for name, of in state.aliases.items()}
 
 
 def export_safetensors(model: nn.Module, path: str | os.PathLike[str]) -> Path:
@@ -40,7 +39,7 @@ def export_safetensors(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     except ImportError:
         raise _packages.missing("export_safetensors", "safetensors", "demo") from None
     state = state_of(model, may_compress=lambda name: False)
-    tensors = {name: t.contiguous() for name, t in state.tensors.items() if name not in state.derived}
+    tensors = {name: t.contiguous() for name, t in state.saved().items()}
     path = Path(path)
     with replacing(path) as file:
         file.write(save(tensors, {"format": "pt"}))

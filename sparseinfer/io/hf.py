@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.quantizers.auto import (
     AUTO_QUANTIZATION_CONFIG_MAPPING,
@@ -26,8 +25,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sparseinfer.convert import convert_
 from sparseinfer.io.filled import filled
-from sparseinfer.io.header import DTYPES, Entry
+from sparseinfer.io.header import Entry
 from sparseinfer.io.manifest import KEY, VERSION, Manifest, parse_manifest
+from sparseinfer.io.mapped import Mapped
 from sparseinfer.io.reader import Held
 from sparseinfer.io.save import manifest_of
 from sparseinfer.io.state import state_of
@@ -95,17 +95,13 @@ class SparseInferQuantizer(HfQuantizer):
                 self._hold(module, attribute, parts)
 
     def _read_header(self, path: Path) -> dict[str, Entry]:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(KEY)
-            if text is None:
-                hint = "files that sparseinfer wrote have one"
-                raise ValueError(f"{path}: expected a manifest of sparseinfer, got none ({hint})")
-            self._folder, self._manifest = path.parent, parse_manifest(text, path.stat().st_size)
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {
-                name: Entry(DTYPES[part.get_dtype()], tuple(part.get_shape()), 0, 0)
-                for name, part in slices.items()
-            }
+        file = Mapped(path)
+        text = file.metadata.get(KEY)
+        if text is None:
+            hint = "files that sparseinfer wrote have one"
+            raise ValueError(f"{path}: expected a manifest of sparseinfer, got none ({hint})")
+        self._folder, self._manifest = path.parent, parse_manifest(text, file.nbytes)
+        return dict(file.entries)
 
     def _hold(self, module: nn.Module, name: str, parts: Mapping[str, Entry]) -> None:
         """Put a module that holds the parts of a weight into the place of the parameter, for a while."""
@@ -138,7 +134,7 @@ class SparseInferQuantizer(HfQuantizer):
         if state.extra:
             got = next(iter(state.extra))
             raise ValueError(f"{got}: expected no extra states in a model of transformers, got one")
-        tensors = {name: t for name, t in state.tensors.items() if name not in state.derived}
+        tensors = state.saved()
         for name, fmt in state.formats.items():
             tensors |= {f"{name}.{part}": t for part, t in fmt.parts().items()}
         # Those that tie weights do it by the model's class.

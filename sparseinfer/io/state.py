@@ -45,6 +45,10 @@ class State:
     channels_last: list[str] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
 
+    def saved(self) -> dict[str, Tensor]:
+        """Those of `tensors` that are in the state_dict."""
+        return {name: t for name, t in self.tensors.items() if name not in self.derived}
+
 
 def state_of(
     model: nn.Module,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import sparseinfer as si
+from sparseinfer.convert.record import attach_record, detach_record, recorded
 
 transformers = pytest.importorskip("transformers")
 
@@ -134,6 +136,20 @@ def test_a_dense_folder_is_converted(pruned: Any, tmp_path: Path) -> None:
     model = type(pruned).from_pretrained(tmp_path, quantization_config=config)
     assert sparse_layers(model) > 0
     torch.testing.assert_close(result(model), result(pruned), rtol=1e-4, atol=1e-3)
+
+
+def test_layers_that_went_back_to_dense(pruned: Any, tmp_path: Path) -> None:
+    """As those that made the whole model slower: they have a plan, but are not replaced."""
+    fast = converted(pruned)
+    (record,) = recorded(fast)
+    (layer, *_) = (fqn for d in record.decisions for fqn in d.layers if len(d.layers) == 1 and d.plan.buckets)
+    fast.set_submodule(layer, pruned.get_submodule(layer))
+    detach_record(fast)
+    attach_record(fast, replace(record, left_dense={**record.left_dense, layer: "slower"}))
+    si.save_pretrained(fast, tmp_path)
+    model = type(pruned).from_pretrained(tmp_path)
+    assert type(model.get_submodule(layer)) is type(pruned.get_submodule(layer))
+    assert torch.equal(result(model), result(fast))
 
 
 def test_generates_the_same_tokens(tmp_path: Path) -> None:
