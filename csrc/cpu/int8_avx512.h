@@ -7,7 +7,7 @@ namespace sparseinfer {
 namespace {
 
 template <class F32x16>
-struct I32x16Of {
+struct I32x16Of : Quads<I32x16Of<F32x16>> {
   using Floats = F32x16;
   using V = __m512i;
   static constexpr int L = 16;
@@ -52,13 +52,6 @@ struct I32x16Of {
     int32_t quad;
     memcpy(&quad, p, sizeof quad);
     return weights(set1(quad));
-  }
-
-  using Quad = const int8_t*;
-  static Quad load_quad(const float* p) { return reinterpret_cast<Quad>(p); }
-  template <int I>
-  static W lane(Quad q) {
-    return set1_quad(q + 4 * I);
   }
 
   static void store_bytes(uint8_t* p, __m512 v, int32_t zero) {

@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "cpu/quads.h"
 #include "cpu/shapes.h"
 #include "cpu/unroll.h"
 
@@ -19,7 +20,7 @@ constexpr bool kByteDot = false;
 #endif
 
 template <class F32x4>
-struct I32x4Of {
+struct I32x4Of : Quads<I32x4Of<F32x4>> {
   using Floats = F32x4;
   using V = int32x4_t;
   static constexpr int L = 4;
@@ -80,13 +81,6 @@ struct I32x4Of {
     uint32_t quad;
     memcpy(&quad, p, sizeof quad);
     return weights(vreinterpretq_u8_u32(vdupq_n_u32(quad)));
-  }
-
-  using Quad = const int8_t*;
-  static Quad load_quad(const float* p) { return reinterpret_cast<Quad>(p); }
-  template <int I>
-  static W lane(Quad q) {
-    return set1_quad(q + 4 * I);
   }
 
   static void store_bytes(uint8_t* p, float32x4_t v, int32_t zero) {

@@ -5,6 +5,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "cpu/quads.h"
 #include "cpu/shapes.h"
 #include "cpu/unroll.h"
 
@@ -14,7 +15,7 @@ namespace {
 constexpr bool kByteDot = false;
 
 template <class F32x1>
-struct I32x1Of {
+struct I32x1Of : Quads<I32x1Of<F32x1>> {
   using Floats = F32x1;
   using V = int32_t;
   static constexpr int L = 1;
@@ -53,13 +54,6 @@ struct I32x1Of {
   static V dot(V acc, P x, W w) {
     for (int i = 0; i < 4; ++i) acc = add(acc, x.bytes[i] * static_cast<int8_t>(w.bytes[i]));
     return acc;
-  }
-
-  using Quad = const int8_t*;
-  static Quad load_quad(const float* p) { return reinterpret_cast<Quad>(p); }
-  template <int I>
-  static W lane(Quad q) {
-    return set1_quad(q + 4 * I);
   }
 
   static void store_bytes(uint8_t* p, float v, int32_t zero) {

@@ -3,6 +3,7 @@
 // because vpmaddubsw, which multiplies bytes, saturates sums of two.
 #pragma once
 
+#include "cpu/quads.h"
 #include "cpu/shapes.h"
 #include "cpu/simd_x86.h"
 
@@ -15,7 +16,7 @@ constexpr bool kByteDot = true;  // an instruction multiplies four bytes and add
 constexpr bool kByteDot = false;
 #endif
 
-struct I32x4 {
+struct I32x4 : Quads<I32x4> {
   using Floats = F32x4;
   using V = __m128i;
   static constexpr int L = 4;
@@ -62,17 +63,9 @@ struct I32x4 {
     memcpy(&quad, p, sizeof quad);
     return weights(set1(quad));
   }
-
-  // Weights of four multiplies.
-  using Quad = const int8_t*;
-  static Quad load_quad(const float* p) { return reinterpret_cast<Quad>(p); }
-  template <int I>
-  static W lane(Quad q) {
-    return set1_quad(q + 4 * I);
-  }
 };
 
-struct I32x8 {
+struct I32x8 : Quads<I32x8> {
   using Floats = F32x8;
   using V = __m256i;
   static constexpr int L = 8;
@@ -117,13 +110,6 @@ struct I32x8 {
     int32_t quad;
     memcpy(&quad, p, sizeof quad);
     return weights(set1(quad));
-  }
-
-  using Quad = const int8_t*;
-  static Quad load_quad(const float* p) { return reinterpret_cast<Quad>(p); }
-  template <int I>
-  static W lane(Quad q) {
-    return set1_quad(q + 4 * I);
   }
 
   // Eight values to bytes: rounded to nearest, `zero` added, limited to 0 to 255.
