@@ -10,6 +10,7 @@ import torch
 
 from sparseinfer._arguments import argument, positive
 from sparseinfer.convert import ConvertOptions, Explanation, convert, explain
+from sparseinfer.convert.options import PRECISIONS
 from sparseinfer.formats.dtypes import DTYPES
 from sparseinfer.hub.folder import check_out, load, save_sparse
 from sparseinfer.io.compress import compress_file
@@ -49,6 +50,10 @@ class Conversion:
         default=(1, 16, 128),
         metadata=argument("numbers of tokens to plan for", read=positive, several=True, metavar="M"),
     )
+    precision: str = field(
+        default="keep",
+        metadata=argument(f"what layers may be computed in where that is faster: {', '.join(PRECISIONS)}"),
+    )
     weights: torch.dtype | None = field(
         default=None,
         metadata=argument(
@@ -65,6 +70,9 @@ class Conversion:
             "how many times its dense bytes a layer's packings may take, or speed or compact", read=_memory
         ),
     )
+    budget: float = field(
+        default=60.0, metadata=argument("seconds to measure layers for, at most", read=float, metavar="SECONDS")
+    )
     predict: bool = field(default=False, metadata=argument("predict times; measure none"))
     ignore: tuple[str, ...] = field(
         default=(), metadata=argument("layers that stay dense", several=True, metavar="NAME")
@@ -73,10 +81,12 @@ class Conversion:
     def options(self) -> ConvertOptions:
         return ConvertOptions(
             tokens=tuple(self.tokens),
+            precision=self.precision,
             weights=self.weights,
             activations=self.activations,
             memory=self.memory,
             measure=not self.predict,
+            budget_s=self.budget,
         )
 
 

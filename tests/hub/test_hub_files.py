@@ -52,6 +52,28 @@ def test_prune_convert_inspect(llama: Path, tmp_path: Path, capsys: pytest.Captu
     assert sum(content["histogram"]) > 0
 
 
+def test_convert_to_int8(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**BIG, num_key_value_heads=2)
+    llama = saved(transformers.LlamaForCausalLM(config), tmp_path / "llama")
+    pruned, converted = tmp_path / "pruned", tmp_path / "converted"
+    assert main(["prune", str(llama), "--out", str(pruned), "--method", "magnitude", "--sparsity", "0.8"]) == 0
+    # Only int8 is allowed to be smaller here, so that "compact" has to choose it.
+    options = ["--precision", "int8-weights", "--memory", "compact", "--predict"]
+    assert main(["convert", str(pruned), "--out", str(converted), *options]) == 0
+    entries = [entry for entry in summary_of(converted).tensors if entry.name.endswith("up_proj.weight")]
+    assert entries
+    assert {entry.stored for entry in entries} == {"int8"}
+
+
+def test_an_unknown_precision_is_refused(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", str(llama), "--out", str(tmp_path / "out"), "--precision", "int4"]) != 0
+    assert "precision: expected" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_file_is_stored_smaller(llama: Path, tmp_path: Path) -> None:
     pruned, out = tmp_path / "pruned", tmp_path / "out"
     options = ["--method", "magnitude", "--sparsity", "0.8"]
