@@ -39,8 +39,10 @@ def _inline(text: str) -> str:
     parts = text.split("`")
     plain = [re.sub(r"([\\*|_])", r"\\\1", part) for part in parts[::2]]
     code = [f"``{part}``" for part in parts[1::2]]
-    spaced = [after if not before or not after or not after[0].isalnum() else f"\\ {after}"
-              for before, after in zip(["", *code], plain, strict=False)]
+    spaced = [
+        after if not before or not after or not after[0].isalnum() else f"\\ {after}"
+        for before, after in zip(["", *code], plain, strict=False)
+    ]
     return "".join(a + b for a, b in zip(spaced, [*code, ""], strict=False))
 
 

@@ -15,7 +15,7 @@ _COMMANDS = (demo, prune, convert, inspect, bench, doctor)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status: 0 success, 1 wrong result or error, 2 bad usage."""
-    options = _parser().parse_args(argv)
+    options = parser().parse_args(argv)
     try:
         status: int = options.command(options)
     except (OSError, ValueError, RuntimeError) as error:
@@ -27,10 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("sparseinfer", description="Pruned PyTorch models that run faster.")
-    commands = parser.add_subparsers(required=True)
+def parser() -> argparse.ArgumentParser:
+    """Of `sparseinfer` with all its commands."""
+    whole = argparse.ArgumentParser("sparseinfer", description="Pruned PyTorch models that run faster.")
+    commands = whole.add_subparsers(required=True)
     for command in _COMMANDS:
         command.add(commands)
     commands.metavar = f"{{{','.join(commands.choices)}}}"
-    return parser
+    return whole

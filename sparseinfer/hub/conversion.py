@@ -71,7 +71,8 @@ class Conversion:
         ),
     )
     budget: float = field(
-        default=60.0, metadata=argument("seconds to measure layers for, at most", read=float, metavar="SECONDS")
+        default=60.0,
+        metadata=argument("seconds to measure layers for, at most", read=float, metavar="SECONDS"),
     )
     predict: bool = field(default=False, metadata=argument("predict times; measure none"))
     ignore: tuple[str, ...] = field(
