@@ -23,7 +23,7 @@ RATE, FRAME = 16_000, 1024
 
 
 def tones(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Frames [count, 1024] of tones with six harmonics and a little noise, and their pitch in hertz [count]."""
+    """Frames [count, 1024] of tones with six harmonics and noise, and their pitch in hertz [count]."""
     generator = torch.Generator().manual_seed(seed)
     hertz = 60 * (1000 / 60) ** torch.rand(count, 1, generator=generator)
     seconds = torch.arange(FRAME) / RATE
@@ -34,7 +34,7 @@ def tones(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, frames: Tensor, hertz: Tensor) -> float:
-    """Share of frames whose loudest bin is within 50 cents; bin i stands for 20·i + 1997.4 cents above 10 Hz."""
+    """Share of frames whose loudest bin is within 50 cents; bin i is 20·i + 1997.4 cents above 10 Hz."""
     cents = 20 * model(frames).argmax(1) + 1997.3794
     return float(((cents - 1200 * torch.log2(hertz / 10)).abs() < 50).double().mean())
 
@@ -60,15 +60,14 @@ def main() -> None:
 
     # The batch norms that follow the convolutions are folded into a second copy of their weights.
     inputs = frames[:16]
-    fast = si.convert(
-        results["admm"], example_inputs=(inputs,), fold_batch_norm=True, budget_s=options.budget
-    )
+    pruned = results["admm"]
+    fast = si.convert(pruned, example_inputs=(inputs,), fold_batch_norm=True, budget_s=options.budget)
     print(si.explain(fast))
-    print(si.benchmark(results["admm"], fast, inputs))
+    print(si.benchmark(pruned, fast, inputs))
 
     with tempfile.TemporaryDirectory() as place:
         path = si.save(fast, Path(place) / "crepe.safetensors")
-        loaded = si.load(path, lambda: crepe("tiny"))
+        loaded = si.load(path, crepe("tiny"))
     with torch.no_grad():
         same = torch.equal(loaded(inputs), fast(inputs))
     print("loaded: the same result" if same else "loaded: another result")

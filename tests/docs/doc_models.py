@@ -15,10 +15,8 @@ import sparseinfer as si
 
 def _readme() -> dict[str, Any]:
     torch.manual_seed(0)
-    return {
-        "model": nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).eval(),
-        "x": torch.randn(8, 64),
-    }
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
+    return {"model": model, "x": torch.randn(8, 64)}
 
 
 def _llama() -> LlamaForCausalLM:

@@ -57,9 +57,8 @@ def test_convert_to_int8(tmp_path: Path) -> None:
     config = transformers.LlamaConfig(**BIG, num_key_value_heads=2)
     llama = saved(transformers.LlamaForCausalLM(config), tmp_path / "llama")
     pruned, converted = tmp_path / "pruned", tmp_path / "converted"
-    assert (
-        main(["prune", str(llama), "--out", str(pruned), "--method", "magnitude", "--sparsity", "0.8"]) == 0
-    )
+    options = ["--method", "magnitude", "--sparsity", "0.8"]
+    assert main(["prune", str(llama), "--out", str(pruned), *options]) == 0
     # Only int8 is allowed to be smaller here, so that "compact" has to choose it.
     options = ["--precision", "int8-weights", "--memory", "compact", "--predict"]
     assert main(["convert", str(pruned), "--out", str(converted), *options]) == 0
