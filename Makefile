@@ -8,6 +8,7 @@
 # make bench-models   whole models, dense against converted; rewrites bench/results/models_*.json
 # make bench-prune    what each pruning method costs real models; rewrites bench/results/prune_*.json, quantize_*.json
 # make sweep   a hundred and more architectures of transformers and of timm, each converted in every way, against dense
+# make serve-test-vllm   the plug-in of vLLM; serve-test-ray: Ray, and the example of FastAPI; serve-test-triton: Triton
 # make cuda-build   the CUDA kernels, in build-cuda; needs no GPU
 # make docs    the documentation, in build/docs; warnings are errors. make docs-links: are its links to other places alive
 # make clean   removes everything that make made
@@ -17,7 +18,8 @@
 # make test-tiles    level amx by an emulated tile unit: the kernels' tests with and without Python
 # make test-neon     the same for aarch64, cross-compiled and under qemu
 #
-# Everything is installed into .venv, at the versions in constraints.txt; what the sweep needs of timm into .venv-timm.
+# Everything is installed into .venv, at the versions in constraints.txt; what the sweep needs of timm into .venv-timm,
+# and each inference server into an environment of its own, .venv-vllm, .venv-ray, .venv-triton.
 # PYTHON=python3.12 picks the interpreter. make sweep-transformers SWEEP='--match qwen' tries some of them; see
 # tests/sweep/sweep.py.
 
@@ -29,6 +31,7 @@ INSTALL := $(PIP) install --constraint constraints.txt
 # Without build isolation the pinned build tools are used, and the build folder keeps what has not changed.
 PACKAGE := $(INSTALL) --no-build-isolation -C build-dir=build
 TIMM := .venv-timm
+ENGINES := vllm ray triton
 
 # An editable install knows the packages that there were when it was made.
 NATIVE := pyproject.toml CMakeLists.txt $(shell find csrc -type f) $(shell find sparseinfer -name __init__.py)
@@ -55,7 +58,8 @@ endef
 NVCC_PACKAGES := $(addsuffix ==13.0.*,nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime nvidia-cuda-cccl)
 NVCC := $(or $(CUDACXX),$(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
 
-.PHONY: demo test fuzz fuzz-files test-native test-asan test-tiles test-neon cuda-build bench bench-models bench-prune sweep sweep-transformers sweep-timm docs docs-links lint dev clean
+.PHONY: demo test fuzz fuzz-files test-native test-asan test-tiles test-neon cuda-build bench bench-models bench-prune sweep sweep-transformers sweep-timm docs docs-links lint dev clean \
+    $(addprefix serve-test-,$(ENGINES))
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -137,6 +141,14 @@ docs: $(VENV)/.docs
 docs-links: $(VENV)/.docs
 	$(BIN)/python -m sphinx -q -b linkcheck docs build/docs-links
 
+SERVE_TESTS_vllm := engine_vllm.py
+SERVE_TESTS_ray := engine_ray.py engine_fastapi.py
+SERVE_TESTS_triton := engine_triton.py
+
+$(addprefix serve-test-,$(ENGINES)): serve-test-%: .venv-%/.engine
+	.venv-$*/bin/python -m pytest -c tests/serve_engines/pytest.ini --confcutdir tests/serve_engines \
+	    $(addprefix tests/serve_engines/,$(SERVE_TESTS_$*))
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -167,13 +179,27 @@ $(VENV)/.docs: $(VENV)/.test
 	@touch $@
 
 # A wheel, of what .venv has compiled; it is made anew after any change.
-$(TIMM)/.sweep: $(VENV)/.test tests/sweep/timm.txt $(shell find sparseinfer -name '*.py')
-	test -e $(TIMM)/bin/python || bash tools/make_venv.sh $(TIMM) $(BIN)/python
+build/wheel/.made: $(VENV)/.test $(shell find sparseinfer -name '*.py')
 	rm -rf build/wheel
 	$(PIP) wheel --quiet --no-deps --no-build-isolation -C build-dir=build --wheel-dir build/wheel .
-	$(TIMM)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt \
-	    --requirement tests/sweep/timm.txt build/wheel/*.whl
-	$(TIMM)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --force-reinstall build/wheel/*.whl
+	@touch $@
+
+# $(call into_venv,folder): pip install there, in an environment that is made if there is none.
+define into_venv
+	@test -e $(1)/bin/python || bash tools/make_venv.sh $(1) $(BIN)/python
+	$(1)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+endef
+
+$(TIMM)/.sweep: tests/sweep/timm.txt build/wheel/.made
+	$(call into_venv,$(TIMM)) --requirement $< build/wheel/*.whl
+	$(call into_venv,$(TIMM)) --no-deps --force-reinstall build/wheel/*.whl
+	@touch $@
+
+# The lists are whole: nothing is resolved, because vLLM names a torch of another index, and its pins are older than ours.
+$(ENGINES:%=.venv-%/.engine): .venv-%/.engine: tests/serve_engines/requirements-%.txt build/wheel/.made
+	$(call into_venv,.venv-$*) torch
+	.venv-$*/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --requirement $<
+	.venv-$*/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --force-reinstall build/wheel/*.whl
 	@touch $@
 
 $(VENV)/.tools: constraints.txt tools/make_venv.sh
@@ -183,5 +209,5 @@ $(VENV)/.tools: constraints.txt tools/make_venv.sh
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(TIMM) build build-asan build-cuda build-native build-neon build-tiles dist .benchmarks .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(TIMM) $(ENGINES:%=.venv-%) build build-asan build-cuda build-native build-neon build-tiles dist .benchmarks .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

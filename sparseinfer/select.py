@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from torch import nn
 
-__all__ = ["FilterFn", "Patterns", "select_modules"]
+__all__ = ["FilterFn", "Patterns", "matches", "select_modules"]
 
 # filter_fn(module, fully qualified name): whether the module is selected.
 FilterFn: TypeAlias = Callable[[nn.Module, str], bool]
@@ -78,6 +78,14 @@ def select_modules(
         texts = ", ".join(repr(pattern.text) for pattern in wanted or () if pattern in unmatched)
         _warn(f"targets: expected each to match a {kinds}, got {texts} without a match", stacklevel)
     return selected
+
+
+def matches(module: nn.Module, fqns: Sequence[str], argument: str, patterns: Patterns) -> bool:
+    """Whether a pattern of `argument`, "targets" or "ignore", matches a module of these names.
+
+    As in `select_modules`, with its errors; None matches nothing.
+    """
+    return any(_Pattern(argument, text).matches(module, fqns) for text in _listed(argument, patterns))
 
 
 class _Pattern:

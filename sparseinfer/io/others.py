@@ -33,6 +33,15 @@ def contents_of(path: Path) -> Contents:
     return Held(path, plain(path, {name: file.tensor(name) for name in file.names}))
 
 
+def holds_sparse(folder: Path) -> bool:
+    """Whether a folder has files that only `contents_of` reads: ours, or with sparse weights or masks."""
+    try:
+        file = File(folder, _files(folder))
+    except ValueError:
+        return False
+    return file.is_ours or _needs_work(file.names)
+
+
 def plain(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state_dict with dense weights, whatever they are stored as; errors name the path."""
     dense = {name: t.to_dense() if t.layout != torch.strided else t for name, t in tensors.items()}

@@ -1,0 +1,46 @@
+"""Makes single Linears sparse, for servers that load a model layer by layer, in modules of their own."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from sparseinfer._machine import last_level_cache_bytes
+from sparseinfer.convert.assembly.multiply import multipliers
+from sparseinfer.convert.candidates.choose import candidates_of
+from sparseinfer.convert.decisions import Decision
+from sparseinfer.convert.options import ConvertOptions
+from sparseinfer.convert.plan import plan
+from sparseinfer.convert.survey.survey import products_of, survey_of
+from sparseinfer.convert.timing.timer import Timer
+from sparseinfer.modules import SparseLinear
+
+
+class OneByOne:
+    """Decides as `convert` does without example inputs; all layers of a model share its time budget.
+
+    nbytes   of the model's dense weights: a model that exceeds the cache reads them from memory
+    """
+
+    def __init__(self, options: ConvertOptions, nbytes: int) -> None:
+        self._options = options
+        cold = nbytes > last_level_cache_bytes()
+        self._timer = Timer(measure=options.measure, budget_s=options.budget_s, cold=cold)
+
+    def sparse(self, linear: nn.Linear) -> SparseLinear | None:
+        """The layer in its packings; None if it is faster dense, or no kernel takes it."""
+        survey = survey_of(linear, {"": linear}, None, named=True)
+        products = products_of(linear, survey, fuse=False, fold=False)
+        if not products:
+            return None
+        (product,) = products
+        candidates, tokens = candidates_of(product, survey.recording, self._options)
+        if isinstance(candidates, str):
+            return None
+        if all(each.weights.sparsity < each.min_sparsity for each in candidates.variants):
+            return None  # without timing the dense ways
+        planned = plan(candidates, tokens, self._timer, self._options.memory_limit)
+        if not planned.is_sparse:
+            return None
+        (made,) = multipliers(Decision(product, planned))
+        assert isinstance(made, SparseLinear)
+        return made

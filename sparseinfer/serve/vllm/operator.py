@@ -1,0 +1,54 @@
+"""The operator that compiled graphs of vLLM call for a Linear, whatever `convert` decided of it.
+
+vLLM keeps compiled graphs on disk under a key of its configuration. Decisions depend on measurements, and may
+be others in the next process: a graph that named a plan, or even sparse or dense, could be run with weights
+of another. So graphs get only a handle, a tensor of one number, as another input beside x; the call that it
+stands for is looked up when the graph runs. For the same reason equal layers share one graph.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """What a handle stands for: run(x [..., k], bias [n] or None) -> y [..., n]."""
+
+    run: Callable[[Tensor, Tensor | None], Tensor]
+
+
+_numbers = itertools.count()
+_held: WeakValueDictionary[int, Held] = WeakValueDictionary()
+_library = torch.library.Library("sparseinfer", "FRAGMENT")
+
+
+def handle_of(held: Held) -> Tensor:
+    """A new handle, int64 of no dimensions, valid in this process as long as `held` is kept."""
+    number = next(_numbers)
+    _held[number] = held
+    return torch.tensor(number, dtype=torch.int64, device="cpu")
+
+
+def _run(x: Tensor, handle: Tensor, bias: Tensor | None, n: int) -> Tensor:
+    held = _held.get(int(handle.item()))
+    if held is None:
+        raise ValueError(f"handle: expected one of a layer of this process, got {int(handle.item())}")
+    return held.run(x, bias)
+
+
+def _fake(x: Tensor, handle: Tensor, bias: Tensor | None, n: int) -> Tensor:
+    return x.new_empty((*x.shape[:-1], n))
+
+
+_library.define("held_linear(Tensor x, Tensor handle, Tensor? bias, int n) -> Tensor")
+_library.impl("held_linear", _run, "CPU")
+torch.library.register_fake("sparseinfer::held_linear", _fake, lib=_library)
+
+held_linear = torch.ops.sparseinfer.held_linear.default

@@ -1,0 +1,224 @@
+"""Ray on loopback, a cluster of two nodes on one machine: Serve under load, under failures, and Ray Data."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+from ray_cluster import LocalCluster, mapped_bytes, replicas
+from sentence_encoder import TOLERANCE, Encoder, sentences
+
+from sparseinfer.serve.ray import Offline, application
+
+TIMEOUT_S = 30.0
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    with LocalCluster() as cluster:
+        cluster.add_node()
+        yield cluster
+
+
+@pytest.fixture
+def run(cluster: LocalCluster) -> Iterator[Callable[..., Any]]:
+    """Runs an application with two replicas, one on each node; returns its handle."""
+    from ray import serve
+
+    def start(folder: Path, **options: Any) -> Any:
+        options = {"num_replicas": 2, "max_replicas_per_node": 1, "timeout_s": TIMEOUT_S, **options}
+        return serve.run(application(Encoder, str(folder), **options), name="test", route_prefix="/embed")
+
+    yield start
+    serve.delete("test")
+
+
+def close(got: Any, expected: np.ndarray) -> bool:
+    return bool(np.abs(np.asarray(got) - expected).max() < TOLERANCE)
+
+
+class Load:
+    """Asks from several threads until it is stopped; counts right answers, wrong ones and errors."""
+
+    def __init__(
+        self, handle: Any, texts: list[str], right: Callable[[Any, int], bool], threads: int = 8
+    ) -> None:
+        self._handle, self._texts, self._right, self._stop = handle, texts, right, threading.Event()
+        self.right = self.wrong = 0
+        self.errors: list[Exception] = []
+        self.slowest_s = 0.0
+        self._threads = [threading.Thread(target=self._ask, args=(i,)) for i in range(threads)]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(2 * TIMEOUT_S)
+            assert not thread.is_alive(), "a request hangs"
+
+    def _ask(self, i: int) -> None:
+        while not self._stop.is_set():
+            i = (i + 1) % len(self._texts)
+            start = time.monotonic()
+            try:
+                answer = self._handle.predict.remote(self._texts[i]).result(timeout_s=TIMEOUT_S)
+            except Exception as error:
+                self.errors.append(error)
+            else:
+                if self._right(answer, i):
+                    self.right += 1
+                else:
+                    self.wrong += 1
+            self.slowest_s = max(self.slowest_s, time.monotonic() - start)
+
+
+def test_a_thousand_answers(run: Any, encoder_folder: Path, expected: np.ndarray, texts: list[str]) -> None:
+    handle = run(encoder_folder)
+
+    def ask(i: int) -> bool:
+        answer = handle.predict.remote(texts[i % len(texts)]).result(timeout_s=TIMEOUT_S)
+        return close(answer, expected[i % len(texts)])
+
+    with concurrent.futures.ThreadPoolExecutor(32) as pool:
+        assert sum(pool.map(ask, range(1000))) == 1000
+
+
+def test_http(
+    run: Any, cluster: LocalCluster, encoder_folder: Path, expected: np.ndarray, texts: list[str]
+) -> None:
+    run(encoder_folder, max_inputs=64, max_bytes=20_000)
+    url = f"{cluster.address}/embed"
+    answer = requests.post(url, json={"inputs": texts}, timeout=TIMEOUT_S)
+    assert close(answer.json()["outputs"], expected)
+    for body, status in [
+        (b"{", 400),
+        (b"[]", 400),
+        (b'{"inputs": []}', 400),
+        (b'{"inputs": [1]}', 400),
+        (b'{"inputs": ' + b"[" * 9000 + b"]" * 9000 + b"}", 400),
+        (b'{"inputs": ["' + b"x" * 20_000 + b'"]}', 413),
+        (b'{"inputs": [' + b'"x",' * 64 + b'"x"]}', 400),
+    ]:
+        answer = requests.post(url, data=body, timeout=TIMEOUT_S)
+        assert (answer.status_code, "error" in answer.json()) == (status, True), body[:40]
+    assert requests.get(url, timeout=TIMEOUT_S).status_code == 405
+    answer = requests.post(url, json={"inputs": texts[:1]}, timeout=TIMEOUT_S)
+    assert close(answer.json()["outputs"], expected[:1])
+
+
+def test_a_wrong_input_fails_alone(
+    run: Any, encoder_folder: Path, expected: np.ndarray, texts: list[str]
+) -> None:
+    handle = run(encoder_folder, batch_wait_timeout_s=0.2)
+    given: list[Any] = [7 if i % 4 == 0 else text for i, text in enumerate(texts)]
+    answers = [handle.predict.remote(item) for item in given]
+    for i, answer in enumerate(answers):
+        if i % 4 == 0:
+            with pytest.raises(Exception, match="expected strings"):
+                answer.result(timeout_s=TIMEOUT_S)
+        else:
+            assert close(answer.result(timeout_s=TIMEOUT_S), expected[i])
+
+
+def test_another_model_while_it_serves(
+    run: Any, encoder_folder: Path, other_folder: Path, expected: np.ndarray, texts: list[str]
+) -> None:
+    handle = run(encoder_folder)
+    others = np.concatenate([Encoder(str(other_folder))([text]) for text in texts])
+
+    def right(answer: Any, i: int) -> bool:
+        return close(answer, expected[i]) or close(answer, others[i])
+
+    with Load(handle, texts, right) as load:
+        time.sleep(1)
+        run(other_folder)
+        time.sleep(1)
+    assert not load.errors
+    assert load.wrong == 0
+    assert load.right > 0
+    assert close(handle.predict.remote(texts[0]).result(timeout_s=TIMEOUT_S), others[0])
+
+
+def test_a_folder_that_is_replaced(
+    run: Any, replaceable_folder: Path, other_folder: Path, expected: np.ndarray, texts: list[str]
+) -> None:
+    handle = run(replaceable_folder, version="1")
+    assert close(handle.predict.remote(texts[0]).result(timeout_s=TIMEOUT_S), expected[0])
+    new = replaceable_folder / "new"
+    shutil.copy(other_folder / "model.safetensors", new)
+    new.replace(replaceable_folder / "model.safetensors")
+    other = Encoder(str(other_folder))([texts[0]])[0]
+    run(replaceable_folder, version="2")
+    assert close(handle.predict.remote(texts[0]).result(timeout_s=TIMEOUT_S), other)
+
+
+def test_a_model_that_cannot_be_loaded_leaves_the_old_one(
+    run: Any, encoder_folder: Path, tmp_path: Path, expected: np.ndarray, texts: list[str]
+) -> None:
+    handle = run(encoder_folder)
+    with pytest.raises(RuntimeError):
+        run(tmp_path)
+    assert close(handle.predict.remote(texts[0]).result(timeout_s=TIMEOUT_S), expected[0])
+
+
+def test_a_node_that_dies(
+    run: Any, cluster: LocalCluster, encoder_folder: Path, expected: np.ndarray, texts: list[str]
+) -> None:
+    handle = run(encoder_folder, health_check_period_s=1, health_check_timeout_s=5)
+    with Load(handle, texts, lambda answer, i: close(answer, expected[i])) as load:
+        time.sleep(1)
+        cluster.kill_node()
+        time.sleep(5)
+        cluster.add_node()
+        cluster.wait_for_replicas("test", 2)
+        before = load.right
+        time.sleep(1)
+    assert load.wrong == 0
+    assert load.right > before  # it serves again
+    assert load.slowest_s < TIMEOUT_S + 1
+
+
+def test_replicas_share_the_weights(
+    run: Any, encoder_folder: Path, expected: np.ndarray, texts: list[str]
+) -> None:
+    handle = run(encoder_folder, max_replicas_per_node=2, num_replicas=2, ray_actor_options={"num_cpus": 0.5})
+    assert close(handle.predict.remote(texts[0]).result(timeout_s=TIMEOUT_S), expected[0])
+    shared = [mapped_bytes(pid) for pid in replicas("test")]
+    weights = sum(t.nbytes for t in _tensors(Encoder(str(encoder_folder)).model))
+    assert len(shared) == 2
+    assert all(mapped > 0.9 * weights for mapped in shared)
+
+
+def _tensors(model: Any) -> list[Any]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def test_a_data_set(cluster: LocalCluster, encoder_folder: Path) -> None:
+    import ray
+
+    texts = sentences(500, seed=1)
+    data = ray.data.from_items([{"number": i, "input": text} for i, text in enumerate(texts)])
+    done = data.map_batches(
+        Offline,
+        fn_constructor_args=(Encoder, str(encoder_folder)),
+        concurrency=2,
+        num_cpus=0.5,
+        batch_size=32,
+    )
+    rows = sorted(done.take_all(), key=lambda row: row["number"])
+    alone = Encoder(str(encoder_folder))
+    expected = np.concatenate([alone(texts[i : i + 32]) for i in range(0, len(texts), 32)])
+    assert [row["input"] for row in rows] == texts
+    np.testing.assert_allclose(np.stack([row["output"] for row in rows]), expected, rtol=0, atol=TOLERANCE)

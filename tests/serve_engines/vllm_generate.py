@@ -1,0 +1,47 @@
+"""Generates greedily with vLLM, in a process of its own, and prints what came as JSON.
+
+    python vllm_generate.py '{"model": "folder", "quantization": "sparseinfer"}'
+
+The argument holds keywords of `vllm.LLM`. Prints {"tokens": [[...], ...], "sparse": [n]}, n layers of each
+rank that are sparse.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+SETTINGS = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+PROMPTS = ("The capital of France is", "Once upon a time", "def add(a, b):", "In the beginning God created")
+TOKENS = 24
+
+
+def sparse_layers(model: Any) -> int:
+    return sum(
+        hasattr(module, "sparseinfer_handle") and not hasattr(module, "cpu_linear")
+        for module in model.modules()
+    )
+
+
+def main() -> None:
+    os.environ.update(SETTINGS)
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(max_model_len=256, gpu_memory_utilization=0.3, seed=0, **json.loads(sys.argv[1]))
+    greedy = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True)
+    answers = llm.generate(list(PROMPTS), greedy, use_tqdm=False)
+    tokens = [list(answer.outputs[0].token_ids) for answer in answers]
+    sys.stdout.write(json.dumps({"tokens": tokens, "sparse": llm.apply_model(sparse_layers)}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
