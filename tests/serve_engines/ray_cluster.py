@@ -31,7 +31,7 @@ class LocalCluster:
 
         self._cluster = Cluster(initialize_head=True, head_node_args={**_NODE, "include_dashboard": False})
         self._nodes: list[Any] = []
-        ray.init(address=self._cluster.address, log_to_driver=False)
+        ray.init(address=self._cluster.address, _node_ip_address="127.0.0.1", log_to_driver=False)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

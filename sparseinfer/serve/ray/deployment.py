@@ -45,25 +45,26 @@ class Settings:
     max_inputs: int = 256
     max_bytes: int = 1 << 20
 
-    @classmethod
-    def checked(cls, config: object) -> Settings:
-        """ValueError, TypeError: not a mapping of these settings, or a value that cannot be."""
-        names = {field.name for field in fields(cls)}
-        if not isinstance(config, Mapping) or not {"path"} <= config.keys() <= names:
-            raise ValueError(
-                f"user_config: expected path and any of {', '.join(sorted(names))}, got {config!r}"
-            )
-        settings = cls(**config)
-        for field in fields(cls):
-            value = getattr(settings, field.name)
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value: Any = getattr(self, field.name)
             kinds = {"str": (str,), "int": (int,), "float": (int, float)}[str(field.type)]
             if not isinstance(value, kinds) or isinstance(value, bool):
                 raise TypeError(f"{field.name}: expected {field.type}, got {value!r}")
-            if not isinstance(value, str) and not (
-                value > 0 or (field.name[:10] == "batch_wait" and value == 0)
-            ):
+            if field.type != "str" and not float(value) > 0:
                 raise ValueError(f"{field.name}: expected a positive number, got {value!r}")
-        return settings
+
+    @classmethod
+    def names(cls) -> frozenset[str]:
+        return frozenset(field.name for field in fields(cls))
+
+    @classmethod
+    def of(cls, config: object) -> Settings:
+        """TypeError, ValueError: not a mapping of these settings."""
+        if not isinstance(config, Mapping) or not {"path"} <= config.keys() <= cls.names():
+            expected = f"path and any of {', '.join(sorted(cls.names()))}"
+            raise ValueError(f"user_config: expected {expected}, got {config!r}")
+        return cls(**config)
 
 
 def application(load: Load, path: str, *, name: str = "sparseinfer", **options: Any) -> Application:
@@ -76,14 +77,13 @@ def application(load: Load, path: str, *, name: str = "sparseinfer", **options: 
     To replace the model, run the application again with another path or version: replicas load it while they
     serve the old one.
     """
-    names = {field.name for field in fields(Settings)}
-    given = {key: options.pop(key) for key in sorted(options.keys() & names)}
-    settings = Settings.checked({"path": str(path), **given})
+    config = {"path": str(path), **{key: options.pop(key) for key in Settings.names() & options.keys()}}
+    settings = Settings.of(config)
     # Two batches: one that is computed, and the next.
     options.setdefault("max_ongoing_requests", 2 * settings.max_batch_size)
     options.setdefault("health_check_period_s", 5)
-    made = serve.deployment(Replica).options(name=name, user_config={"path": str(path), **given}, **options)
-    return made.bind(load)  # type: ignore[no-any-return]
+    made = serve.deployment(Replica).options(name=name, user_config=config, **options)
+    return made.bind(load)
 
 
 class Replica:
@@ -101,13 +101,13 @@ class Replica:
 
     async def reconfigure(self, user_config: object) -> None:
         """Load the model of `Settings`; requests are answered by the old one until it is there."""
-        settings = Settings.checked(user_config)
+        settings = Settings.of(user_config)
         context = serve.get_replica_context()
         name = f"{context.app_name}:{context.deployment}"
         self._predictor = await asyncio.to_thread(shared, self._load, settings.path, name)
         self._settings = settings
-        self._batched.set_max_batch_size(settings.max_batch_size)  # type: ignore[attr-defined]
-        self._batched.set_batch_wait_timeout_s(settings.batch_wait_timeout_s)  # type: ignore[attr-defined]
+        self._batched.set_max_batch_size(settings.max_batch_size)
+        self._batched.set_batch_wait_timeout_s(settings.batch_wait_timeout_s)
 
     def check_health(self) -> None:
         """RuntimeError: a batch hangs."""

@@ -42,7 +42,7 @@ def thaw(frozen: Frozen) -> Any:
     return _Unpickler(frozen).load()
 
 
-class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]
+class _Pickler(cloudpickle.CloudPickler):
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
         self.storages: list[UntypedStorage] = []

@@ -42,20 +42,19 @@ def shared(load: Load, path: str, name: str) -> Predictor:
     code = hashlib.sha256(cloudpickle.dumps(load)).hexdigest()[:16]
     here = NodeAffinitySchedulingStrategy(node, soft=False)
     for attempt in range(_ATTEMPTS):
-        shelf = _Shelf.options(
+        shelf = _ShelfActor.options(
             name=f"sparseinfer:{name}:{code}:{node}", get_if_exists=True, scheduling_strategy=here
         ).remote()
         try:
             # In a list, or Ray would pass the object instead of the reference on.
             (reference,) = ray.get(shelf.model.remote(load, str(path)))
-            return thaw(ray.get(reference))  # type: ignore[no-any-return]
+            return thaw(ray.get(reference))
         except (ActorDiedError, ActorUnavailableError, ray.exceptions.ObjectLostError):
             if attempt == _ATTEMPTS - 1:
                 raise
     raise AssertionError("unreachable")
 
 
-@ray.remote(num_cpus=0)
 class _Shelf:
     def __init__(self) -> None:
         self._key: tuple[Any, ...] | None = None
@@ -69,6 +68,9 @@ class _Shelf:
             ray.get(reference)  # raises what load raised; that is not kept
             self._key, self._reference = key, reference
         return [self._reference]
+
+
+_ShelfActor: Any = ray.remote(num_cpus=0)(_Shelf)
 
 
 @ray.remote(num_cpus=0, max_calls=1, max_retries=0)

@@ -53,7 +53,7 @@ class SparseLinearMethod(LinearMethodBase):
         self._dense = UnquantizedLinearMethod()
         self._packer = packer
 
-    def create_weights(self, layer: nn.Module, *args: Any, **keywords: Any) -> None:
+    def create_weights(self, layer: Any, *args: Any, **keywords: Any) -> None:
         self._dense.create_weights(layer, *args, **keywords)
         if self._packer is not None:
             self._packer.expect(layer.weight)
