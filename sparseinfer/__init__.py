@@ -108,8 +108,7 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     if name == "SparseInferConfig":  # of transformers, which takes seconds to import
-        from sparseinfer.io.hf import SparseInferConfig, register
+        from sparseinfer.io.hf import SparseInferConfig
 
-        register()
         return SparseInferConfig
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

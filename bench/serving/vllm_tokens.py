@@ -14,24 +14,30 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 sys.path.append(str(Path(__file__).parents[2] / "tests/serve_engines"))
 from vllm_generate import SETTINGS, sparse_layers
+
+from sparseinfer import ops
+from sparseinfer._machine import describe_machine
+from sparseinfer.bench.report import write_json
 
 TOKENS = 64
 PROMPT = (504, 3575, 282, 4649, 314)
 
 
-def measured(folder: str, dtype: str, batches: list[int], threads: int, turns: int) -> list[dict[str, Any]]:
+def measured(folder: str, dtype: str, batches: list[int], turns: int) -> Iterator[dict[str, Any]]:
     from vllm import LLM, SamplingParams
 
     common = {"model": folder, "dtype": dtype, "max_model_len": 256, "gpu_memory_utilization": 0.3, "seed": 0}
     engines = {"dense": LLM(**common), "sparse": LLM(**common, quantization="sparseinfer")}
     greedy = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True, detokenize=False)
     (sparse,) = engines["sparse"].apply_model(sparse_layers)
-    rows = []
     for batch in batches:
         prompts = [{"prompt_token_ids": list(PROMPT)} for _ in range(batch)]
         seconds: dict[str, list[float]] = {name: [] for name in engines}
@@ -45,22 +51,17 @@ def measured(folder: str, dtype: str, batches: list[int], threads: int, turns: i
                 tokens[name] = [list(answer.outputs[0].token_ids) for answer in answers]
         rates = {name: batch * TOKENS / min(times) for name, times in seconds.items()}
         same = sum(a == b for a, b in zip(tokens["dense"], tokens["sparse"], strict=True))
-        rows.append(
-            {
-                "model": "smollm2",
-                "dtype": dtype,
-                "batch": batch,
-                "threads": threads,
-                "sparsity": 0.5,
-                "sparse_layers": sparse,
-                "dense_tokens_per_s": rates["dense"],
-                "sparse_tokens_per_s": rates["sparse"],
-                "speed_up": rates["sparse"] / rates["dense"],
-                "same_answers": f"{same} of {batch}",
-            }
-        )
-        sys.stdout.write(json.dumps(rows[-1]) + "\n")
-    return rows
+        yield {
+            "model": "smollm2",
+            "dtype": dtype,
+            "batch": batch,
+            "sparsity": 0.5,
+            "sparse_layers": sparse,
+            "dense_tokens_per_s": rates["dense"],
+            "sparse_tokens_per_s": rates["sparse"],
+            "speed_up": rates["sparse"] / rates["dense"],
+            "same_answers": f"{same} of {batch}",
+        }
 
 
 def main() -> None:
@@ -74,17 +75,14 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=6)
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
-    os.environ.update(SETTINGS, OMP_NUM_THREADS=str(options.threads))
-    rows = measured(options.folder, options.dtype, options.batch, options.threads, options.turns)
-
-    from sparseinfer import ops
-    from sparseinfer._machine import describe_machine
-    from sparseinfer.bench.report import write_json
-
-    before = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
-    cells = {(row["dtype"], row["batch"], row["threads"]) for row in rows}
-    kept = [row for row in before if (row["dtype"], row["batch"], row["threads"]) not in cells]
-    write_json(options.json, {"machine": describe_machine(ops.active_isa()), "rows": kept + rows})
+    os.environ.update(SETTINGS)
+    torch.set_num_threads(options.threads)
+    rows = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
+    for row in measured(options.folder, options.dtype, options.batch, options.turns):
+        sys.stdout.write(json.dumps(row) + "\n")
+        same_cell = [other for other in rows if all(other[name] == row[name] for name in ("dtype", "batch"))]
+        rows = [*(other for other in rows if other not in same_cell), {**row, "threads": options.threads}]
+        write_json(options.json, {"machine": describe_machine(ops.active_isa()), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import Any
 
@@ -32,9 +33,8 @@ def save_pretrained(model: nn.Module, folder: str | os.PathLike[str], **keywords
 
 
 def _register() -> None:
-    from sparseinfer.io import hf
-
-    hf.register()
+    # It may be its own import that imports transformers.quantizers.
+    importlib.import_module("sparseinfer.io.hf")
 
 
 when_imported("transformers.quantizers.auto", _register)

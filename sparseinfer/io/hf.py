@@ -1,6 +1,6 @@
 """Hugging Face transformers: `from_pretrained` and `save_pretrained` of sparse models.
 
-`register` makes `quantization_config` method "sparseinfer" known to transformers. A folder has config.json
+Importing this makes `quantization_config` method "sparseinfer" known to transformers. A folder has config.json
 with that method, and safetensors files whose tensors and manifest are those of `si.save`. transformers reads
 the parts of sparse weights, of exact shapes, into a model on meta; they become packings layer by layer.
 """
@@ -181,7 +181,6 @@ def from_folder(folder: str | os.PathLike[str]) -> nn.Module:
     """The model of a folder, of the class that its config names, in eval mode. OSError, ValueError: none."""
     import transformers
 
-    register()
     config = transformers.AutoConfig.from_pretrained(folder)
     architecture = (config.architectures or [""])[0]
     model: nn.Module = getattr(transformers, architecture, transformers.AutoModel).from_pretrained(folder)
@@ -207,3 +206,6 @@ def register() -> None:
     if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
         register_quantization_config(METHOD)(SparseInferConfig)
         register_quantizer(METHOD)(SparseInferQuantizer)
+
+
+register()

@@ -92,6 +92,14 @@ def test_a_new_process_gives_equal_results(pruned: Any, tmp_path: Path) -> None:
     assert torch.equal(torch.tensor(got).float().view_as(result(fast)), result(fast))
 
 
+def test_load_is_the_first_that_needs_transformers(pruned: Any, tmp_path: Path) -> None:
+    folder = tmp_path / type(pruned).__name__.lower()
+    fast = converted(pruned)
+    si.save_pretrained(fast, folder)
+    got, _ = in_new_process(folder, LOGITS.replace("kind.from_pretrained", "sparseinfer.load"))
+    assert torch.equal(torch.tensor(got).float().view_as(result(fast)), result(fast))
+
+
 def test_without_our_import_the_weights_are_random(pruned: Any, tmp_path: Path) -> None:
     """As docs/files.md warns; not ours to change."""
     folder = tmp_path / type(pruned).__name__.lower()

@@ -42,7 +42,9 @@ def server(encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         "--allow-grpc", "false", "--allow-metrics", "false",
     ]  # fmt: skip
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    env["LD_LIBRARY_PATH"] = f"{Path(sys.base_prefix) / 'lib'}"  # the stub's libpython
+    # Of the backend, which is found beside the package, and of its stub, the interpreter's.
+    libraries = [triton.parents[1] / "nvidia_pytriton.libs", Path(sys.base_prefix) / "lib"]
+    env["LD_LIBRARY_PATH"] = os.pathsep.join(map(str, libraries))
     env["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     log = work / "log"
     with log.open("w") as out:
