@@ -74,10 +74,12 @@ def in_new_process(folder: Path, code: str, *, ours: bool = True) -> Any:
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
 
-LOGITS = """
+FROM_PRETRAINED = """
 from transformers import AutoModel, AutoModelForCausalLM
 kind = AutoModel if "bert" in folder else AutoModelForCausalLM
 model = kind.from_pretrained(folder)
+"""
+LOGITS = """
 x = torch.randint(2, 96, (2, 7), generator=torch.Generator().manual_seed(5))
 with torch.no_grad():
     print(json.dumps(model(x)[0].double().flatten().tolist()))
@@ -88,7 +90,7 @@ def test_a_new_process_gives_equal_results(pruned: Any, tmp_path: Path) -> None:
     folder = tmp_path / type(pruned).__name__.lower()
     fast = converted(pruned)
     si.save_pretrained(fast, folder)
-    got, _ = in_new_process(folder, LOGITS)
+    got, _ = in_new_process(folder, FROM_PRETRAINED + LOGITS)
     assert torch.equal(torch.tensor(got).float().view_as(result(fast)), result(fast))
 
 
@@ -96,7 +98,7 @@ def test_load_is_the_first_that_needs_transformers(pruned: Any, tmp_path: Path) 
     folder = tmp_path / type(pruned).__name__.lower()
     fast = converted(pruned)
     si.save_pretrained(fast, folder)
-    got, _ = in_new_process(folder, LOGITS.replace("kind.from_pretrained", "sparseinfer.load"))
+    got, _ = in_new_process(folder, f"model = sparseinfer.load(folder)\n{LOGITS}")
     assert torch.equal(torch.tensor(got).float().view_as(result(fast)), result(fast))
 
 
@@ -105,7 +107,7 @@ def test_without_our_import_the_weights_are_random(pruned: Any, tmp_path: Path) 
     folder = tmp_path / type(pruned).__name__.lower()
     fast = converted(pruned)
     si.save_pretrained(fast, folder)
-    got, log = in_new_process(folder, LOGITS, ours=False)
+    got, log = in_new_process(folder, FROM_PRETRAINED + LOGITS, ours=False)
     assert "Unknown quantization type, got sparseinfer" in log
     assert not torch.allclose(torch.tensor(got).float().view_as(result(fast)), result(fast), atol=0.1)
 
