@@ -1,8 +1,9 @@
 """Hugging Face transformers: `from_pretrained` and `save_pretrained` of sparse models.
 
 Importing this makes `quantization_config` method "sparseinfer" known to transformers. A folder has
-config.json with that method, and safetensors files whose tensors and manifest are those of `si.save`. transformers reads
-the parts of sparse weights, of exact shapes, into a model on meta; they become packings layer by layer.
+config.json with that method, and safetensors files whose tensors and manifest are those of `si.save`.
+transformers reads the parts of sparse weights, of exact shapes, into a model on meta; they become packings
+layer by layer.
 """
 
 from __future__ import annotations
