@@ -123,9 +123,26 @@ def test_a_model_that_cannot_be_loaded_leaves_the_old_one(
     run: Any, encoder_folder: Path, tmp_path: Path, expected: np.ndarray, texts: list[str]
 ) -> None:
     handle = run(encoder_folder)
+    run(tmp_path)
+    assert close(handle.predict.remote(texts[0]).result(timeout_s=TIMEOUT_S), expected[0])
+
+
+def test_the_first_model_has_to_load(run: Any, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         run(tmp_path)
-    assert close(handle.predict.remote(texts[0]).result(timeout_s=TIMEOUT_S), expected[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"timeout_s": 0}, "timeout_s: expected a positive number, got 0"),
+        ({"max_batch_size": 1.5}, "max_batch_size: expected int, got 1.5"),
+        ({"max_inputs": True}, "max_inputs: expected int, got True"),
+    ],
+)
+def test_wrong_settings(options: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        application(Encoder, "folder", **options)
 
 
 def test_a_node_that_dies(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from sparseinfer.serve.ray.shared import Load, Predictor, shared
+
+logger = logging.getLogger("ray.serve")
 
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 # What a predictor raises for a wrong input.
@@ -94,17 +97,28 @@ class Replica:
         # One thread computes; the event loop stays free for requests and health checks.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="predict")
         self._settings: Settings
-        self._predictor: Predictor
+        self._predictor: Predictor | None = None
         self._busy_since: float | None = None
         self._requests = Counter("sparseinfer_requests", "Inputs, by how they ended.", tag_keys=("outcome",))
+        self._failed_loads = Counter("sparseinfer_failed_loads", "Models that could not be loaded.")
         self._seconds = Histogram("sparseinfer_batch_seconds", "Of computing a batch.", boundaries=_SECONDS)
 
     async def reconfigure(self, user_config: object) -> None:
-        """Load the model of `Settings`; requests are answered by the old one until it is there."""
+        """Load the model of `Settings`; requests are answered by the old one until it is there.
+
+        If it cannot be loaded, the old one stays, if there is one: Ray would end a replica that raises here.
+        """
         settings = Settings.of(user_config)
         context = serve.get_replica_context()
         name = f"{context.app_name}:{context.deployment}"
-        self._predictor = await asyncio.to_thread(shared, self._load, settings.path, name)
+        try:
+            self._predictor = await asyncio.to_thread(shared, self._load, settings.path, name)
+        except Exception:
+            if self._predictor is None:
+                raise
+            self._failed_loads.inc()
+            logger.exception("%s: expected a model, got an error (the old one stays)", settings.path)
+            return
         self._settings = settings
         self._batched.set_max_batch_size(settings.max_batch_size)
         self._batched.set_batch_wait_timeout_s(settings.batch_wait_timeout_s)
@@ -168,6 +182,7 @@ class Replica:
 
     @serve.batch
     async def _batched(self, inputs: list[Any]) -> list[Any]:
+        assert self._predictor is not None
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, self._outputs, self._predictor, inputs)
 
