@@ -51,10 +51,10 @@ class Settings:
     def __post_init__(self) -> None:
         for field in fields(self):
             value: Any = getattr(self, field.name)
-            kinds = {"str": (str,), "int": (int,), "float": (int, float)}[str(field.type)]
-            if not isinstance(value, kinds) or isinstance(value, bool):
+            allowed = {"str": (str,), "int": (int,), "float": (int, float)}[str(field.type)]
+            if type(value) not in allowed:
                 raise TypeError(f"{field.name}: expected {field.type}, got {value!r}")
-            if field.type != "str" and not float(value) > 0:
+            if str not in allowed and not value > 0:
                 raise ValueError(f"{field.name}: expected a positive number, got {value!r}")
 
     @classmethod
