@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -194,3 +195,28 @@ def test_a_data_set(cluster: LocalCluster, encoder_folder: Path) -> None:
     expected = np.concatenate([alone(texts[i : i + 32]) for i in range(0, len(texts), 32)])
     assert [row["input"] for row in rows] == texts
     np.testing.assert_allclose(np.stack([row["output"] for row in rows]), expected, rtol=0, atol=TOLERANCE)
+
+
+def test_the_examples_of_the_page(
+    cluster: LocalCluster,
+    encoder_folder: Path,
+    texts: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ray import serve
+
+    cluster.add_node(num_cpus=12)
+    page = Path(__file__).parents[2] / "docs/engines.md"
+    blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    # Relative paths are those of each process; a reader would name a folder that all see.
+    sentences_file = tmp_path / "sentences.txt"
+    sentences_file.write_text("\n".join(texts))
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for block in blocks:
+        code = block.replace('"folder"', repr(str(encoder_folder)))
+        exec(code.replace('"sentences.txt"', repr(str(sentences_file))), names)
+    assert sorted(row["text"] for row in names["data"].take_all()) == sorted(texts)
+    answer = requests.post(f"{cluster.address}/embed", json={"inputs": texts[:3]}, timeout=TIMEOUT_S)
+    assert np.asarray(answer.json()["outputs"]).shape == (3, 384)
+    serve.delete("default")

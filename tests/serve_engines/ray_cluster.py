@@ -47,8 +47,9 @@ class LocalCluster:
         ray.shutdown()
         self._cluster.shutdown()
 
-    def add_node(self) -> None:
-        self._nodes.append(self._cluster.add_node(**_NODE))
+    def add_node(self, num_cpus: int = 1) -> None:
+        """num_cpus are what Ray schedules by; the machine has what it has."""
+        self._nodes.append(self._cluster.add_node(**{**_NODE, "num_cpus": num_cpus}))
         self._cluster.wait_for_nodes()
 
     def kill_node(self) -> None:
