@@ -83,6 +83,7 @@ LAYERS: dict[str, int] = {
     "bench": 8,
     "hub": 9,
     "demo": 10,
+    "serve": 10,
     "cli": 11,
     "": 12,
     "__main__": 13,
