@@ -122,9 +122,7 @@ class Paths:
             if len(asked) != 1:
                 raise Refusal(400, f"prompt: expected one to stream, got {len(asked)}", param="prompt")
             return await self._streamed(backend, asked[0], body, head, lambda t, f, _: choice(0, t, f))
-        done = await _while_there(
-            request, _all([answers.whole(backend, each, body.stops) for each in asked])
-        )
+        done = await _while_there(request, _all([answers.whole(backend, each, body.stops) for each in asked]))
         choices = [choice(i, piece.text, piece.finish) for i, piece in enumerate(done)]
         usage = answers.usage(self._prompt_tokens(prompts), self._generated(sum(p.count for p in done)))
         return JSONResponse({**head, "choices": choices, "usage": usage})
@@ -144,7 +142,12 @@ class Paths:
 
             def delta(text: str, finish: str | None, first: bool) -> dict[str, Any]:
                 role = {"role": "assistant"} if first else {}
-                return {"index": 0, "delta": {**role, "content": text}, "logprobs": None, "finish_reason": finish}
+                return {
+                    "index": 0,
+                    "delta": {**role, "content": text},
+                    "logprobs": None,
+                    "finish_reason": finish,
+                }
 
             return await self._streamed(backend, asked, body, head, delta)
         done = await _while_there(request, answers.whole(backend, asked, body.stops))
@@ -187,7 +190,9 @@ class Paths:
             kind, path = ("decoder", "completions") if backend.ready.generates else ("encoder", "embeddings")
             raise Refusal(400, f"{model}: expected /v1/{path}, which {kind}s have", param="model")
         if self._served.busy >= self._served.options.max_waiting:
-            raise Refusal(429, f"expected fewer than {self._served.busy} requests at a time", kind="rate_limit_error")
+            raise Refusal(
+                429, f"expected fewer than {self._served.busy} requests at a time", kind="rate_limit_error"
+            )
         return backend
 
     def _check_model(self, name: str) -> None:
@@ -214,7 +219,9 @@ class Paths:
                 got = f"{param}: expected 1 to {ready.max_length - room} tokens, got {len(ids)}"
                 raise Refusal(400, got, param=param)
             if not all(i < ready.vocabulary for i in ids):
-                raise Refusal(400, f"{param}: expected ids below {ready.vocabulary}, got {max(ids)}", param=param)
+                raise Refusal(
+                    400, f"{param}: expected ids below {ready.vocabulary}, got {max(ids)}", param=param
+                )
 
     def _generate(self, backend: Backend, body: Completions | Chat, ids: list[int], wanted: int) -> Generate:
         room = backend.ready.max_length - len(ids)
@@ -298,8 +305,9 @@ def create_app(served: Served, metrics: Metrics) -> FastAPI:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
-        param = str(first["loc"][1]) if len(first["loc"]) > 1 else None
+        # The place in the body; of what is no JSON it is a position in the text.
+        place = [str(part) for part in first["loc"][1:]] if first["type"] != "json_invalid" else []
+        where, param = ".".join(place), place[0] if place else None
         return Refusal(400, f"{where}: {first['msg']}" if where else first["msg"], param=param).response()
 
     @app.exception_handler(HTTPException)

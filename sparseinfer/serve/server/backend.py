@@ -15,7 +15,6 @@ from litserve import LitServer
 from litserve.utils import ResponseBufferItem
 
 from sparseinfer.serve.server.messages import Answer, Cancel, Failed, Load, Ready, Refused, Request
-from sparseinfer.serve.server.options import Options
 from sparseinfer.serve.server.text import Text
 from sparseinfer.serve.server.worker import LOAD, PATH, READY, Worker
 

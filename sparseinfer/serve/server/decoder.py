@@ -1,8 +1,8 @@
-"""Generates for many requests at once: each step adds a token to all that run, and new ones join in between.
+"""Generates for many requests at once: a step adds a token to all that run, and new ones join in between.
 
-A prompt is computed in pieces, so that a long one does not hold up the others for long. Steps of one token are
-compiled: their tensors have the same sizes for any request, except the number of rows and how far back they
-look, which the compiled code takes as they come.
+A prompt is computed in pieces, so that a long one does not hold up the others for long. Steps of one token
+are compiled: their tensors have the same sizes for any request, except the number of rows and how far back
+they look, which the compiled code takes as they come.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def _head_shapes(model: Any) -> list[tuple[int, int, int]]:
 def check(model: Any, max_length: int) -> None:
     """ValueError unless the model computes with our slots what it does without.
 
-    That is seen from a short text; a window, which changes nothing there, is refused where texts can be longer.
+    A short text shows it; a window, which changes nothing there, is refused where texts can be longer.
     """
     window = getattr(model.config, "sliding_window", None) or max_length
     kinds = set(getattr(model.config, "layer_types", None) or ())
@@ -227,4 +227,5 @@ def _with_slots(model: Any, ids: list[int]) -> Tensor:
 
 def _refusal(model: Any, reason: str) -> str:
     name = type(model).__name__
-    return f"model: expected a decoder whose tokens see all before them, got {name}: {reason} (vLLM and Ray serve it)"
+    hint = "vLLM and Ray serve it"
+    return f"model: expected a decoder whose tokens see all before them, got {name}: {reason} ({hint})"

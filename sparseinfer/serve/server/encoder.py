@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,7 +32,9 @@ class Encoder:
     torch.inference_mode.
     """
 
-    def __init__(self, model: Any, pool: Callable[[Tensor, Tensor], Tensor], *, texts: int, tokens: int) -> None:
+    def __init__(
+        self, model: Any, pool: Callable[[Tensor, Tensor], Tensor], *, texts: int, tokens: int
+    ) -> None:
         """model: an encoder of transformers in eval mode. texts, tokens: of one call, at most; one text may
         have more tokens.
         pool: hidden states [texts, tokens, size] and mask [texts, tokens] -> vectors [texts, size]
@@ -118,7 +119,9 @@ def pooling(folder: Path) -> Callable[[Tensor, Tensor], Tensor]:
     """
     file, modules = folder / "1_Pooling" / "config.json", folder / "modules.json"
     ways = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    used = [name for name, on in ways.items() if name.startswith("pooling_mode_") and on] or ["pooling_mode_mean_tokens"]
+    used = [name for name, on in ways.items() if name.startswith("pooling_mode_") and on] or [
+        "pooling_mode_mean_tokens"
+    ]
     if used not in (["pooling_mode_mean_tokens"], ["pooling_mode_cls_token"]):
         raise ValueError(f"{file}: expected mean_tokens or cls_token, got {', '.join(used)}")
     first = used == ["pooling_mode_cls_token"]

@@ -27,7 +27,9 @@ _OPEN = ("/health", "/")
 class Refusal(Exception):
     """A request that is answered with an error, in OpenAI's form."""
 
-    def __init__(self, status: int, message: str, *, kind: str = "invalid_request_error", param: str | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, *, kind: str = "invalid_request_error", param: str | None = None
+    ) -> None:
         super().__init__(message)
         self.status, self.message, self.kind, self.param = status, message, kind, param
 
@@ -48,7 +50,9 @@ class _Gone(Exception):
 class Guard:
     """An ASGI application around another; it also counts, and turns errors into answers."""
 
-    def __init__(self, app: App, options: Options, key: str | None, paths: set[str], metrics: Metrics) -> None:
+    def __init__(
+        self, app: App, options: Options, key: str | None, paths: set[str], metrics: Metrics
+    ) -> None:
         self._app, self._options, self._paths, self._metrics = app, options, paths, metrics
         self._key = None if key is None else key.encode()
 
@@ -90,7 +94,9 @@ class Guard:
             await asyncio.wait_for(answering, self._options.timeout)
         except asyncio.TimeoutError:
             hint = "fewer tokens, or a server with a longer --timeout"
-            raise Refusal(408, f"expected an answer within {self._options.timeout:g} seconds ({hint})") from None
+            raise Refusal(
+                408, f"expected an answer within {self._options.timeout:g} seconds ({hint})"
+            ) from None
 
     def _check_key(self, scope: Scope) -> None:
         if self._key is None or scope["path"] in _OPEN:

@@ -1,4 +1,4 @@
-"""What the two processes tell each other. All of it is plain data, so that neither needs the other's imports."""
+"""What the two processes tell each other: plain data, so that neither needs the other's imports."""
 
 from __future__ import annotations
 

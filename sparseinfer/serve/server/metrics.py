@@ -30,7 +30,9 @@ class Metrics:
         )
         self._tokens = Counter(f"{prefix}tokens", "Tokens of texts", ("kind",), registry=self._registry)
         self._gauges: dict[str, Gauge] = {}
-        self._reloads = Counter(f"{prefix}reloads", "Exchanges of the model", ("result",), registry=self._registry)
+        self._reloads = Counter(
+            f"{prefix}reloads", "Exchanges of the model", ("result",), registry=self._registry
+        )
         self._recent: deque[float] = deque(maxlen=_RECENT)
         self._count = 0
         self._started = time.time()

@@ -25,7 +25,9 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _option(help: str, read: Callable[[str], object], metavar: str, flag: str | None = None) -> dict[str, object]:
+def _option(
+    help: str, read: Callable[[str], object], metavar: str, flag: str | None = None
+) -> dict[str, object]:
     return dict(argument(help, read=read, metavar=metavar, flag=flag))
 
 

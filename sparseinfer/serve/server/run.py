@@ -99,12 +99,14 @@ class _Life:
         server = _Server(config)
         serving = asyncio.create_task(server.serve([self._listening]))
         host, port = self._listening.getsockname()[:2]
-        _log.info("serving %s on http://%s:%d", options.model_name, f"[{host}]" if ":" in host else host, port)
+        _log.info(
+            "serving %s on http://%s:%d", options.model_name, f"[{host}]" if ":" in host else host, port
+        )
         ends = [asyncio.create_task(event.wait()) for event in (self._stop, served.failed)]
         await asyncio.wait({serving, *ends}, return_when=asyncio.FIRST_COMPLETED)
         for task in ends:
             task.cancel()
-        _log.info("stopping: %d requests are still answered", served.busy)
+        _log.info("stopping after %d running requests", served.busy)
         server.should_exit = True
         await serving
 

@@ -25,9 +25,12 @@ def _encodable(text: str) -> str:
 String = Annotated[StrictStr, AfterValidator(_encodable)]
 Ids = Annotated[list[Annotated[StrictInt, Field(ge=0, le=2**31)]], Field(min_length=1)]
 # At most as many texts as OpenAI takes.
-Inputs = String | Ids | Annotated[list[String], Field(min_length=1, max_length=2048)] | Annotated[
-    list[Ids], Field(min_length=1, max_length=2048)
-]
+Inputs = (
+    String
+    | Ids
+    | Annotated[list[String], Field(min_length=1, max_length=2048)]
+    | Annotated[list[Ids], Field(min_length=1, max_length=2048)]
+)
 _Stop = Annotated[String, Field(min_length=1, max_length=256)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 

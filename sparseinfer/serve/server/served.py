@@ -36,7 +36,7 @@ class Layers:
 
 
 class Served:
-    """`backend` answers new requests; one that was before finishes its own. Its methods are for one thread."""
+    """`backend` answers new requests; one that was before finishes its own. For use in one event loop."""
 
     def __init__(self, options: Options, metrics: Metrics) -> None:
         self.options = options

@@ -10,7 +10,7 @@ from sparseinfer import _packages
 
 # What a tokenizer writes for bytes that are no character yet.
 _INCOMPLETE = "\ufffd"
-# Tokens that the text of the next one can depend on, for example by a space between words. Chosen, not measured.
+# Tokens before the next one that its text can depend on, as a space between words does. Chosen, not measured.
 _CONTEXT = 8
 
 
@@ -32,7 +32,9 @@ class Text:
     def chat_ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """The prompt by the tokenizer's template. ValueError: it has none, or refuses these messages."""
         if not self._tokenizer.chat_template:
-            raise ValueError("messages: expected a model with a chat template, got one without (use /v1/completions)")
+            raise ValueError(
+                "messages: expected a model with a chat template, got one without (use /v1/completions)"
+            )
         try:
             text = self._tokenizer.apply_chat_template(
                 list(messages), tokenize=False, add_generation_prompt=True

@@ -88,7 +88,8 @@ def _decoder(model: Any, options: Options, max_length: int) -> tuple[Decoder, st
             return decoder, ""
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
-            note = f"decoding is not compiled, and slower: {type(error).__name__}: {reason} (torch.compile needs a C++ compiler)"
+            hint = "torch.compile needs a C++ compiler"
+            note = f"decoding is not compiled, and slower: {type(error).__name__}: {reason} ({hint})"
     else:
         note = "decoding is not compiled, as --eager asks"
     return Decoder(model, options.max_batch, max_length, compiled=False), note
