@@ -153,14 +153,14 @@ def test_files_change_under_load_and_no_request_is_lost(tmp_path: Path) -> None:
 
         until(lambda: counts[0] > 20)
         encoder(1).save_pretrained(tmp_path / "new")
-        os.replace(tmp_path / "new" / "model.safetensors", tmp_path / "first" / "model.safetensors")
+        (tmp_path / "new/model.safetensors").replace(tmp_path / "first/model.safetensors")
         until(lambda: counts[1] > 20)
         (tmp_path / "broken").write_bytes(b"no tensors")
-        os.replace(tmp_path / "broken", tmp_path / "first" / "model.safetensors")
+        (tmp_path / "broken").replace(tmp_path / "first/model.safetensors")
         until(lambda: "the model before them stays" in server.log.read_text())
         save(encoder(2), tmp_path / "third")
         (tmp_path / "other").symlink_to("third")
-        os.replace(tmp_path / "other", link)
+        (tmp_path / "other").replace(link)
         until(lambda: counts[2] > 20)
         over.set()
         for thread in threads:

@@ -256,9 +256,9 @@ class TestBadClients:
     def test_a_head_without_end_is_cut_off(self, encoder_server: Server) -> None:
         with raw(encoder_server) as connection:
             connection.sendall(b"GET /health HTTP/1.1\r\n")
-            with pytest.raises(OSError):  # noqa: PT011
-                for _ in range(4000):
-                    connection.sendall(b"x: " + b"y" * 1000 + b"\r\n")
+            lines = (b"x: " + b"y" * 1000 + b"\r\n") * 4000
+            with pytest.raises((BrokenPipeError, ConnectionResetError)):
+                connection.sendall(lines)
 
     def test_no_http_at_all(self, encoder_server: Server) -> None:
         with raw(encoder_server) as connection:

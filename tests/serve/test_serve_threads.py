@@ -1,4 +1,4 @@
-"""What a server asks of converted models: many threads, no lock held during a call, and no hang after fork."""
+"""What a server asks of converted models: many threads, no lock held in a call, no hang after fork."""
 
 from __future__ import annotations
 

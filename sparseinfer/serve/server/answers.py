@@ -6,7 +6,7 @@ import base64
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +36,7 @@ async def embeddings(backend: Backend, texts: list[list[int]], *, as_base64: boo
     return [row.tolist() for row in values]
 
 
-async def pieces(backend: Backend, request: Generate, stops: Sequence[str]) -> AsyncIterator[Piece]:
+async def pieces(backend: Backend, request: Generate, stops: Sequence[str]) -> AsyncGenerator[Piece, None]:
     """The text that is generated, as it comes; closing this ends the generation."""
     spelling, count = Spelling(backend.text, stops), 0
     async with backend.ask(request) as answers:

@@ -89,9 +89,8 @@ class Decoder:
         rows = list(self._running)
         logits = [] if not rows else list(self._decode(rows))
         prompts = 0
-        while prompts < _PIECE and self._join():
-            assert self._joining is not None
-            joining, before = self._joining, self._joining.done
+        while prompts < _PIECE and (joining := self._join()) is not None:
+            before = joining.done
             last = self._prefill(joining, _PIECE - prompts)
             prompts += joining.done - before
             if joining.done == len(joining.ids):
@@ -100,7 +99,8 @@ class Decoder:
                 self._joining = None
                 rows.append(joining)
                 logits.append(last)
-        new = [(r.uid, self._advance(r, row)) for r, row in zip(rows, logits, strict=True)]
+        pairs = zip(rows, logits, strict=True)
+        new: list[tuple[str, Answer]] = [(r.uid, self._advance(r, row)) for r, row in pairs]
         return new, len(rows) + prompts
 
     def warm_up(self) -> None:
@@ -109,11 +109,11 @@ class Decoder:
         for rows in {1, min(2, self._slots)}:
             self._decode([_Running("", any_request, torch.Generator(), [0]) for _ in range(rows)])
 
-    def _join(self) -> bool:
-        """Whether there is a prompt to compute, and a slot for it."""
+    def _join(self) -> _Running | None:
+        """The next prompt to compute, if there is one and a slot for it."""
         if self._joining is None and self._waiting and len(self._running) < self._slots:
             self._joining = self._waiting.popleft()
-        return self._joining is not None
+        return self._joining
 
     def _decode(self, rows: Sequence[_Running]) -> Tensor:
         """Logits [rows, vocabulary] after the last token of each, which are those of the first slots."""

@@ -39,7 +39,7 @@ class Slots:
         return Cache(layers=[_Layer(keys[slots], values[slots], positions, seen) for keys, values in pairs])
 
 
-class _Layer(CacheLayerMixin):  # type: ignore[misc]
+class _Layer(CacheLayerMixin):
     """A layer's slots, as transformers wants them."""
 
     is_compileable = True

@@ -39,7 +39,7 @@ _MAX_LENGTH = 2048
 _PR_SET_PDEATHSIG = 1
 
 
-class Worker(LitAPI):  # type: ignore[misc]
+class Worker(LitAPI):
     """What LitServe runs: the model of `options`. What it says of itself it says under `name`, which tells
     apart the workers before and after a reload.
     """
@@ -95,7 +95,7 @@ def _decoder(model: Any, options: Options, max_length: int) -> tuple[Decoder, st
     return Decoder(model, options.max_batch, max_length, compiled=False), note
 
 
-class _Loop(LitLoop):  # type: ignore[misc]
+class _Loop(LitLoop):
     """Takes what came, computes a step, sends what is new; LitServe calls `run` again and again."""
 
     def __init__(self, name: str) -> None:
