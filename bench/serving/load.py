@@ -32,8 +32,7 @@ from sparseinfer._machine import describe_machine
 from sparseinfer.ops import active_isa
 
 _TOKENS = 64
-_WORDS = ("the", "of", "and", "to", "in", "he", "that", "was", "it", "with", "as", "had", "for", "she", "said")
-)
+_WORDS = ("the", "of", "and", "to", "in", "he", "that", "was", "it", "with", "as", "had", "for", "she")
 
 
 def main() -> int:

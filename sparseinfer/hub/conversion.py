@@ -11,7 +11,7 @@ import torch
 from sparseinfer._arguments import argument, positive
 from sparseinfer.convert import ConvertOptions, Explanation, convert, explain
 from sparseinfer.formats.dtypes import DTYPES
-from sparseinfer.hub.folder import check_out, load, save_sparse
+from sparseinfer.hub.folder import check_out, copy_modules, load, save_sparse
 from sparseinfer.io.compress import compress_file
 from sparseinfer.io.summary import Summary, summary_of
 
@@ -105,4 +105,5 @@ def run(
     )
     on_step(f"writing {job.out}")
     save_sparse(checkpoint, converted, job.out)
+    copy_modules(job.model, job.out)
     return summary_of(job.out), explain(converted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -216,10 +217,14 @@ def test_pooling_is_read_from_the_folder(tmp_path: Path) -> None:
     unit = hidden[0, :2].mean(0)
     assert torch.equal(pooling(tmp_path)(hidden, mask)[0], unit / unit.norm())
     (tmp_path / "1_Pooling").mkdir()
-    (tmp_path / "modules.json").write_text("[]")
-    file = tmp_path / "1_Pooling" / "config.json"
+    modules, file = tmp_path / "modules.json", tmp_path / "1_Pooling" / "config.json"
+    pool = {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}
+    modules.write_text(json.dumps([{"path": "", "type": "sentence_transformers.models.Transformer"}, pool]))
     file.write_text('{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}')
     assert torch.equal(pooling(tmp_path)(hidden, mask), hidden[:, 0])
     file.write_text('{"pooling_mode_max_tokens": true}')
     with pytest.raises(ValueError, match="expected mean_tokens or cls_token, got pooling_mode_max_tokens"):
+        pooling(tmp_path)
+    modules.write_text(json.dumps([pool, {"path": "2_Dense", "type": "sentence_transformers.models.Dense"}]))
+    with pytest.raises(ValueError, match="expected Transformer, Pooling and Normalize, got Dense"):
         pooling(tmp_path)

@@ -114,18 +114,25 @@ def planned_tokens(model: torch.nn.Module) -> int:
 
 
 def pooling(folder: Path) -> Callable[[Tensor, Tensor], Tensor]:
-    """How a folder of sentence-transformers makes a vector of hidden states: the mean of all tokens, the
-    default, or the first token; normalized or not. ValueError: another way.
+    """How hidden states become a vector, as a folder of sentence-transformers says: the mean of all tokens or
+    the first token, normalized or not; by default the normalized mean. ValueError: another way.
     """
-    file, modules = folder / "1_Pooling" / "config.json", folder / "modules.json"
-    ways = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    used = [name for name, on in ways.items() if name.startswith("pooling_mode_") and on] or [
-        "pooling_mode_mean_tokens"
-    ]
+    file = folder / "modules.json"
+    listed = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    kinds = [str(module["type"]).rpartition(".")[2] for module in listed] or ["Pooling", "Normalize"]
+    if others := set(kinds) - {"Transformer", "Pooling", "Normalize"}:
+        raise ValueError(
+            f"{file}: expected Transformer, Pooling and Normalize, got {', '.join(sorted(others))}"
+        )
+    ways = {"pooling_mode_mean_tokens": True}
+    for module in listed:
+        if str(module["type"]).endswith("Pooling"):
+            file = folder / module["path"] / "config.json"
+            ways = json.loads(file.read_text(encoding="utf-8"))
+    used = [name for name, on in ways.items() if name.startswith("pooling_mode_") and on]
     if used not in (["pooling_mode_mean_tokens"], ["pooling_mode_cls_token"]):
         raise ValueError(f"{file}: expected mean_tokens or cls_token, got {', '.join(used)}")
-    first = used == ["pooling_mode_cls_token"]
-    normalized = not modules.is_file() or "Normalize" in modules.read_text(encoding="utf-8")
+    first, normalized = used == ["pooling_mode_cls_token"], "Normalize" in kinds
 
     def pool(hidden: Tensor, mask: Tensor) -> Tensor:
         weights = mask.unsqueeze(2).to(hidden.dtype)
