@@ -19,6 +19,9 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from torch import nn
+
+import sparseinfer as si
 
 transformers = pytest.importorskip(
     "transformers", reason="transformers is not installed (pip install '.[serve]')"
@@ -28,12 +31,15 @@ tokenizers = pytest.importorskip("tokenizers")
 WORDS = [f"w{i}" for i in range(90)]
 SIZES = {
     "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
+    "hidden_size": 64,
+    "intermediate_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "max_position_embeddings": 64,
 }
+# Of an encoder's vectors: two blocks of sums of up to 128 products, each of which amplifies errors by less
+# than 16, and layer norms that keep values near 1.
+TOLERANCE = 2 * 16**2 * 2 * torch.finfo(torch.float32).eps * 129
 KEY = "a key of the tests"
 _TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}w0"
 
@@ -62,6 +68,16 @@ def decoder(seed: int = 0) -> Any:
 def encoder(seed: int = 0) -> Any:
     torch.manual_seed(seed)
     return transformers.BertModel(transformers.BertConfig(**SIZES)).eval()
+
+
+def sparse(model: Any) -> Any:
+    """The same model, 80 % of its Linears' weights removed, and all of them sparse."""
+    si.prune_(model, si.Magnitude(0.8), ignore=["lm_head"], keep_masks=False)
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Linear and name != "lm_head":
+                setattr(module, name, si.SparseLinear.from_linear(child))
+    return model
 
 
 class Server:

@@ -22,7 +22,7 @@ import pytest
 import torch
 from serve_helpers import Server, decoder, encoder, left, save, serving
 
-import sparseinfer as si
+from sparseinfer.hub.folder import load
 
 CHROMIUM = next((p for name in ("chromium", "chromium-browser") if (p := shutil.which(name))), None)
 
@@ -44,10 +44,10 @@ def test_a_model_pruned_and_converted_by_the_command_line_is_served_compiled(tmp
     save(decoder(), tmp_path / "dense")
     for command in (
         ["prune", "dense", "--out", "pruned", "--sparsity", "0.8", "--method", "magnitude"],
-        ["convert", "pruned", "--out", "fast", "--predict"],
+        ["convert", "pruned", "--out", "fast", "--predict", "--memory", "compact"],
     ):
         subprocess.run([sys.executable, "-m", "sparseinfer", *command], cwd=tmp_path, check=True, timeout=300)
-    model = si.io.hf.from_folder(tmp_path / "fast").float()  # type: ignore[attr-defined]
+    model = load(tmp_path / "fast").model
     with serving(tmp_path / "fast") as server:
         assert "not compiled" not in server.log.read_text()
         assert server.request("/status")[1]["layers"]["sparse"] > 0
@@ -129,7 +129,7 @@ def test_files_change_under_load_and_no_request_is_lost(tmp_path: Path) -> None:
     with serving(link) as server:
         over, counts, bad = threading.Event(), [0, 0, 0], []
 
-        def load() -> None:
+        def ask_on() -> None:
             while not over.is_set():
                 status, body = server.post("/v1/embeddings", {"model": "model", "input": "w1 w2"})
                 if status != 200:
@@ -141,7 +141,7 @@ def test_files_change_under_load_and_no_request_is_lost(tmp_path: Path) -> None:
                 if off.min() > 1e-3:
                     bad.append(found)
 
-        threads = [threading.Thread(target=load) for _ in range(4)]
+        threads = [threading.Thread(target=ask_on) for _ in range(4)]
         for thread in threads:
             thread.start()
 
@@ -234,7 +234,7 @@ def test_memory_stays_flat(encoder_server: Server) -> None:
 
     at = urlsplit(encoder_server.url)
 
-    def load(count: int) -> None:
+    def ask_for(count: int) -> None:
         with ThreadPoolExecutor(8) as pool:
             texts = [" ".join(["w1"] * (1 + i % 50)) for i in range(count)]
             posted = pool.map(
@@ -253,8 +253,8 @@ def test_memory_stays_flat(encoder_server: Server) -> None:
     def resident() -> int:
         return sum(process.memory_info().rss for process in encoder_server.family())
 
-    load(500)
+    ask_for(500)
     before = resident()
-    load(1500)
+    ask_for(1500)
     assert resident() - before < 16e6
     assert not [p for p in encoder_server.family() if p.status() == psutil.STATUS_ZOMBIE]

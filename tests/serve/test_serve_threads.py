@@ -8,21 +8,13 @@ import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import torch
-from serve_helpers import decoder, encoder
+from serve_helpers import decoder, encoder, sparse
 from torch import nn
 
 import sparseinfer as si
-
-
-def sparse(model: nn.Module) -> Any:
-    si.prune_(model, si.Magnitude(0.8), keep_masks=False)
-    fast = si.convert(model, measure=False, tokens=(1, 16, 128))
-    assert any(isinstance(module, si.SparseLinear) for module in fast.modules())
-    return fast
 
 
 def test_threads_that_share_a_model_get_what_one_gets() -> None:
