@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +44,23 @@ KEY = "a key of the tests"
 _TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}w0"
 
 
-def save(model: Any, folder: Path) -> Path:
-    """With a tokenizer of words "w0" to "w89", and a chat template that ends with w0."""
+def tokenizer() -> Any:
+    """Of words "w0" to "w89", which have the ids from 2 on."""
     vocab = {word: i for i, word in enumerate(["[PAD]", "[UNK]", *WORDS])}
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="[UNK]"))
     words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer = transformers.PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", model_max_length=64
     )
+
+
+def save(model: Any, folder: Path) -> Path:
+    """With the tokenizer and, if it generates, a chat template that ends with w0."""
+    made = tokenizer()
     if type(model).__name__.endswith("ForCausalLM"):
-        tokenizer.chat_template = _TEMPLATE
+        made.chat_template = _TEMPLATE
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    made.save_pretrained(folder)
     return folder
 
 
@@ -68,6 +73,14 @@ def decoder(seed: int = 0) -> Any:
 def encoder(seed: int = 0) -> Any:
     torch.manual_seed(seed)
     return transformers.BertModel(transformers.BertConfig(**SIZES)).eval()
+
+
+def greedy(model: Any, words: Sequence[int], count: int) -> str:
+    """The text that the model's own `generate` adds to these words."""
+    ids = torch.tensor([[word + 2 for word in words]])
+    mask = torch.ones_like(ids)
+    new = model.generate(ids, attention_mask=mask, max_new_tokens=count, do_sample=False, pad_token_id=0)
+    return str(tokenizer().decode(new[0, ids.shape[1] :], skip_special_tokens=True))
 
 
 def sparse(model: Any) -> Any:

@@ -20,18 +20,11 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from serve_helpers import Server, decoder, encoder, left, save, serving
+from serve_helpers import Server, decoder, encoder, greedy, left, save, serving
 
 from sparseinfer.hub.folder import load
 
 CHROMIUM = next((p for name in ("chromium", "chromium-browser") if (p := shutil.which(name))), None)
-
-
-def greedy(model: Any, word: int, count: int) -> str:
-    ids = torch.tensor([[word + 2]])
-    mask = torch.ones_like(ids)
-    new = model.generate(ids, attention_mask=mask, max_new_tokens=count, do_sample=False, pad_token_id=0)
-    return " ".join(f"w{i - 2}" for i in new[0, 1:].tolist())
 
 
 def ask(server: Server, word: int, count: int) -> tuple[int, Any]:
@@ -53,7 +46,7 @@ def test_a_model_pruned_and_converted_by_the_command_line_is_served_compiled(tmp
         assert server.request("/status")[1]["layers"]["sparse"] > 0
         with ThreadPoolExecutor(6) as pool:
             found = list(pool.map(lambda word: ask(server, word, 20), range(6)))
-        assert [body["choices"][0]["text"] for _, body in found] == [greedy(model, w, 20) for w in range(6)]
+        assert [body["choices"][0]["text"] for _, body in found] == [greedy(model, [w], 20) for w in range(6)]
 
 
 def test_without_a_compiler_it_says_so_and_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +54,7 @@ def test_without_a_compiler_it_says_so_and_serves(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     with serving(save(decoder(), tmp_path / "model")) as server:
         assert "decoding is not compiled, and slower: " in server.log.read_text()
-        assert ask(server, 3, 5)[1]["choices"][0]["text"] == greedy(decoder(), 3, 5)
+        assert ask(server, 3, 5)[1]["choices"][0]["text"] == greedy(decoder(), [3], 5)
 
 
 @pytest.mark.parametrize("to", ["server", "group"])

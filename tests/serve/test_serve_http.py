@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import torch
-from serve_helpers import KEY, TOLERANCE, Server, decoder, encoder
+from serve_helpers import KEY, TOLERANCE, Server, decoder, encoder, greedy
 
 openai = pytest.importorskip("openai", reason="openai is not installed (pip install '.[test]')")
 
@@ -25,19 +25,11 @@ def client(server: Server, **how: Any) -> Any:
     )
 
 
-def greedy(count: int, *words: int) -> str:
-    """The words that the decoder's own `generate` adds to these."""
-    ids = torch.tensor([[w + 2 for w in words]])
-    mask = torch.ones_like(ids)
-    new = decoder().generate(ids, attention_mask=mask, max_new_tokens=count, do_sample=False, pad_token_id=0)
-    return " ".join(f"w{i - 2}" for i in new[0, ids.shape[1] :].tolist())
-
-
 class TestCompletions:
     def test_as_a_whole_and_as_a_stream(self, decoder_server: Server) -> None:
         asked = {"model": "decoder", "prompt": "w1 w2 w3", "max_tokens": 8, "temperature": 0}
         whole = client(decoder_server).completions.create(**asked)
-        assert whole.choices[0].text == greedy(8, 1, 2, 3)
+        assert whole.choices[0].text == greedy(decoder(), [1, 2, 3], 8)
         assert whole.choices[0].finish_reason == "length"
         assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (3, 8)
         with client(decoder_server).completions.create(
@@ -52,7 +44,7 @@ class TestCompletions:
         create = client(decoder_server).completions.create
         asked = {"model": "decoder", "max_tokens": 5, "temperature": 0}
         found = create(prompt=["w1 w2", "w7", "w30 w31 w32"], **asked)
-        texts = [greedy(5, 1, 2), greedy(5, 7), greedy(5, 30, 31, 32)]
+        texts = [greedy(decoder(), [1, 2], 5), greedy(decoder(), [7], 5), greedy(decoder(), [30, 31, 32], 5)]
         assert [choice.text for choice in found.choices] == texts
         assert [c.text for c in create(prompt=[[3, 4], [9]], **asked).choices] == texts[:2]
         assert create(prompt=[3, 4], **asked).choices[0].text == texts[0]
@@ -66,10 +58,10 @@ class TestCompletions:
 
         with ThreadPoolExecutor(12) as pool:
             found = list(pool.map(ask, range(12)))
-        assert found == [greedy(4 + word, word) for word in range(12)]
+        assert found == [greedy(decoder(), [word], 4 + word) for word in range(12)]
 
     def test_a_stop_ends_it(self, decoder_server: Server) -> None:
-        words = greedy(8, 1, 2, 3).split()
+        words = greedy(decoder(), [1, 2, 3], 8).split()
         asked = {"model": "decoder", "prompt": "w1 w2 w3", "max_tokens": 8, "temperature": 0}
         answer = client(decoder_server).completions.create(**asked, stop=[f" {words[4]}", "never"])
         assert answer.choices[0].text == " ".join(words[: words.index(words[4])])
@@ -91,7 +83,7 @@ class TestCompletions:
         }
         whole = client(decoder_server).chat.completions.create(**asked)
         # The template adds w0.
-        assert whole.choices[0].message.content == greedy(6, 5, 6, 0)
+        assert whole.choices[0].message.content == greedy(decoder(), [5, 6, 0], 6)
         with client(decoder_server).chat.completions.create(**asked, stream=True) as stream:
             parts = list(stream)
         assert "".join(p.choices[0].delta.content for p in parts) == whole.choices[0].message.content

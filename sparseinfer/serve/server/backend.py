@@ -18,6 +18,7 @@ from sparseinfer.serve.server.messages import Answer, Cancel, Failed, Load, Read
 from sparseinfer.serve.server.text import Text
 from sparseinfer.serve.server.worker import LOAD, PATH, READY, Worker
 
+_ENDED = "the worker ended"
 # Seconds between looks at a worker that is not ready yet.
 _TICK = 0.5
 
@@ -65,6 +66,7 @@ class Backend:
         litserve.litapi_request_queues[PATH] = self._queue
         self._first = _Channel(litserve.response_buffer, f"{name}/{READY}")
         self._loads = _Channel(litserve.response_buffer, f"{name}/{LOAD}")
+        self._failed = False
         self.load = Load(0, 0, 0)
         self.tokens = 0
         self.text: Text
@@ -93,6 +95,8 @@ class Backend:
     @asynccontextmanager
     async def ask(self, request: Request) -> AsyncIterator[AsyncIterator[Answer]]:
         """The answers to a request, as they come; leaving the block before the last one cancels it."""
+        if self._failed:
+            raise BackendError(_ENDED)
         uid = f"{self.name}/{next(self._numbers)}"
         channel = self._requests[uid] = _Channel(self._litserve.response_buffer, uid)
         self._queue.put((uid, request))
@@ -120,8 +124,9 @@ class Backend:
 
     def fail(self) -> None:
         """The worker is gone: so are its requests."""
+        self._failed = True
         for channel in self._requests.values():
-            channel.put(BackendError("the worker ended"))
+            channel.put(BackendError(_ENDED))
 
     async def stop(self) -> None:
         """Ends the process, which may finish the step that it is at."""

@@ -92,6 +92,7 @@ class _Life:
             access_log=False,
             log_level="error",
             server_header=False,
+            proxy_headers=False,
             timeout_keep_alive=_KEEP_ALIVE,
             timeout_graceful_shutdown=max(1, round(options.grace)),
             limit_concurrency=options.max_waiting + _IDLE_CONNECTIONS,

@@ -110,12 +110,10 @@ class _Loop(LitLoop):
                 sys.exit(0)
         engine = api.engine
         assert engine is not None
-        for message in _received(requests, wait=not sum(engine.load())):
-            self._take(engine, message, transport)
-        tokens = 0
-        if sum(engine.load()):
-            with torch.inference_mode():
-                tokens = self._step(engine, transport)
+        with torch.inference_mode():
+            for message in _received(requests, wait=not sum(engine.load())):
+                self._take(engine, message, transport)
+            tokens = self._step(engine, transport) if sum(engine.load()) else 0
         told = Load(*engine.load(), tokens)
         if told != self._told:
             self._told = told
