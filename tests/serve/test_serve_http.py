@@ -77,7 +77,10 @@ class TestCompletions:
     def test_chat(self, decoder_server: Server) -> None:
         asked = {
             "model": "decoder",
-            "messages": [{"role": "system", "content": "w5"}, {"role": "user", "content": "w6"}],
+            "messages": [
+                {"role": "system", "content": "w5"},
+                {"role": "user", "content": [{"type": "text", "text": "w6"}]},
+            ],
             "max_tokens": 6,
             "temperature": 0,
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import asdict
 from importlib import resources
@@ -59,7 +59,7 @@ class Paths:
 
     async def status(self) -> Response:
         """What the page shows."""
-        backend, layers = self._served.backend, self._served.layers
+        backend, layers = self._served.backend, self._served.backend.layers
         return JSONResponse(
             {
                 "model": self._name,
@@ -76,7 +76,7 @@ class Paths:
         )
 
     async def metrics(self) -> Response:
-        backend, layers = self._served.backend, self._served.layers
+        backend, layers = self._served.backend, self._served.backend.layers
         gauges = {
             "running": (backend.load.running, "Requests that generate"),
             "waiting": (backend.load.waiting, "Requests that wait for the model"),
@@ -111,6 +111,8 @@ class Paths:
     async def completions(self, body: Completions, request: Request) -> Response:
         backend = self._begin(body.model, generates=True)
         prompts = await self._ids(backend, body.prompt, param="prompt", room=1)
+        if len(prompts) > (most := self._served.options.max_waiting):
+            raise Refusal(400, f"prompt: expected up to {most} of them, got {len(prompts)}", param="prompt")
         wanted = 16 if body.max_tokens is None else body.max_tokens
         asked = [self._generate(backend, body, ids, wanted) for ids in prompts]
         head = answers.head("text_completion", "cmpl", self._name)
@@ -121,7 +123,9 @@ class Paths:
         if body.stream:
             if len(asked) != 1:
                 raise Refusal(400, f"prompt: expected one to stream, got {len(asked)}", param="prompt")
-            return await self._streamed(backend, asked[0], body, head, lambda t, f, _: choice(0, t, f))
+            return await self._streamed(
+                request, backend, asked[0], body, head, lambda t, f, _: choice(0, t, f)
+            )
         done = await _while_there(request, _all([answers.whole(backend, each, body.stops) for each in asked]))
         choices = [choice(i, piece.text, piece.finish) for i, piece in enumerate(done)]
         usage = answers.usage(self._prompt_tokens(prompts), self._generated(sum(p.count for p in done)))
@@ -129,7 +133,7 @@ class Paths:
 
     async def chat(self, body: Chat, request: Request) -> Response:
         backend = self._begin(body.model, generates=True)
-        messages = [message.model_dump() for message in body.messages]
+        messages = [{"role": message.role, "content": message.text} for message in body.messages]
         try:
             ids = await asyncio.to_thread(backend.text.chat_ids, messages)
         except ValueError as error:
@@ -149,7 +153,7 @@ class Paths:
                     "finish_reason": finish,
                 }
 
-            return await self._streamed(backend, asked, body, head, delta)
+            return await self._streamed(request, backend, asked, body, head, delta)
         done = await _while_there(request, answers.whole(backend, asked, body.stops))
         message = {"role": "assistant", "content": done.text, "refusal": None}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": done.finish}
@@ -158,12 +162,18 @@ class Paths:
         return JSONResponse({**head, "choices": [choice], "usage": usage})
 
     async def _streamed(
-        self, backend: Backend, asked: Generate, body: Completions | Chat, head: dict[str, Any], choice: Any
+        self,
+        request: Request,
+        backend: Backend,
+        asked: Generate,
+        body: Completions | Chat,
+        head: dict[str, Any],
+        choice: Callable[[str, str | None, bool], dict[str, Any]],
     ) -> Response:
         """Server-sent events. The first text is awaited here, so that an error still has its status."""
         pieces = answers.pieces(backend, asked, body.stops)
         try:
-            piece = await anext(pieces)
+            piece = await _while_there(request, anext(pieces))
         except BaseException:
             await pieces.aclose()
             raise

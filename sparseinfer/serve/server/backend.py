@@ -8,12 +8,14 @@ import multiprocessing
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from litserve import LitServer
 from litserve.utils import ResponseBufferItem
 
+from sparseinfer.io.summary import summary_of
 from sparseinfer.serve.server.messages import Answer, Cancel, Failed, Load, Ready, Refused, Request
 from sparseinfer.serve.server.text import Text
 from sparseinfer.serve.server.worker import LOAD, PATH, READY, Worker
@@ -26,6 +28,27 @@ _TICK = 0.5
 def new_queue() -> Any:
     """A queue that the processes which LitServe starts can be given."""
     return multiprocessing.get_context("spawn").Queue()
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Weight matrices of a folder's files, and how they are stored."""
+
+    sparse: int
+    dense: int
+    nbytes: int
+    dense_nbytes: int
+
+
+def layers_of(folder: Path) -> Layers | None:
+    """None where the files are not of safetensors."""
+    try:
+        summary = summary_of(folder)
+    except (ValueError, OSError):
+        return None
+    sparse = [t for t in summary.tensors if t.format != "dense"]
+    dense = [t for t in summary.tensors if t.format == "dense" and len(t.shape) > 1]
+    return Layers(len(sparse), len(dense), summary.nbytes, summary.dense_nbytes)
 
 
 class BackendError(Exception):
@@ -69,6 +92,7 @@ class Backend:
         self._failed = False
         self.load = Load(0, 0, 0)
         self.tokens = 0
+        self.layers: Layers | None = None
         self.text: Text
         self.ready: Ready
         self.process: Any = litserve.launch_single_inference_worker(worker, 0)
@@ -76,6 +100,7 @@ class Backend:
     async def start(self, folder: Path) -> None:
         """Returns when the worker is ready. BackendError: it cannot load the model."""
         self.text = await asyncio.to_thread(Text, folder)
+        self.layers = layers_of(folder)
         waiting = asyncio.create_task(self._first.get())
         while not (await asyncio.wait({waiting}, timeout=_TICK))[0]:
             if not self.process.is_alive():
@@ -129,11 +154,11 @@ class Backend:
             channel.put(BackendError(_ENDED))
 
     async def stop(self) -> None:
-        """Ends the process, which may finish the step that it is at."""
+        """Ends the process, which may finish the step that it is at, but not loading."""
         if hasattr(self, "_listening"):
             self._listening.cancel()
-        self._queue.put(None)
-        await asyncio.to_thread(self.process.join, 5)
+            self._queue.put(None)
+            await asyncio.to_thread(self.process.join, 5)
         if self.process.is_alive():
             self.process.kill()
             await asyncio.to_thread(self.process.join)

@@ -84,9 +84,18 @@ class Completions(_Generation):
     logprobs: None = None
 
 
+class Part(BaseModel):
+    type: Literal["text"]
+    text: String
+
+
 class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
-    content: String
+    content: String | Annotated[list[Part], Field(min_length=1, max_length=1024)]
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
 class Chat(_Generation):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,8 +11,7 @@ from litserve import LitServer
 from litserve.server import response_queue_to_buffer
 from litserve.transport.process_transport import MPQueueTransport
 
-from sparseinfer.io.summary import summary_of
-from sparseinfer.serve.server.backend import Backend, BackendError, new_queue
+from sparseinfer.serve.server.backend import Backend, new_queue
 from sparseinfer.serve.server.metrics import Metrics
 from sparseinfer.serve.server.options import Options
 from sparseinfer.serve.server.worker import Worker
@@ -23,16 +21,6 @@ _log = logging.getLogger("sparseinfer")
 _TICK = 0.5
 
 _Print: TypeAlias = "tuple[tuple[str, int, int, int], ...]"
-
-
-@dataclass(frozen=True)
-class Layers:
-    """Weight matrices of a folder's files, and how they are stored."""
-
-    sparse: int
-    dense: int
-    nbytes: int
-    dense_nbytes: int
 
 
 class Served:
@@ -84,7 +72,6 @@ class Served:
         except BaseException:
             await backend.stop()
             raise
-        self.layers = layers_of(self.options.model)
         if backend.ready.note:
             _log.warning("%s", backend.ready.note)
         return backend
@@ -115,7 +102,7 @@ class Served:
         _log.info("the model's files have changed: loading them")
         try:
             backend = await self._started()
-        except (BackendError, ValueError, OSError) as error:
+        except Exception as error:  # whatever they are, the old ones are there
             self._metrics.reloaded("failed")
             _log.error("the changed files cannot be served, the model before them stays: %s", error)
             return
@@ -123,17 +110,6 @@ class Served:
         self.backend = backend
         self._metrics.reloaded("done")
         _log.info("the changed files are served")
-
-
-def layers_of(folder: Path) -> Layers | None:
-    """None where the files are not of safetensors."""
-    try:
-        summary = summary_of(folder)
-    except (ValueError, OSError):
-        return None
-    sparse = [t for t in summary.tensors if t.format != "dense"]
-    dense = [t for t in summary.tensors if t.format == "dense" and len(t.shape) > 1]
-    return Layers(len(sparse), len(dense), summary.nbytes, summary.dense_nbytes)
 
 
 def _print(folder: Path) -> _Print:
