@@ -3,12 +3,13 @@
 # make bench   the pytest-benchmark suites
 # make fuzz    drawn models, converted and compared, for SECONDS=600 from SEED on; ends at the first that differs
 # make fuzz-files   damaged files of models, FILES=100000 from SEED=0 on; ends at the first that is not refused clearly
+# make serve-test   all inference servers, which takes long; or one of serve-test-own (its life, drawn requests, its page in
+#              a browser), serve-test-vllm, serve-test-ray (and the example of FastAPI), serve-test-triton
 # make lint    ruff, clang-format, mypy
 # make dev     editable install that rebuilds the native module whenever it is imported
 # make bench-models   whole models, dense against converted; rewrites bench/results/models_*.json
 # make bench-prune    what each pruning method costs real models; rewrites bench/results/prune_*.json, quantize_*.json
 # make sweep   a hundred and more architectures of transformers and of timm, each converted in every way, against dense
-# make serve-test-vllm   the plug-in of vLLM; serve-test-ray: Ray, and the example of FastAPI; serve-test-triton: Triton
 # make cuda-build   the CUDA kernels, in build-cuda; needs no GPU
 # make docs    the documentation, in build/docs; warnings are errors. make docs-links: are its links to other places alive
 # make clean   removes everything that make made
@@ -58,7 +59,7 @@ endef
 NVCC_PACKAGES := $(addsuffix ==13.0.*,nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime nvidia-cuda-cccl)
 NVCC := $(or $(CUDACXX),$(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
 
-.PHONY: demo test fuzz fuzz-files test-native test-asan test-tiles test-neon cuda-build bench bench-models bench-prune sweep sweep-transformers sweep-timm docs docs-links lint dev clean \
+.PHONY: demo test fuzz fuzz-files test-native test-asan test-tiles test-neon cuda-build bench bench-models bench-prune serve-test serve-test-own sweep sweep-transformers sweep-timm docs docs-links lint dev clean \
     $(addprefix serve-test-,$(ENGINES))
 .DELETE_ON_ERROR:
 
@@ -125,6 +126,12 @@ bench-prune: $(VENV)/.models
 	$(BIN)/python bench/prune/mnist.py
 	$(BIN)/python bench/prune/quality_int8.py crepe minilm smollm2 --json bench/results
 
+serve-test: serve-test-own $(addprefix serve-test-,$(ENGINES))
+
+serve-test-own: $(VENV)/.test
+	$(INSTALL) --quiet schemathesis
+	$(BIN)/python -m pytest tests/serve tests/serve/serve_long.py
+
 # Both, even if the first finds a difference.
 sweep:
 	@status=0; for family in transformers timm; do $(MAKE) sweep-$$family || status=1; done; exit $$status
@@ -156,7 +163,7 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 
 dev: $(VENV)/.tools
-	$(PACKAGE) -C editable.rebuild=true --editable '.[demo,plot,test,lint]'
+	$(PACKAGE) -C editable.rebuild=true --editable '.[demo,plot,serve,test,lint]'
 	touch $(VENV)/.demo $(VENV)/.test
 
 $(VENV)/.demo: $(VENV)/.tools $(NATIVE)
@@ -166,7 +173,7 @@ $(VENV)/.demo: $(VENV)/.tools $(NATIVE)
 
 $(VENV)/.test: $(VENV)/.tools $(NATIVE)
 	@echo 'Building sparseinfer and installing what the tests need (the first time takes some minutes) ...'
-	$(PACKAGE) --editable '.[demo,plot,test,lint]'
+	$(PACKAGE) --editable '.[demo,plot,serve,test,lint]'
 	@touch $(VENV)/.demo $@
 
 $(VENV)/.models: $(VENV)/.test

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ from sparseinfer.io import File
 
 # The file of a model's weights, as transformers names it.
 WEIGHTS = "model.safetensors"
+# What sentence-transformers adds: how hidden states become a vector, as a list of folders, and settings.
+MODULES = "modules.json"
+_SETTINGS = ("sentence_bert_config.json", "config_sentence_transformers.json")
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,20 @@ def check_out(folder: Path) -> None:
     """ValueError unless the folder is new or empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"out: expected a new or an empty folder, got {str(folder)!r} (it is not empty)")
+
+
+def copy_modules(source: Path, folder: Path) -> None:
+    """Copies what sentence-transformers has in a folder beside the model, if anything; `folder` exists."""
+    if not (source / MODULES).is_file():
+        return
+    listed = json.loads((source / MODULES).read_text(encoding="utf-8"))
+    for name in (MODULES, *_SETTINGS):
+        if (source / name).is_file():
+            shutil.copy(source / name, folder / name)
+    for path in filter(None, (module.get("path", "") for module in listed)):
+        # A name alone: nothing outside of the folder is read or written.
+        if Path(path).name == path and (source / path).is_dir():
+            shutil.copytree(source / path, folder / path, dirs_exist_ok=True)
 
 
 def save(checkpoint: Checkpoint, folder: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from sparseinfer.hub import text
-from sparseinfer.hub.folder import Checkpoint, check_out, load, save, save_sparse
+from sparseinfer.hub.folder import Checkpoint, check_out, copy_modules, load, save, save_sparse
 from sparseinfer.hub.job import Job
 from sparseinfer.hub.quality import Quality, token_loss
 from sparseinfer.hub.result import Result
@@ -48,6 +48,7 @@ def run(job: Job, on_step: Callable[[str], None] = lambda step: None) -> Result:
         save_sparse(checkpoint, checkpoint.model, job.out)
     else:
         save(checkpoint, job.out)
+    copy_modules(job.model, job.out)
     return Result(report, quality.name if quality else "", before, after, quantized, in_int8)
 
 

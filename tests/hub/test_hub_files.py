@@ -110,3 +110,20 @@ def test_bad_options(
     with pytest.raises(SystemExit):
         main(["convert", str(llama), "--out", str(tmp_path / "out"), option, "x"])
     assert text in capsys.readouterr().err
+
+
+def test_how_vectors_are_made_is_kept(tmp_path: Path) -> None:
+    """What sentence-transformers has beside the model; nothing outside of the folder is copied."""
+    bert = saved(transformers.BertModel(transformers.BertConfig(**BIG)), tmp_path / "bert")
+    (bert / "1_Pooling").mkdir()
+    (bert / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    outside = bert.parent / "outside"
+    outside.mkdir()
+    paths = ["", "1_Pooling", "../outside", "missing"]
+    (bert / "modules.json").write_text(json.dumps([{"path": path, "type": "a.Pooling"} for path in paths]))
+    pruned, converted = tmp_path / "pruned", tmp_path / "converted"
+    assert main(["prune", str(bert), "--out", str(pruned), "--sparsity", "0.5", "--method", "magnitude"]) == 0
+    assert main(["convert", str(pruned), "--out", str(converted), "--predict"]) == 0
+    for name in ("modules.json", "1_Pooling/config.json"):
+        assert (converted / name).read_bytes() == (bert / name).read_bytes()
+    assert not (converted / "outside").exists()

@@ -26,6 +26,7 @@ struct Spread {
 // Ranges that `parallel_for` cuts many items into.
 int64_t num_ranges(Spread spread);
 
+// std::runtime_error: this process was made by fork and the pool's threads stayed in its parent.
 void parallel_for(int64_t items, Spread spread, RangeFn fn, void* ctx);
 
 // Memory that lives as long as the calling thread, grows on demand and is 64-byte aligned. Each slot is one buffer.
