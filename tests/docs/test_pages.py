@@ -17,8 +17,12 @@ from sparseinfer.cli import parser
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# Its commands build on each other and are run by test_tutorial.py.
-TUTORIAL = ROOT / "docs" / "tutorial.md"
+# Pages whose examples need a server, or build on commands.
+ELSEWHERE = {
+    "tutorial": "test_tutorial.py runs it",
+    "engines": "serve_engines/engine_ray.py runs it, where Ray is",
+    "serving": "serve/test_serve_http.py has the same client with a server",
+}
 
 Names = dict[str, Any]
 
@@ -99,10 +103,8 @@ CHECKS: dict[str, Callable[[Names, str], None]] = {
 def test_the_examples_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if page == TUTORIAL:
-        pytest.skip("test_tutorial.py runs it")
-    if page.stem == "engines":
-        pytest.skip("serve_engines/engine_ray.py runs it, where Ray is")
+    if page.stem in ELSEWHERE:
+        pytest.skip(ELSEWHERE[page.stem])
     if page.stem == "gpu" and not torch.cuda.is_available():
         pytest.skip("its example needs a GPU")
     monkeypatch.chdir(tmp_path)
@@ -119,7 +121,7 @@ def commands(page: Path) -> Iterator[str]:
     for language in ("sh", "console"):
         for _, text in blocks(page, language):
             for line in text.replace("\\\n", " ").splitlines():
-                command = line.removeprefix("$ ").split("#")[0].strip()
+                command = re.split(r"#|\||\d?>", line.removeprefix("$ "))[0].strip()
                 if command.startswith("sparseinfer ") and (language == "sh" or line.startswith("$ ")):
                     yield command.removesuffix("&").strip()
 

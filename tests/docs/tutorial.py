@@ -20,7 +20,8 @@ _MARK = "-- command "
 
 def commands(text: str) -> list[str]:
     """The lines after prompts, in order."""
-    return [line[2:] for block in _BLOCK.findall(text) for line in block.splitlines() if line.startswith("$ ")]
+    lines = [line for block in _BLOCK.findall(text) for line in block.splitlines()]
+    return [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
 
 
 def run(lines: list[str], folder: Path) -> list[str]:
