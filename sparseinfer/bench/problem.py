@@ -31,7 +31,7 @@ def check(candidate: Candidate, x: Tensor, weight: Tensor, bias: Tensor) -> None
 
     The bound covers any order of summation in fp32, and holds for dense products too: adding a zero is
     exact. For y in 16 bits its rounding is added; torch's own linear rounds twice there. For x in 8 bits,
-    half a step of each token times the sum of |w|.
+    half a step of each token, or of all of x, times the sum of |w|.
     """
     y = candidate.make()(x.to(candidate.dtype))
     shape = (x.shape[0], weight.shape[0])
@@ -43,8 +43,10 @@ def check(candidate: Candidate, x: Tensor, weight: Tensor, bias: Tensor) -> None
     allowed = 2 * torch.finfo(torch.float32).eps * terms * magnitude
     if candidate.dtype != torch.float32:
         allowed = allowed + torch.finfo(candidate.dtype).eps * (reference.abs() + bias.double().abs())
-    if candidate.coarse:
+    if candidate.rounded:
         span = x.amax(1, keepdim=True).clamp(min=0) - x.amin(1, keepdim=True).clamp(max=0)
+        if candidate.rounded == "tensor":
+            span = x.amax().clamp(min=0) - x.amin().clamp(max=0)
         allowed = allowed + 0.501 * span.double() / 255 * weight.abs().sum(1).double()
     # Not `> allowed`: a NaN must count as wrong.
     wrong = ~((y.double() - reference).abs() <= allowed)
