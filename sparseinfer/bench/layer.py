@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
@@ -93,16 +94,20 @@ class Measurement(Cell):
 
 
 def run(
-    settings: Settings, on_cell: Callable[[list[Measurement]], None] = lambda measured: None
+    settings: Settings,
+    on_cell: Callable[[list[Measurement]], None] = lambda measured: None,
+    peers: Peers | None = None,
 ) -> list[Measurement]:
     """Measures every cell; `on_cell` is given each as soon as it is done.
+
+    peers   those of the settings, if they are running already
 
     Raises NumericsError, before timing a cell, if a candidate's result is wrong (see `problem.check`), and
     PeerError if an engine cannot run the layer. ValueError: an engine is not installed.
     """
     measured: list[Measurement] = []
-    with torch.inference_mode(), Peers(settings.peers) as peers:
-        for cell in _cells(settings, peers):
+    with torch.inference_mode(), nullcontext(peers) if peers else Peers(settings.peers) as running:
+        for cell in _cells(settings, running):
             measured += cell
             on_cell(cell)
     return measured

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -79,16 +79,19 @@ def run(
     settings: ModelSettings,
     on_step: Callable[[str], None] = lambda text: None,
     load: Callable[[str], models.Model] = lambda name: models.MODELS[name],
+    peers: Peers | None = None,
 ) -> Iterator[Measurement]:
     """Measures all combinations; `on_step` is called before each step, `load` finds a model by its name.
 
+    peers   those of the settings, if they are running already
+
     RuntimeError: a package is missing. NumericsError, before it is timed: an engine's result is wrong.
     """
-    with Peers(settings.peers) as peers:
+    with nullcontext(peers) if peers else Peers(settings.peers) as running:
         for name in settings.models:
             for threads in settings.threads:
                 with num_threads(threads), torch.inference_mode():
-                    yield from _Run(name, load(name), threads, settings, peers, on_step).measurements()
+                    yield from _Run(name, load(name), threads, settings, running, on_step).measurements()
 
 
 class _Run:

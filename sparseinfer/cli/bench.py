@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from sparseinfer._machine import describe_machine
 from sparseinfer._rates import rates
 from sparseinfer._tables import as_markdown
 from sparseinfer.bench import layer, models, report, totals, whole_model
+from sparseinfer.bench.peers.registry import Peers
 from sparseinfer.bench.plot import plot, roofline
 from sparseinfer.bench.plot_models import plot_layers, plot_quality
 from sparseinfer.bench.settings import Settings
@@ -51,7 +52,8 @@ def _bench_models(options: argparse.Namespace) -> int:
     settings = filled(ModelSettings, options)
     machine, out = describe_machine(active_isa()), console()
     measured = []
-    with progress_bar(out) as progress:
+    with Peers(settings.peers) as peers, progress_bar(out) as progress:
+        machine = _with_versions(machine, peers)
         parts = list(_parts(settings, pruned=hasattr(options, "sparsities")))
         task = progress.add_task("starting", total=sum(part.row_count for part in parts))
 
@@ -59,7 +61,7 @@ def _bench_models(options: argparse.Namespace) -> int:
             progress.update(task, description=text)
 
         for part in parts:
-            for one in whole_model.run(part, on_step, _model):
+            for one in whole_model.run(part, on_step, _model, peers):
                 measured.append(one)
                 progress.advance(task)
     heading = f"{machine['cpu']}, {machine['isa']}"
@@ -87,6 +89,12 @@ def _parts(settings: ModelSettings, *, pruned: bool) -> Iterable[ModelSettings]:
         yield replace(settings, models=(name,), sparsities=(0.0,) if as_it_is else settings.sparsities)
 
 
+def _with_versions(machine: Mapping[str, object], peers: Peers) -> dict[str, object]:
+    """The machine, with the engines' versions beside the others."""
+    known = machine["versions"]
+    return {**machine, "versions": {**(known if isinstance(known, dict) else {}), **peers.versions}}
+
+
 def _model(name: str) -> models.Model:
     return models.MODELS[name] if name in models.MODELS else timed_model(Path(name))
 
@@ -105,7 +113,8 @@ def _bench_layer(options: argparse.Namespace) -> int:
     machine, out = describe_machine(active_isa()), console()
     heading = report.heading(machine, settings)
     out.print(heading, highlight=False)
-    with progress_bar(out) as progress:
+    with Peers(settings.peers) as peers, progress_bar(out) as progress:
+        machine = _with_versions(machine, peers)
         task = progress.add_task("measuring", total=settings.cell_count)
 
         def on_cell(cell: list[layer.Measurement]) -> None:
@@ -113,7 +122,7 @@ def _bench_layer(options: argparse.Namespace) -> int:
             if not options.quiet:
                 out.print(report.cell_table(cell))
 
-        measured = layer.run(settings, on_cell)
+        measured = layer.run(settings, on_cell, peers)
     tables = [
         *report.summary_tables(measured),
         *report.peer_tables(measured),
