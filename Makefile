@@ -12,6 +12,8 @@
 # make sweep   a hundred and more architectures of transformers and of timm, each converted in every way, against dense
 # make cuda-build   the CUDA kernels, in build-cuda; needs no GPU
 # make docs    the documentation, in build/docs; warnings are errors. make docs-links: are its links to other places alive
+# make wheel-test   the wheel, from a source distribution, tested in an environment of its own; TORCH='torch==2.11.*'
+# make bench-peers  environments for the engines of `sparseinfer bench --peers` that cannot share .venv
 # make clean   removes everything that make made
 #
 # make test-native   the kernels' tests that need no Python
@@ -59,7 +61,7 @@ endef
 NVCC_PACKAGES := $(addsuffix ==13.0.*,nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime nvidia-cuda-cccl)
 NVCC := $(or $(CUDACXX),$(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
 
-.PHONY: demo test fuzz fuzz-files test-native test-asan test-tiles test-neon cuda-build bench bench-models bench-prune serve-test serve-test-own sweep sweep-transformers sweep-timm docs docs-links lint dev clean \
+.PHONY: demo test wheel-test bench-peers bench-suites fuzz fuzz-files test-native test-asan test-tiles test-neon cuda-build bench bench-models bench-prune serve-test serve-test-own sweep sweep-transformers sweep-timm docs docs-links lint dev clean \
     $(addprefix serve-test-,$(ENGINES))
 .DELETE_ON_ERROR:
 
@@ -100,6 +102,10 @@ test-neon: $(VENV)/.tools
 	    { echo 'make test-neon: needs apt-get install g++-aarch64-linux-gnu qemu-user-static' >&2; exit 1; }
 	$(call native_tests,build-neon,--toolchain csrc/cmake/aarch64-linux-gnu.cmake)
 	qemu-aarch64-static -L /usr/aarch64-linux-gnu build-neon/native_tests neon
+
+TORCH ?=
+wheel-test: $(VENV)/.tools
+	bash tools/wheel_test.sh $(BIN)/python $(TORCH)
 
 cuda-build: $(VENV)/.tools
 	$(if $(NVCC),,$(PIP) install --quiet $(patsubst %,'%',$(NVCC_PACKAGES)))

@@ -19,7 +19,7 @@ from sparseinfer.bench.candidate import DENSE, Candidate
 from sparseinfer.bench.candidates import all_candidates
 from sparseinfer.bench.peers.process import Opened
 from sparseinfer.bench.peers.registry import PeerLayer, Peers
-from sparseinfer.bench.problem import check, random_layer
+from sparseinfer.bench.problem import Expected, random_layer
 from sparseinfer.bench.settings import Settings
 from sparseinfer.formats.dtypes import WEIGHT_DTYPES
 
@@ -134,28 +134,37 @@ def _cells(settings: Settings, peers: Peers) -> Iterator[list[Measurement]]:
             )
             if "warm" in settings.weights:
                 candidates += peers.layer_candidates(stored, bias, x, scales)
+            expected = Expected(x, weight, bias)
             for candidate in candidates:
-                check(candidate, x, weight, bias)
+                if not candidate.own_clock:
+                    expected.check(candidate, candidate.make()(x.to(candidate.dtype)))
             for state in settings.weights:
                 timed = [c for c in candidates if not (c.own_clock and state == "cold")]
                 calls = {c.name: _calls(c, x, cold=state == "cold") for c in timed if not c.own_clock}
                 for threads in settings.threads:
                     with num_threads(threads):
-                        times = _times(calls, timed, x, settings.budget_s)
+                        times = _times(calls, timed, x, expected, settings.budget_s)
                     cell = Cell(n, k, dtype, threads, state, m, sparsity)
                     yield _measurements(cell, timed, times)
 
 
 def _times(
-    calls: Mapping[str, Sequence[Call]], candidates: Sequence[Candidate], x: Tensor, budget_s: float
+    calls: Mapping[str, Sequence[Call]],
+    candidates: Sequence[Candidate],
+    x: Tensor,
+    expected: Expected,
+    budget_s: float,
 ) -> dict[str, Timing]:
-    """Of `calls`, and of the candidates that are in another process."""
+    """Of `calls`, and of the candidates that are in another process, which are checked here: they compile the
+    layer for a number of threads.
+    """
     opened: dict[str, Opened] = {}
     try:
         for candidate in candidates:
             runner = candidate.make() if candidate.own_clock else None
             if isinstance(runner, PeerLayer):
-                opened[candidate.name] = runner.opened(x)
+                one = opened[candidate.name] = runner.opened(x)
+                expected.check(candidate, one.result.reshape(x.shape[0], -1))
         turns: dict[str, Sequence[Call] | SelfTimed] = {**calls, **opened}
         return interleave(turns, budget_s=budget_s, before=x.sum)
     finally:

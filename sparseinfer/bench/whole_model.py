@@ -260,8 +260,8 @@ def to_json(machine: Mapping[str, object], measured: Sequence[Measurement]) -> d
 def table(measured: Sequence[Measurement]) -> Table:
     """A row for each measurement."""
     table = Table()
-    names = ("model", "batch", "sparsity", "dtype", "dense ms", "sparse ms", "spread", "speed-up", "max diff")
-    for name in (*names, "similarity", "bytes", "sparse layers", "tokens/s"):
+    names = ("model", "batch", "sparsity", "dtype", "dense ms", "sparse ms", "speed-up", "max diff")
+    for name in (*names, "similarity", "bytes of dense", "sparse layers", "tokens/s"):
         table.add_column(name, justify="left" if name == "model" else "right")
     for one in measured:
         table.add_row(
@@ -270,12 +270,11 @@ def table(measured: Sequence[Measurement]) -> Table:
             f"{one.sparsity:g}",
             one.dtype,
             f"{one.dense_ms:.1f}" + ("" if one.dense == "default" else f" {one.dense}"),
-            f"{one.sparse_ms:.1f}",
-            f"{one.sparse_spread:.0%}",
+            f"{one.sparse_ms:.1f} ±{one.sparse_spread:.0%}",
             f"{one.speed_up:.2f}",
             f"{one.max_diff:.1e}",
             f"{one.similarity:.3f}",
-            f"{one.nbytes:,} ({one.nbytes / one.dense_nbytes:.2f})",
+            f"{one.nbytes / one.dense_nbytes:.2f}",
             f"{one.sparse_layers}/{one.layers}",
             f"{one.tokens_per_s:.1f}" if one.tokens_per_s else "",
         )

@@ -64,13 +64,13 @@ def _bench_models(options: argparse.Namespace) -> int:
             for one in whole_model.run(part, on_step, _model, peers):
                 measured.append(one)
                 progress.advance(task)
+                if options.json:  # what there is, should a later one fail
+                    report.write_json(options.json, whole_model.to_json(machine, measured))
     heading = f"{machine['cpu']}, {machine['isa']}"
     out.print(heading, highlight=False)
     tables = [whole_model.table(measured), *filter(None, [whole_model.peer_table(measured)])]
     for table in tables:
         out.print(table)
-    if options.json:
-        report.write_json(options.json, whole_model.to_json(machine, measured))
     if options.markdown:
         _write_markdown(options.markdown, heading, tables)
     if options.plot:
@@ -113,16 +113,20 @@ def _bench_layer(options: argparse.Namespace) -> int:
     machine, out = describe_machine(active_isa()), console()
     heading = report.heading(machine, settings)
     out.print(heading, highlight=False)
+    measured: list[layer.Measurement] = []
     with Peers(settings.peers) as peers, progress_bar(out) as progress:
         machine = _with_versions(machine, peers)
         task = progress.add_task("measuring", total=settings.cell_count)
 
         def on_cell(cell: list[layer.Measurement]) -> None:
+            measured.extend(cell)
             progress.advance(task)
             if not options.quiet:
                 out.print(report.cell_table(cell))
+            if options.json:  # what there is, should a later one fail
+                report.write_json(options.json, report.to_json(machine, settings, measured))
 
-        measured = layer.run(settings, on_cell, peers)
+        layer.run(settings, on_cell, peers)
     tables = [
         *report.summary_tables(measured),
         *report.peer_tables(measured),
@@ -130,8 +134,6 @@ def _bench_layer(options: argparse.Namespace) -> int:
     ]
     for table in tables:
         out.print(table)
-    if options.json:
-        report.write_json(options.json, report.to_json(machine, settings, measured))
     title = heading.splitlines()[0]
     if options.markdown:
         _write_markdown(options.markdown, title, tables)
