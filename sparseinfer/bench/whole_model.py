@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -181,7 +182,7 @@ class _Run:
         dense_time, sparse_time = times[best], times["sparse"]
         layers = explain(fast).rows
         return Measurement(
-            model=self._name,
+            model=Path(self._name).name,  # of a folder, too
             batch=batch,
             sparsity=sparsity or _sparsity(layers),
             dtype=dtype,
@@ -261,7 +262,7 @@ def table(measured: Sequence[Measurement]) -> Table:
     """A row for each measurement."""
     table = Table()
     names = ("model", "batch", "sparsity", "dtype", "dense ms", "sparse ms", "speed-up", "max diff")
-    for name in (*names, "similarity", "bytes of dense", "sparse layers", "tokens/s"):
+    for name in (*names, "cosine", "bytes", "sparse layers", "tokens/s"):
         table.add_column(name, justify="left" if name == "model" else "right")
     for one in measured:
         table.add_row(
@@ -274,7 +275,7 @@ def table(measured: Sequence[Measurement]) -> Table:
             f"{one.speed_up:.2f}",
             f"{one.max_diff:.1e}",
             f"{one.similarity:.3f}",
-            f"{one.nbytes / one.dense_nbytes:.2f}",
+            f"{one.nbytes / one.dense_nbytes:.2f}×",
             f"{one.sparse_layers}/{one.layers}",
             f"{one.tokens_per_s:.1f}" if one.tokens_per_s else "",
         )
