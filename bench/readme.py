@@ -10,7 +10,6 @@ part where they are installed, here or by `make bench-peers`.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import sys
@@ -18,12 +17,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.table import Table
+from readme_summary import write_summary
 
 from sparseinfer._machine import cpu_model
-from sparseinfer._rates import rates
-from sparseinfer._tables import as_markdown
-from sparseinfer.bench import layer, plot, plot_models, totals, whole_model
 from sparseinfer.bench.peers.process import interpreter
 from sparseinfer.bench.peers.worker import ENGINES
 from sparseinfer.cli import main as command
@@ -65,7 +61,7 @@ def main() -> None:
         if status := command(["bench", *STEPS[name], *fixed]):
             sys.exit(status)
     seconds = time.perf_counter() - start
-    _summary(folder)
+    write_summary(folder, STEPS, FAMILIES)
     sys.stdout.write(f"{folder}: {seconds:.0f} s\n")
 
 
@@ -83,51 +79,6 @@ def _peers(step: str) -> Iterator[str]:
 
 def _slug(cpu: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", cpu.lower()).strip("_")
-
-
-def _summary(folder: Path) -> None:
-    """README.md and the charts of what there is."""
-    documents = {
-        name: _read(folder / f"{name}.json") for name in STEPS if (folder / f"{name}.json").is_file()
-    }
-    if not documents:
-        return
-    machine = next(iter(documents.values()))["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    title = f"{machine['cpu']}, {machine['isa']}, {THREADS} threads"
-    layers = [
-        layer.Measurement(**dict(zip(document["columns"], row, strict=True)))
-        for document in documents.values()
-        for row in document.get("rows", [])
-        if "columns" in document
-    ]
-    models = [
-        whole_model.Measurement(**row)
-        for document in documents.values()
-        if "columns" not in document
-        for row in document["rows"]
-    ]
-    tables: list[Table] = list(totals.total_tables(layers, FAMILIES))
-    if models:
-        tables += filter(None, [whole_model.table(models), whole_model.peer_table(models)])
-    text = [f"# {title}\n", f"`make bench`, {versions}.\n", *map(as_markdown, tables)]
-    if layers:
-        known = rates(machine["isa"])
-        plot.plot(layers, folder / "speedup.svg", title=title, rates=known)
-        plot.roofline(layers, folder / "roofline.svg", known, title=title)
-        text += ["![speed-up over sparsity](speedup.svg)", "![roofline](roofline.svg)"]
-    for name in ("bert-base", "resnet-50"):
-        if one := next((one for one in models if (one.model, one.dtype) == (name, "f32")), None):
-            plot_models.plot_layers(one, folder / f"layers_{name}.svg")
-            text.append(f"![layers of {name}](layers_{name}.svg)")
-    if minilm := [one for one in models if one.model == "minilm"]:
-        plot_models.plot_quality(minilm, folder / "quality.svg", title=title)
-        text.append("![quality against latency](quality.svg)")
-    (folder / "README.md").write_text("\n".join(text) + "\n", encoding="utf-8")
-
-
-def _read(path: Path) -> dict[str, object]:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -8,11 +8,9 @@ from sparseinfer._rates import Rates
 from sparseinfer.bench.layer import Cell
 from sparseinfer.formats.dtypes import WEIGHT_DTYPES
 
-# Which units may multiply weights of a dtype: the fastest that a level has counts.
-_UNITS = {
-    "bf16": ("fma", "dot", "tile_bf16"),
-    "i8": ("fma", "vnni", "tile_int8"),
-}
+# Which units may multiply weights of a dtype: the fastest that a level has counts. Without any of these,
+# integers are multiplied by instructions that nobody measures.
+_UNITS = {"bf16": ("fma", "dot", "tile_bf16"), "i8": ("vnni", "tile_int8")}
 
 
 def bound_us(cell: Cell, rates: Rates) -> float:
@@ -35,8 +33,9 @@ def bound_us(cell: Cell, rates: Rates) -> float:
 
 
 def peak(dtype: str, threads: int, rates: Rates) -> float:
-    """1e9 multiply-adds a second of the fastest unit for a dtype, on so many cores."""
-    return threads * max(rates.units.get(unit, 0.0) for unit in _UNITS.get(dtype, ("fma",)))
+    """1e9 multiply-adds a second of the fastest unit for a dtype, on so many cores; infinite if unknown."""
+    known = [rates.units[unit] for unit in _UNITS.get(dtype, ("fma",)) if unit in rates.units]
+    return threads * max(known) if known else math.inf
 
 
 def _entropy(p: float) -> float:

@@ -16,6 +16,8 @@ from sparseinfer.bench.layer import Measurement
 from sparseinfer.bench.report import Conditions, Mean, means
 
 _COLUMNS = 2
+# Rates of reading that differ by less share a line of a roofline. Chosen: labels do not overlap.
+_ALIKE = 1.25
 _TICKS = (0.25, 0.5, 1, 2, 3, 5, 10, 20, 50, 100)
 
 
@@ -130,13 +132,18 @@ def _roofs(axes: Any, drawn: Sequence[Measurement], conditions: Conditions, rate
     intensity = {id(one): one.gflops / one.gbps for one in drawn}
     top = 2 * peak(conditions.dtype, conditions.threads, rates)
     left, right = min(intensity.values()) / 2, max(intensity.values()) * 2
+    before = math.inf
     for nbytes, rate in rates.measured:
-        gbps = rate * conditions.threads
+        if rate > before / _ALIKE:
+            continue
+        before, gbps = rate, rate * conditions.threads
         size = f"{nbytes >> 20} MiB" if nbytes >= 1 << 20 else f"{nbytes >> 10} KiB"
         end = min(right, max(left, top / gbps))
         axes.plot([left, end], [left * gbps, end * gbps], color="0.7", linewidth=1)
-        axes.annotate(size, (left, left * gbps), fontsize="x-small", color="0.4")
-    axes.axhline(top, color="0.2", linewidth=1, label=f"{top:.0f} GFLOP/s, the unit's rate")
+        if left * gbps < top:
+            axes.annotate(f"from {size}", (left * 1.02, left * gbps), fontsize="x-small", color="0.4")
+    if math.isfinite(top):
+        axes.axhline(top, color="0.2", linewidth=1, label=f"{top:.0f} GFLOP/s, the unit's rate")
     for tokens in sorted({one.tokens for one in drawn}):
         points = [one for one in drawn if one.tokens == tokens]
         axes.plot(

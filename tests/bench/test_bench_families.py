@@ -104,6 +104,13 @@ def test_bounds() -> None:
     nbytes = 4 * 500_000 + 1_000_000 / 8 + 4 * 2000
     cold = replace(cell, tokens=1, weights="cold")
     assert bound.bound_us(cold, RATES) == pytest.approx(nbytes / 10 / 1e3)
+    # Nothing measures the units that multiply integers here: only reading is bounded.
+    integers = replace(cell, dtype="i8", tokens=1)
+    assert bound.peak("i8", 1, RATES) == math.inf
+    nbytes = 500_000 + 1_000_000 / 8 + 4 * 2000
+    assert bound.bound_us(integers, RATES) == pytest.approx(nbytes / 100 / 1e3)
+    vnni = replace(RATES, units={"fma": 10.0, "vnni": 40.0})
+    assert bound.peak("i8", 2, vnni) == 80.0
     # Nothing is zero, or almost all: no bits are needed to say where.
     dense = replace(cold, sparsity=0.0)
     assert bound.bound_us(dense, RATES) == pytest.approx((4_000_000 + 8000) / 10 / 1e3)
