@@ -28,6 +28,7 @@ PACKAGES = (
     "sparseinfer.quantize",
     "sparseinfer.report",
     "sparseinfer.select",
+    "sparseinfer.serve",
 )
 
 
