@@ -40,7 +40,7 @@ def main() -> None:
         sys.stdout.write(f"{isa}: {module.isa_refusal(isa)}\n")
     rng = np.random.default_rng(0)
     weight = rng.integers(-3, 4, (N, K)).astype(np.float32) * (rng.random((N, K)) < 0.3)
-    crow = np.concatenate([[0], (weight != 0).sum(1).cumsum()]).astype(np.int32)
+    crow = np.concatenate([[0], (weight != 0).sum(1).cumsum()]).astype(np.int64)
     col, values = weight.nonzero()[1].astype(np.int32), weight[weight != 0]
     parts = ("f32", N, K, len(values), 1, 1, crow.ctypes.data, col.ctypes.data, values.ctypes.data, 0)
     bias = rng.integers(-3, 4, N).astype(np.float32)
