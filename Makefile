@@ -1,6 +1,7 @@
 # make demo    the main job on a real model: prune, convert, check, time
 # make test    the tests
-# make bench   the pytest-benchmark suites
+# make bench   the README's table and charts for this machine, in bench/results; less than ten minutes on two cores
+# make bench-suites   the pytest-benchmark suites
 # make fuzz    drawn models, converted and compared, for SECONDS=600 from SEED on; ends at the first that differs
 # make fuzz-files   damaged files of models, FILES=100000 from SEED=0 on; ends at the first that is not refused clearly
 # make serve-test   all inference servers, which takes long; or one of serve-test-own (its life, drawn requests, its page in
@@ -12,6 +13,8 @@
 # make sweep   a hundred and more architectures of transformers and of timm, each converted in every way, against dense
 # make cuda-build   the CUDA kernels, in build-cuda; needs no GPU
 # make docs    the documentation, in build/docs; warnings are errors. make docs-links: are its links to other places alive
+# make wheel-test   the wheel, from a source distribution, tested in an environment of its own; TORCH='torch==2.11.*'
+# make bench-peers  environments for the engines of `sparseinfer bench --peers` that cannot share .venv
 # make clean   removes everything that make made
 #
 # make test-native   the kernels' tests that need no Python
@@ -59,7 +62,7 @@ endef
 NVCC_PACKAGES := $(addsuffix ==13.0.*,nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime nvidia-cuda-cccl)
 NVCC := $(or $(CUDACXX),$(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
 
-.PHONY: demo test fuzz fuzz-files test-native test-asan test-tiles test-neon cuda-build bench bench-models bench-prune serve-test serve-test-own sweep sweep-transformers sweep-timm docs docs-links lint dev clean \
+.PHONY: demo test wheel-test bench-peers bench-suites fuzz fuzz-files test-native test-asan test-tiles test-neon cuda-build bench bench-models bench-prune serve-test serve-test-own sweep sweep-transformers sweep-timm docs docs-links lint dev clean \
     $(addprefix serve-test-,$(ENGINES))
 .DELETE_ON_ERROR:
 
@@ -101,13 +104,31 @@ test-neon: $(VENV)/.tools
 	$(call native_tests,build-neon,--toolchain csrc/cmake/aarch64-linux-gnu.cmake)
 	qemu-aarch64-static -L /usr/aarch64-linux-gnu build-neon/native_tests neon
 
+TORCH ?=
+wheel-test: $(VENV)/.tools
+	bash tools/wheel_test.sh $(BIN)/python $(TORCH)
+
 cuda-build: $(VENV)/.tools
 	$(if $(NVCC),,$(PIP) install --quiet $(patsubst %,'%',$(NVCC_PACKAGES)))
 	$(call python_module,build-cuda,-DSPARSEINFER_CUDA=ON)
 	$(BIN)/cmake --build build-cuda --target _cuda
 
 bench: $(VENV)/.test
+	$(BIN)/python bench/readme.py $(if $(KIND),--kind $(KIND))
+
+bench-suites: $(VENV)/.test
 	$(BIN)/python -m pytest bench/suites
+
+# DeepSparse's last release runs on Python 3.8 to 3.11, and wants versions that nothing else here does.
+PEER_PYTHON ?= python3.11
+bench-peers: .venv-peers-openvino/.done .venv-peers-deepsparse/.done
+
+.venv-peers-%/.done:
+	$(PEER_PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip --disable-pip-version-check install --quiet $($*_PACKAGES)
+	@touch $@
+openvino_PACKAGES := openvino==2026.4.1 numpy==2.4.6
+deepsparse_PACKAGES := deepsparse==1.8.0 numpy==1.26.4 onnx==1.14.1
 
 bench-models: $(VENV)/.models
 	$(BIN)/sparseinfer bench --model bert-base --batch 1 16 --sparsity 0.8 0.9 --dtype f32 bf16 --threads 2 --budget 4 \
@@ -216,5 +237,5 @@ $(VENV)/.tools: constraints.txt tools/make_venv.sh
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(TIMM) $(ENGINES:%=.venv-%) build build-asan build-cuda build-native build-neon build-tiles dist .benchmarks .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(TIMM) $(ENGINES:%=.venv-%) .venv-peers-* build build-asan build-cuda build-native build-neon build-tiles dist .benchmarks .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -35,11 +36,34 @@ _MIN_ROUNDS, _MAX_ROUNDS = 7, 5000
 
 @dataclass(frozen=True)
 class Timing:
-    """One candidate's result. `min_us` and `median_us` are microseconds per call over `samples` samples."""
+    """One candidate's result. `min_us` and `median_us` are microseconds per call over `samples` samples.
+
+    spread   half the distance between the quartiles of the samples, over their median
+    """
 
     min_us: float
     median_us: float
     samples: int
+    spread: float = 0.0
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Timing:
+        """Of the seconds per call of each sample."""
+        low, median, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [*seconds] * 3
+        return cls(min(seconds) * 1e6, median * 1e6, len(seconds), (high - low) / (2 * median))
+
+
+@runtime_checkable
+class SelfTimed(Protocol):
+    """A candidate with a clock of its own, such as one in another process.
+
+    estimate_s   about how many seconds one call takes
+    """
+
+    estimate_s: float
+
+    def sample(self) -> float:
+        """Seconds per call."""
 
 
 def sample(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -59,7 +83,7 @@ def waited_for(call: Call, device: torch.device) -> Call:
 
 
 def interleave(
-    candidates: Mapping[str, Sequence[Call]],
+    candidates: Mapping[str, Sequence[Call] | SelfTimed],
     *,
     budget_s: float,
     min_rounds: int = _MIN_ROUNDS,
@@ -72,7 +96,8 @@ def interleave(
 
     A candidate with one call is timed warm: an untimed call first brings its weights into the cache. One with
     several calls is timed cold: the calls do the same work on different copies of the weights, in turns.
-    `before` runs ahead of every cold sample, untimed (it brings the activations back into the cache).
+    `before` runs ahead of every cold sample, untimed (it brings the activations back into the cache). One
+    that is `SelfTimed` says its samples itself.
     """
     if not candidates or not all(candidates.values()):
         raise ValueError("candidates: expected at least one name, each with at least one call, got none")
@@ -87,9 +112,7 @@ def interleave(
         for name, sampler in samplers.items():
             if round_ % periods[name] == 0 or (len(samples[name]) < wanted[name] and round_ < min_rounds):
                 samples[name].append(sampler.sample())
-    return {
-        name: Timing(min(s) * 1e6, statistics.median(s) * 1e6, len(s)) for name, s in samples.items() if s
-    }
+    return {name: Timing.of(seconds) for name, seconds in samples.items() if seconds}
 
 
 @contextmanager
@@ -109,10 +132,12 @@ def geometric_mean(values: Sequence[float]) -> float:
 
 
 def prepared(
-    candidates: Mapping[str, Sequence[Call]], before: Call | None = None
-) -> tuple[dict[str, Sampler], dict[str, int]]:
+    candidates: Mapping[str, Sequence[Call] | SelfTimed], before: Call | None = None
+) -> tuple[dict[str, SelfTimed], dict[str, int]]:
     """A sampler for each candidate, and every how many rounds it is visited: slow ones more rarely."""
-    samplers = {name: Sampler(calls, before) for name, calls in candidates.items()}
+    samplers = {
+        name: one if isinstance(one, SelfTimed) else Sampler(one, before) for name, one in candidates.items()
+    }
     fastest_s = min(sampler.estimate_s for sampler in samplers.values())
     return samplers, {name: _period(sampler.estimate_s, fastest_s) for name, sampler in samplers.items()}
 

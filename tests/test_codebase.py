@@ -85,6 +85,7 @@ LAYERS: dict[str, int] = {
     "hub": 9,
     "demo": 10,
     "serve": 10,
+    "report": 10,
     "cli": 11,
     "": 12,
     "__main__": 13,

@@ -27,7 +27,8 @@ class Candidate:
     nbytes      that one copy of the weights occupies
     make        creates a runner with its own copy of the weights, so that runners read different memory
     planned     whether `convert` would time it for this layer at the active instruction-set level
-    coarse      whether it rounds each token of x to 8 bits
+    rounded     what of x one scale rounds to 8 bits: "token", "tensor" or, where x is not rounded, ""
+    own_clock   whether its runner is a `PeerLayer`, which times itself in another process
     """
 
     name: str
@@ -38,4 +39,5 @@ class Candidate:
     nbytes: int
     make: Callable[[], Runner]
     planned: bool = False
-    coarse: bool = False
+    rounded: str = ""
+    own_clock: bool = False

@@ -10,7 +10,7 @@ from torch import Tensor
 from sparseinfer import ops
 from sparseinfer.bench.candidate import DENSE, OTHER, SPARSE, Candidate, Runner
 from sparseinfer.bench.kernel_rows import KernelRow, kernel_rows
-from sparseinfer.bench.libraries import library_candidates
+from sparseinfer.bench.libraries import LIBRARIES, library_candidates
 from sparseinfer.formats import BSR, CSR
 from sparseinfer.ops.dense import dense_candidates
 from sparseinfer.ops.names import STORAGES
@@ -24,12 +24,14 @@ def all_candidates(
     block: tuple[int, int] | None = None,
     isas: Sequence[str] = (),
     scales: Tensor | None = None,
+    libraries: Sequence[str] = tuple(LIBRARIES),
 ) -> list[Candidate]:
     """All candidates for a weight [n, k] and bias [n] of one dtype, and `tokens` rows of x.
 
     block   of the zeros (r, c): adds the kernels for BSR
     scales  of a weight of int8; bias and x are float32
     isas    instruction-set levels of the kernels; none: the active one
+    libraries   names of `LIBRARIES`
     """
     dense = weight if scales is None else weight * scales[:, None]
     formats: dict[str, CSR | BSR] = {"csr": CSR.from_dense(weight, scales)}
@@ -37,7 +39,7 @@ def all_candidates(
         formats["bsr"] = BSR.from_dense(weight, block, scales)
     return [
         *_dense(dense, bias, tokens),
-        *library_candidates(dense.float(), bias.float()),
+        *library_candidates(dense.float(), bias.float(), libraries),
         *_kernels(formats, bias, tokens, block, isas or (ops.active_isa(),)),
     ]
 
@@ -88,9 +90,9 @@ def _kernel(row: KernelRow, packed: Tensor, bias: Tensor, tokens: int, dtype: to
         return lambda x: ops.linear(x, [blob], bias, info.n, plan, "none")
 
     planned = row.planned(dtype, tokens, info.sparsity)
-    coarse = STORAGES[row.kernel.storage].x_dtype == torch.uint8
+    rounded = "token" if STORAGES[row.kernel.storage].x_dtype == torch.uint8 else ""
     layout = str(row.layout)
-    return Candidate(row.name, SPARSE, layout, bias.dtype, info.nnz, info.nbytes, make, planned, coarse)
+    return Candidate(row.name, SPARSE, layout, bias.dtype, info.nnz, info.nbytes, make, planned, rounded)
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -63,6 +63,7 @@ class Comparison:
 
     @property
     def speed_up(self) -> float:
+        """Median latency of dense over that of fast."""
         return self.dense.p50_ms / self.fast.p50_ms
 
     def to_json(self) -> str:
@@ -71,6 +72,7 @@ class Comparison:
         return json.dumps(figures, indent=2)
 
     def table(self) -> Table:
+        """The comparison as a rich.table.Table."""
         from rich.table import Table
 
         title = f"{self.runs} runs each, {self.threads} thread(s), {self.speed_up:.2f}x faster"

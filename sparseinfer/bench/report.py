@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.table import Table
 
 from sparseinfer._timing import geometric_mean
-from sparseinfer.bench.candidate import SPARSE
+from sparseinfer.bench.candidate import OTHER, SPARSE
 from sparseinfer.bench.layer import Cell, Measurement
 from sparseinfer.bench.settings import Settings
 
@@ -58,17 +58,40 @@ def cell_table(cell: Sequence[Measurement]) -> Table:
     """All candidates of one cell, the fastest sparse one in bold."""
     first = cell[0]
     title = f"{first.n}×{first.k}  m = {first.tokens}  sparsity {first.sparsity:g}  {Conditions.of(first)}"
-    table = _table(title)
+    table = titled(title)
     table.add_column("kernel")
-    for name in ("us", "median us", "GFLOP/s", "eff GFLOP/s", "GB/s", "x dense"):
+    for name in ("us", "median us", "spread", "GFLOP/s", "eff GFLOP/s", "GB/s", "x dense"):
         table.add_column(name, justify="right")
     table.add_column("planned")
     best = max((one for one in cell if one.kind == SPARSE), key=lambda one: one.x_dense, default=None)
     for one in cell:
-        figures = [f"{f:.1f}" for f in (one.us, one.median_us, one.gflops, one.eff_gflops, one.gbps)]
+        rates = (f"{rate:.1f}" for rate in (one.gflops, one.eff_gflops, one.gbps))
+        figures = [f"{one.us:.1f}", f"{one.median_us:.1f}", f"{one.spread:.0%}", *rates]
         planned = "yes" if one.planned else ""
         table.add_row(one.name, *figures, f"{one.x_dense:.2f}", planned, style="bold" if one is best else "")
     return table
+
+
+def peer_tables(measured: Sequence[Measurement]) -> list[Table]:
+    """Speed-up over dense of other libraries, geometric mean over the shapes, one table per conditions."""
+    others: dict[Conditions, dict[tuple[int, str], dict[float, list[float]]]] = {}
+    for one in measured:
+        if one.kind == OTHER:
+            lines = others.setdefault(Conditions.of(one), {})
+            lines.setdefault((one.tokens, one.name), {}).setdefault(one.sparsity, []).append(one.x_dense)
+    tables = []
+    for conditions, lines in sorted(others.items()):
+        sparsities = sorted({sparsity for line in lines.values() for sparsity in line})
+        table = titled(f"other libraries, x dense, {conditions}")
+        table.add_column("m", justify="right")
+        table.add_column("")
+        for sparsity in sparsities:
+            table.add_column(f"{sparsity:g}", justify="right")
+        for (tokens, name), line in sorted(lines.items(), key=lambda item: item[0][0]):
+            figures = (f"{geometric_mean(line.get(sparsity, [])):.2f}" for sparsity in sparsities)
+            table.add_row(str(tokens), name, *figures)
+        tables.append(table)
+    return tables
 
 
 def summary_tables(measured: Sequence[Measurement]) -> list[Table]:
@@ -78,7 +101,7 @@ def summary_tables(measured: Sequence[Measurement]) -> list[Table]:
     tables = []
     for conditions in dict.fromkeys(mean.conditions for mean in all_means):
         cells = {(mean.tokens, mean.sparsity): mean for mean in all_means if mean.conditions == conditions}
-        table = _table(f"x dense (least), {conditions}")
+        table = titled(f"x dense (least), {conditions}")
         for name in ("m", *(f"{sparsity:g}" for sparsity in sparsities)):
             table.add_column(name, justify="right")
         for tokens in sorted({tokens for tokens, _ in cells}):
@@ -103,9 +126,10 @@ def to_json(
     machine: Mapping[str, object], settings: Settings, measured: Sequence[Measurement]
 ) -> dict[str, object]:
     """All measurements, settings and the machine, ready for JSON: `columns` names the entries of each row."""
+    asked = {**asdict(settings), "peers": [peer.name for peer in settings.peers]}
     return {
         "machine": machine,
-        "settings": asdict(settings),
+        "settings": asked,
         "geometric_mean": [_rounded(_mean_to_json(mean)) for mean in means(measured)],
         "columns": [field.name for field in fields(Measurement)],
         "rows": [_rounded(list(astuple(one))) for one in measured],
@@ -148,5 +172,6 @@ def _rounded(value: object) -> object:
     return [_rounded(entry) for entry in value] if isinstance(value, list) else value
 
 
-def _table(title: str) -> Table:
+def titled(title: str) -> Table:
+    """An empty table."""
     return Table(title=title, title_justify="left", title_style="bold", min_width=len(title))

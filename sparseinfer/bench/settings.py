@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from sparseinfer import ops
 from sparseinfer._arguments import argument, positive, size
+from sparseinfer.bench.families import ALL, FAMILIES, Shape, named
+from sparseinfer.bench.peers.registry import NAMES, Peer, read_peers
 from sparseinfer.formats.dtypes import WEIGHT_DTYPES
 
 WEIGHTS = ("warm", "cold")
@@ -23,6 +25,14 @@ class Settings:
     shapes: Sequence[tuple[int, int]] = field(
         default=((768, 768), (3072, 768), (768, 3072)),
         metadata=argument("n and k; repeatable", flag="shape", read=size, metavar="NxK", repeated=True),
+    )
+    layers: Sequence[str] = field(
+        default=(),
+        metadata=argument(
+            f"{', '.join((*FAMILIES, ALL))}: the shapes of these models in place of --shape, and what all of "
+            "a model's matrices together gain",
+            several=True,
+        ),
     )
     sparsities: Sequence[float] = field(
         default=(0.5, 0.7, 0.8, 0.9, 0.95),
@@ -64,13 +74,23 @@ class Settings:
             metavar="SECONDS",
         ),
     )
+    peers: Sequence[Peer] = field(
+        default=read_peers("torch-csr,scipy"),
+        metadata=argument(
+            f"libraries to compare with, of {', '.join(NAMES)}; one that is installed in another environment "
+            "runs there: NAME=ENVIRONMENT, or .venv-peers-NAME in this folder",
+            read=read_peers,
+            metavar="NAME,...",
+        ),
+    )
     seed: int = field(default=0, metadata=argument("seed of the random numbers", read=int))
 
     def __post_init__(self) -> None:
         for name in ("shapes", "sparsities", "tokens", "dtypes", "threads", "weights"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: expected at least one, got none")
-        for n, k in self.shapes:
+        named(tuple(self.layers))
+        for n, k in self.sizes:
             _expect(n >= 1 and k >= 1, "shapes", "n and k of at least 1", f"{n}x{k}")
             if self.block is not None:
                 r, c = self.block
@@ -92,8 +112,14 @@ class Settings:
         _expect(0 < self.budget_s < math.inf, "budget_s", "a positive number of seconds", self.budget_s)
 
     @property
+    def sizes(self) -> Sequence[Shape]:
+        """The shapes to measure: those of the families in `layers`, if any, else `shapes`."""
+        families = named(tuple(self.layers)).values()
+        return tuple(dict.fromkeys(shape for family in families for shape in family)) or self.shapes
+
+    @property
     def cell_count(self) -> int:
-        sizes = (self.shapes, self.sparsities, self.tokens, self.dtypes, self.threads, self.weights)
+        sizes = (self.sizes, self.sparsities, self.tokens, self.dtypes, self.threads, self.weights)
         return math.prod(len(size) for size in sizes)
 
 

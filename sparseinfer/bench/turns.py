@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
 from torch import nn
 
-from sparseinfer._timing import Timing, interleave
+from sparseinfer._timing import Call, SelfTimed, Timing, interleave
 
 Inputs = TypeVar("Inputs")
 
@@ -22,9 +22,16 @@ def time_models(
     inputs: Inputs,
     *,
     budget_s: float,
+    others: Mapping[str, SelfTimed] | None = None,
 ) -> dict[str, Timing]:
-    """Times `run(model, inputs)` of each, for `budget_s` seconds or LEAST_RUNS runs, whichever is longer."""
-    calls = {name: [partial(run, model, inputs)] for name, model in models.items()}
+    """Times `run(model, inputs)` of each, for `budget_s` seconds or LEAST_RUNS runs, whichever is longer.
+
+    others   take their turns too
+    """
+    calls: dict[str, Sequence[Call] | SelfTimed] = {
+        name: [partial(run, model, inputs)] for name, model in models.items()
+    }
+    calls |= others or {}
     return interleave(calls, budget_s=budget_s, min_rounds=LEAST_RUNS)
 
 

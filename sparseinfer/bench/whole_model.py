@@ -3,82 +3,34 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from sparseinfer._arguments import argument, positive
 from sparseinfer._timing import num_threads
 from sparseinfer.bench import models
 from sparseinfer.bench.compare import model_nbytes
-from sparseinfer.bench.settings import Settings
+from sparseinfer.bench.peers.graphs import model_graph
+from sparseinfer.bench.peers.process import Opened
+from sparseinfer.bench.peers.registry import Peers
+from sparseinfer.bench.problem import NumericsError
 from sparseinfer.bench.turns import fastest, time_models
-from sparseinfer.convert import convert, explain
+from sparseinfer.bench.whole_settings import DTYPES, MODEL_BF16, ModelSettings
+from sparseinfer.convert import LayerReport, convert, explain
 from sparseinfer.prune import Block, Magnitude, prune_
 
-# The whole model in bfloat16, which is then also what the dense one is.
-MODEL_BF16 = "bf16-model"
-
-# The arguments of `convert` by the name of what they round: "bf16w" the weights alone. "bf16" is what may be
-# rounded, and the dense model is timed in bfloat16, too.
-DTYPES: Mapping[str, Mapping[str, Any]] = {
-    "f32": {},
-    "bf16w": {"weights": torch.bfloat16},
-    "bf16": {"precision": "bf16"},
-    MODEL_BF16: {},
-}
-
-# What a dense model may be, beside the original in float32: each is tried, the fastest counts.
-DENSE = ("f32", "bf16", "f32-prepacked", "bf16-prepacked")
-
-
-@dataclass(frozen=True)
-class ModelSettings:
-    """Models of `models.MODELS` by name; threads, sparsities, batches and dtypes to combine.
-
-    `budget_s` is for each combination. Fields without a help are those of `settings.Settings`, with the same
-    defaults. ValueError: an unknown model or dtype.
-    """
-
-    models: Sequence[str] = field(
-        default=(),
-        metadata=argument(
-            f"{', '.join(models.MODELS)}: whole models instead of a layer", flag="model", several=True
-        ),
-    )
-    batches: Sequence[int] = field(
-        default=(1,),
-        metadata=argument("inputs of one call of --model", flag="batch", read=positive, several=True),
-    )
-    sparsities: Sequence[float] = Settings.sparsities
-    dtypes: Sequence[str] = Settings.dtypes
-    dense: Sequence[str] = field(
-        default=(),
-        metadata=argument(
-            f"dense models to compare --model with, of {', '.join(DENSE)}; the fastest counts; default: f32, "
-            "and bf16 where --dtype bf16 allows it",
-            several=True,
-        ),
-    )
-    block: tuple[int, int] | None = Settings.block
-    threads: Sequence[int] = Settings.threads
-    budget_s: float = Settings.budget_s
-
-    def __post_init__(self) -> None:
-        for name in self.models:
-            if name not in models.MODELS:
-                raise ValueError(f"model: expected one of {', '.join(models.MODELS)}, got {name!r}")
-        for dtype in self.dtypes:
-            if dtype not in DTYPES:
-                raise ValueError(f"dtypes: expected some of {', '.join(DTYPES)}, got {dtype!r}")
-        for dense in self.dense:
-            if dense not in DENSE:
-                raise ValueError(f"dense: expected some of {', '.join(DENSE)}, got {dense!r}")
+# ‖result − that of the pruned model‖ / ‖that‖ of an engine, by what it computes in. Chosen, not measured: as
+# accept.py has them for the converted model.
+_TOLERANCES = {"f32": 1e-3, "bf16": 0.05}
 
 
 @dataclass(frozen=True)
@@ -91,6 +43,12 @@ class Measurement:
     tokens_per_s   of the sparse model, if it generates tokens
     pattern        of the zeros: "unstructured" or the size of blocks
     dense_by_name  milliseconds of every dense model
+    sparse_spread  as `Timing` has it
+    similarity     mean cosine between the pruned model's result and the dense one's, by tokens or images; of
+                   generated tokens the share that is equal
+    peers_ms       of the pruned model in other engines
+    per_layer      for each layer its name, decision, and microseconds of the best dense product and of what
+                   was chosen, as convert timed them for the most tokens
     """
 
     model: str
@@ -112,24 +70,45 @@ class Measurement:
     tokens_per_s: float = 0.0
     pattern: str = "unstructured"
     dense_by_name: Mapping[str, float] = field(default_factory=dict)
+    sparse_spread: float = 0.0
+    similarity: float = 1.0
+    peers_ms: Mapping[str, float] = field(default_factory=dict)
+    per_layer: Sequence[tuple[str, str, float, float]] = ()
 
 
-def run(settings: ModelSettings, on_step: Callable[[str], None] = lambda text: None) -> Iterator[Measurement]:
-    """Measures all combinations; `on_step` is called before each. RuntimeError: a package is missing."""
-    for name in settings.models:
-        for threads in settings.threads:
-            with num_threads(threads), torch.inference_mode():
-                yield from _Run(name, threads, settings, on_step).measurements()
+def run(
+    settings: ModelSettings,
+    on_step: Callable[[str], None] = lambda text: None,
+    load: Callable[[str], models.Model] = lambda name: models.MODELS[name],
+    peers: Peers | None = None,
+) -> Iterator[Measurement]:
+    """Measures all combinations; `on_step` is called before each step, `load` finds a model by its name.
+
+    peers   those of the settings, if they are running already
+
+    RuntimeError: a package is missing. NumericsError, before it is timed: an engine's result is wrong.
+    """
+    with nullcontext(peers) if peers else Peers(settings.peers) as running:
+        for name in settings.models:
+            for threads in settings.threads:
+                with num_threads(threads), torch.inference_mode():
+                    yield from _Run(name, load(name), threads, settings, running, on_step).measurements()
 
 
 class _Run:
     """One model at one number of threads."""
 
     def __init__(
-        self, name: str, threads: int, settings: ModelSettings, on_step: Callable[[str], None]
+        self,
+        name: str,
+        model: models.Model,
+        threads: int,
+        settings: ModelSettings,
+        peers: Peers,
+        on_step: Callable[[str], None],
     ) -> None:
         self._name, self._threads, self._settings, self._on_step = name, threads, settings, on_step
-        self._model = models.MODELS[name]
+        self._model, self._peers = model, peers
 
     def measurements(self) -> Iterator[Measurement]:
         settings = self._settings
@@ -147,12 +126,13 @@ class _Run:
                 prune_(pruned, method, ignore=self._model.ignore, keep_masks=False)
             for batch in settings.batches:
                 inputs = self._model.inputs(batch)
+                original = self._run(dense, inputs)
                 for dtype in settings.dtypes:
                     model = copy.deepcopy(pruned).bfloat16() if dtype == MODEL_BF16 else pruned
                     # Where nothing may be rounded, a rounded dense model counts only if it was asked for.
                     rounds = bool(settings.dense) or dtype in allows
                     fair = {name: rival for name, rival in rivals.items() if rounds or "bf16" not in name}
-                    yield self._measured(fair, model, inputs, batch, sparsity, dtype)
+                    yield self._measured(fair, model, inputs, batch, sparsity, dtype, original)
 
     def _rivals(self, dense: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
         """The dense models; those with "bf16" in their names have this dtype."""
@@ -183,6 +163,7 @@ class _Run:
         batch: int,
         sparsity: float,
         dtype: str,
+        original: Tensor,
     ) -> Measurement:
         about = f"sparsity {sparsity:g}, batch {batch}, {dtype}"
         self._on_step(f"converting, {about}")
@@ -190,16 +171,20 @@ class _Run:
         expected = self._run(pruned, inputs)
         fast = convert(pruned, example_inputs=_as(pruned, self._model.example(inputs)), **arguments)
         max_diff = _difference(self._run(fast, inputs), expected)
-        self._on_step(f"timing, {about}")
         candidates = {**rivals, "sparse": fast}
-        times = time_models(candidates, self._run, inputs, budget_s=self._settings.budget_s)
+        with ExitStack() as stack:
+            engines = self._engines(pruned, inputs, expected, about, stack, rounds="bf16" in dtype)
+            self._on_step(f"timing, {about}")
+            times = time_models(
+                candidates, self._run, inputs, budget_s=self._settings.budget_s, others=engines
+            )
         best = fastest(times, rivals)
         dense_time, sparse_time = times[best], times["sparse"]
         layers = explain(fast).rows
         return Measurement(
-            model=self._name,
+            model=Path(self._name).name,  # of a folder, too
             batch=batch,
-            sparsity=sparsity,
+            sparsity=sparsity or _sparsity(layers),
             dtype=dtype,
             threads=self._threads,
             dense=best,
@@ -216,7 +201,47 @@ class _Run:
             tokens_per_s=1e6 * self._model.tokens * batch / sparse_time.min_us,
             pattern="{}x{}".format(*self._settings.block) if self._settings.block else "unstructured",
             dense_by_name={name: times[name].min_us / 1e3 for name in rivals},
+            sparse_spread=sparse_time.spread,
+            similarity=_similarity(expected, original),
+            peers_ms={name: times[name].min_us / 1e3 for name in engines},
+            per_layer=[_layer(row) for row in layers if row.dense_us],
         )
+
+    def _engines(
+        self,
+        pruned: nn.Module,
+        inputs: Any,
+        expected: Tensor,
+        about: str,
+        stack: ExitStack,
+        *,
+        rounds: bool,
+    ) -> dict[str, Opened]:
+        """The pruned model in each engine, until the stack closes; also in bfloat16 if OpenVINO `rounds`."""
+        opened: dict[str, Opened] = {}
+        workers = self._peers.workers
+        if not workers:
+            return opened
+        if self._model.tokens:
+            raise ValueError(f"peers: expected a model that is one call, got {self._name}, which generates")
+        self._on_step(f"exporting, {about}")
+        wide = pruned if next(pruned.parameters()).dtype == torch.float32 else copy.deepcopy(pruned).float()
+        path = workers[0].folder / "model.onnx"
+        graph, tensors = model_graph(wide, self._model.run, _as(wide, inputs), path)
+        for worker in workers:
+            for precision in ("f32", *(["bf16"] if rounds and worker.name == "openvino" else [])):
+                name = f"{worker.name} {precision}"
+                self._on_step(f"compiling in {name}, {about}")
+                one = Opened(worker, graph, tensors, self._threads, precision)
+                stack.callback(one.close)
+                difference = _difference(one.result, expected)
+                if not difference <= _TOLERANCES[precision]:
+                    raise NumericsError(
+                        f"{name}: expected a result within {_TOLERANCES[precision]:g} of the pruned model's, "
+                        f"got {difference:.2g} ({about})"
+                    )
+                opened[name] = one
+        return opened
 
     def _run(self, model: nn.Module, inputs: Any) -> Tensor:
         return self._model.run(model, _as(model, inputs))
@@ -229,13 +254,15 @@ def _as(model: nn.Module, inputs: Any) -> Any:
 
 
 def to_json(machine: Mapping[str, object], measured: Sequence[Measurement]) -> dict[str, object]:
+    """All measurements and the machine, ready for JSON."""
     return {"machine": machine, "rows": [asdict(one) for one in measured]}
 
 
 def table(measured: Sequence[Measurement]) -> Table:
+    """A row for each measurement."""
     table = Table()
-    names = ("model", "batch", "sparsity", "dtype", "dense ms", "sparse ms", "speed-up", "max diff", "bytes")
-    for name in (*names, "dense bytes", "sparse layers", "tokens/s"):
+    names = ("model", "batch", "sparsity", "dtype", "dense ms", "sparse ms", "speed-up", "max diff")
+    for name in (*names, "cosine", "bytes", "sparse layers", "tokens/s"):
         table.add_column(name, justify="left" if name == "model" else "right")
     for one in measured:
         table.add_row(
@@ -244,15 +271,48 @@ def table(measured: Sequence[Measurement]) -> Table:
             f"{one.sparsity:g}",
             one.dtype,
             f"{one.dense_ms:.1f}" + ("" if one.dense == "default" else f" {one.dense}"),
-            f"{one.sparse_ms:.1f}",
+            f"{one.sparse_ms:.1f} ±{one.sparse_spread:.0%}",
             f"{one.speed_up:.2f}",
             f"{one.max_diff:.1e}",
-            f"{one.nbytes:,}",
-            f"{one.dense_nbytes:,}",
+            f"{one.similarity:.3f}",
+            f"{one.nbytes / one.dense_nbytes:.2f}×",
             f"{one.sparse_layers}/{one.layers}",
             f"{one.tokens_per_s:.1f}" if one.tokens_per_s else "",
         )
     return table
+
+
+def peer_table(measured: Sequence[Measurement]) -> Table | None:
+    """Milliseconds of the pruned models in other engines, and dense over them; None without engines."""
+    if not any(one.peers_ms for one in measured):
+        return None
+    table = Table()
+    for name in ("model", "batch", "sparsity", "dtype", "engine", "ms", "speed-up"):
+        table.add_column(name, justify="left" if name in ("model", "engine") else "right")
+    for one in measured:
+        for name, ms in {"torch, dense": one.dense_ms, "sparseinfer": one.sparse_ms, **one.peers_ms}.items():
+            about = (one.model, str(one.batch), f"{one.sparsity:g}", one.dtype)
+            table.add_row(*about, name, f"{ms:.1f}", f"{one.dense_ms / ms:.2f}")
+    return table
+
+
+def _sparsity(layers: Sequence[LayerReport]) -> float:
+    """The zeros of all weights that convert looked at, of a model that was pruned before."""
+    known = [(math.prod(row.shape), row.sparsity) for row in layers if row.sparsity is not None]
+    return round(sum(size * zeros for size, zeros in known) / max(1, sum(size for size, _ in known)), 4)
+
+
+def _layer(row: LayerReport) -> tuple[str, str, float, float]:
+    """Of a layer that was timed; see `Measurement.per_layer`."""
+    chosen = row.dense_us if row.decision == "dense" else row.sparse_us or row.dense_us
+    return row.layer, row.decision, row.dense_us[-1], chosen[-1]
+
+
+def _similarity(got: Tensor, dense: Tensor) -> float:
+    if not got.is_floating_point():
+        return 1.0 - _difference(got, dense)
+    a, b = (t.double().reshape(-1, t.shape[-1]) for t in (got, dense))
+    return float(F.cosine_similarity(a, b).mean())
 
 
 def _difference(got: Tensor, expected: Tensor) -> float:

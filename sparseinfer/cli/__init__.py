@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from rich.markup import escape
 
-from sparseinfer.cli import bench, convert, demo, doctor, inspect, prune, serve
+from sparseinfer.cli import bench, convert, demo, doctor, inspect, prune, report, serve
 from sparseinfer.cli._common import console
 
-_COMMANDS = (demo, prune, convert, inspect, serve, bench, doctor)
+_COMMANDS = (demo, prune, convert, inspect, serve, bench, report, doctor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import platform
+from importlib import metadata
 
 import torch
 from rich.table import Table
@@ -35,6 +38,8 @@ def facts() -> dict[str, str]:
         "meant for": _purposes(),
         "threads": _threads(),
         "cuda": _cuda(),
+        "optional": _optional(),
+        "advice": "\n".join(advice()) or "nothing: all that this machine has is used",
     }
 
 
@@ -109,6 +114,57 @@ def _threads() -> str:
     if core.has_parallel_for():
         return f"{count}, on torch's own pool (torch_parallel_for found)"
     return f"1 of torch's {count}: this torch does not export torch_parallel_for, so kernels run serially"
+
+
+def advice() -> list[str]:
+    """What keeps this machine from being as fast as it could be, and what helps; [] if nothing does."""
+    found = []
+    levels, active = ops.isa_levels(), ops.active_isa()
+    if levels == ["scalar"]:
+        found.append(
+            f"no vector instructions that kernels are written for ({platform.machine()}): they run as plain "
+            "C++, torch's dense product is often faster, and convert then leaves layers dense"
+        )
+    elif active != levels[-1]:
+        found.append(f"unset SPARSEINFER_ISA: kernels of {levels[-1]} are faster than those of {active}")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if cores < (os.cpu_count() or 1):
+        found.append(
+            f"this process may use {cores} of {os.cpu_count()} cores (taskset, or a container's limit)"
+        )
+    if torch.get_num_threads() > cores:
+        found.append(f"torch.set_num_threads({cores}): more threads than cores wait for each other")
+    if torch.get_num_threads() == 1 < cores:
+        found.append(
+            f"torch uses one thread of {cores} cores: torch.set_num_threads({cores}), or OMP_NUM_THREADS"
+        )
+    if not core.has_parallel_for():
+        found.append("a torch that exports torch_parallel_for, 2.11 or newer: kernels run on one thread")
+    if core.emulates_tiles:
+        found.append(
+            "a build without SPARSEINFER_EMULATE_TILES: this one is for tests of the kernels for AMX"
+        )
+    return found
+
+
+# Packages that something needs which not everybody uses, and what that is.
+_OPTIONAL = {
+    "transformers": "folders of models: prune, convert, report, bench --model",
+    "safetensors": "demo, export",
+    "matplotlib": "charts: bench --plot, inspect --plot",
+    "onnx": "bench --peers, export",
+    "peft": "LoRA adapters",
+}
+
+
+def _optional() -> str:
+    lines = []
+    for name, use in _OPTIONAL.items():
+        try:
+            lines.append(f"{name} {metadata.version(name)}: {use}")
+        except metadata.PackageNotFoundError:
+            lines.append(f"{name}, not installed: {use}")
+    return "\n".join(lines)
 
 
 def _cuda() -> str:

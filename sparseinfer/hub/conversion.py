@@ -12,6 +12,7 @@ from sparseinfer._arguments import argument, positive
 from sparseinfer.convert import ConvertOptions, Explanation, convert, explain
 from sparseinfer.convert.options import PRECISIONS
 from sparseinfer.formats.dtypes import DTYPES
+from sparseinfer.hub import history
 from sparseinfer.hub.folder import check_out, copy_modules, load, save_sparse
 from sparseinfer.io.compress import compress_file
 from sparseinfer.io.summary import Summary, summary_of
@@ -117,4 +118,5 @@ def run(
     on_step(f"writing {job.out}")
     save_sparse(checkpoint, converted, job.out)
     copy_modules(job.model, job.out)
+    history.carry(job.model, job.out)
     return summary_of(job.out), explain(converted)

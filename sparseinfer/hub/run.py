@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sparseinfer.hub import text
+from sparseinfer.hub import history, text
 from sparseinfer.hub.folder import Checkpoint, check_out, copy_modules, load, save, save_sparse
 from sparseinfer.hub.job import Job
 from sparseinfer.hub.quality import Quality, token_loss
@@ -49,7 +49,9 @@ def run(job: Job, on_step: Callable[[str], None] = lambda step: None) -> Result:
     else:
         save(checkpoint, job.out)
     copy_modules(job.model, job.out)
-    return Result(report, quality.name if quality else "", before, after, quantized, in_int8)
+    result = Result(report, quality.name if quality else "", before, after, quantized, in_int8)
+    history.write(job.out, history.of(job, result))
+    return result
 
 
 def _samples(

@@ -81,10 +81,12 @@ class SharedInputLinear(StandIn):
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the weight."""
         return self._shared.linear.dtype
 
     @property
     def plan(self) -> str:
+        """That of the matrix which the layer shares."""
         return self._shared.linear.plan
 
     @property
@@ -95,6 +97,7 @@ class SharedInputLinear(StandIn):
 
     @property
     def bias(self) -> Tensor | None:
+        """[out_features], a view of the shared one; None without a bias."""
         bias = self._shared.linear.bias
         return None if bias is None or not self._biased else bias[self.start : self.stop]
 

@@ -64,6 +64,15 @@ def eager_linear(overload: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def operator(
         x: Tensor, packings: list[Tensor], bias: Tensor | None, n: int, plan: str, activation: str
     ) -> Tensor:
+        """activation(x · Wᵀ + bias): y [..., n] of x [..., k], in x's dtype; without gradients.
+
+        packings    of W [n, k], uint8, one for each layout that the plan names (`ops.pack`)
+        bias        [n] or None
+        plan        the kernel for each range of token counts (`ops.format_plan`)
+        activation  "none" or another of `ops.names`
+
+        RuntimeError: x or bias requires a gradient. ValueError, TypeError: an argument that does not fit.
+        """
         if _grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
             refuse_gradients(x=x, bias=bias)
         if (
@@ -101,6 +110,13 @@ def eager_conv(overload: Callable[..., Tensor]) -> Callable[..., Tensor]:
         plan: str,
         activation: str,
     ) -> Tensor:
+        """activation(conv2d(x, W) + bias): y [batch, n, h', w'] of x [batch, channels, h, w], in x's dtype.
+
+        packings    for each group one of its W [n / groups, channels / groups · kernel size], uint8
+        kernel_size, stride, padding, dilation   (height, width) each
+
+        bias, plan, activation and errors as of `linear`; tokens are pixels of y.
+        """
         geometry = Geometry(kernel_size, stride, padding, dilation, groups)
         if _grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
             refuse_gradients(x=x, bias=bias)

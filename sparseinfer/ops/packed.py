@@ -33,6 +33,7 @@ class PackedInfo:
 
     @property
     def sparsity(self) -> float:
+        """Fraction of weights that are not stored."""
         return 1.0 - self.nnz / (self.n * self.k) if self.n * self.k else 0.0
 
 

@@ -71,6 +71,7 @@ class NM(Pattern):
 
     @property
     def sparsity(self) -> float:
+        """Fraction of zeros that the pattern makes."""
         return 1 - self.n / self.m
 
     def unit(self, layer: Layer) -> tuple[int, int]:

@@ -23,6 +23,7 @@ class PrunedLayer:
 
     @property
     def numel(self) -> int:
+        """Elements of the weight."""
         return math.prod(self.shape)
 
     @property
@@ -41,6 +42,7 @@ class UnlookedWeight:
 
     @property
     def numel(self) -> int:
+        """Elements of the weight."""
         return math.prod(self.shape)
 
 
@@ -62,10 +64,12 @@ class PruneReport:
 
     @property
     def numel(self) -> int:
+        """Elements of all pruned layers."""
         return sum(layer.numel for layer in self.layers)
 
     @property
     def nnz(self) -> int:
+        """Non-zeros of all pruned layers."""
         return sum(layer.nnz for layer in self.layers)
 
     @property

@@ -36,6 +36,7 @@ class QuantizedLayer:
 
     @property
     def numel(self) -> int:
+        """Elements of the weight."""
         return math.prod(self.shape)
 
     @property
@@ -58,6 +59,7 @@ class QuantizeReport:
 
     @property
     def made_zero(self) -> int:
+        """Weights of all layers that rounding made zero."""
         return sum(layer.made_zero for layer in self.layers)
 
     @property
@@ -74,6 +76,7 @@ class QuantizeReport:
 
     @property
     def mean_weight_error(self) -> float:
+        """Mean over the layers of their `weight_error`."""
         return sum(layer.weight_error for layer in self.layers) / max(len(self.layers), 1)
 
     @property

@@ -87,6 +87,10 @@ def _files(found: Names, told: str) -> None:
     assert Path("folder/config.json").is_file()
 
 
+def _report(found: Names, told: str) -> None:
+    assert "0.905" in Path("report.html").read_text(encoding="utf-8")
+
+
 # What the examples of a page leave behind is right, where that is more than that they ran.
 CHECKS: dict[str, Callable[[Names, str], None]] = {
     "pruning": _pruning,
@@ -95,6 +99,7 @@ CHECKS: dict[str, Callable[[Names, str], None]] = {
     "recovery": _recovery,
     "language_models": _language_models,
     "files": _files,
+    "report": _report,
 }
 
 

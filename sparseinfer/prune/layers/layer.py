@@ -56,6 +56,7 @@ class Layer:
 
     @property
     def is_conv(self) -> bool:
+        """Whether the layer is a convolution."""
         return isinstance(self.module, (nn.Conv1d, nn.Conv2d))
 
     @property

@@ -36,6 +36,7 @@ class History:
 
     @property
     def steps(self) -> int:
+        """Optimizer steps that were taken."""
         return len(self.losses)
 
 

@@ -68,6 +68,7 @@ class RigL:
         return {"step": self._step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where the state was saved."""
         self._step = int(state["step"])
         self._watch()
 

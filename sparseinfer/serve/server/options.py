@@ -99,6 +99,7 @@ class Options:
 
     @property
     def model_name(self) -> str:
+        """What clients call the model: the name given, or that of its folder."""
         return self.name or self.model.absolute().name
 
     def read_key(self) -> str | None:
