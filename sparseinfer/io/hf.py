@@ -69,6 +69,7 @@ class SparseInferQuantizer(HfQuantizer):
         super().__init__(quantization_config, **kwargs)
         self._parts: dict[tuple[nn.Module, str], dict[str, Any]] = {}
         self._folder = Path()
+        self._mapped: tuple[Mapped, ...] = ()
         self._manifest = Manifest()
 
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
@@ -101,6 +102,7 @@ class SparseInferQuantizer(HfQuantizer):
         if text is None:
             hint = "files that sparseinfer wrote have one"
             raise ValueError(f"{path}: expected a manifest of sparseinfer, got none ({hint})")
+        self._mapped = (*self._mapped, file)
         self._folder, self._manifest = path.parent, parse_manifest(text, file.nbytes)
         return dict(file.entries)
 
@@ -126,7 +128,11 @@ class SparseInferQuantizer(HfQuantizer):
             module._parameters.clear()
             module._parameters.update({key: now.get(key, old) for key, old in before.items()})
         self._parts.clear()
-        return filled(Held(self._folder, tensors, self._manifest), model, "stored")
+        # Packings are kept for what is in the files, not for weights that were cast when they were read.
+        names = {name: file.entries[name].dtype for file in self._mapped for name in file.entries}
+        as_stored = all(tensors[name].dtype == dtype for name, dtype in names.items() if name in tensors)
+        mapped, self._mapped = self._mapped if as_stored else (), ()
+        return filled(Held(self._folder, tensors, self._manifest, mapped), model, "stored")
 
     def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
         """The dense model's state_dict, with sparse weights in parts that the manifest describes."""
@@ -182,10 +188,16 @@ def from_folder(folder: str | os.PathLike[str]) -> nn.Module:
     """The model of a folder, of the class that its config names, in eval mode. OSError, ValueError: none."""
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(folder)
-    architecture = (config.architectures or [""])[0]
-    model: nn.Module = getattr(transformers, architecture, transformers.AutoModel).from_pretrained(folder)
+    model: nn.Module = class_of(transformers.AutoConfig.from_pretrained(folder)).from_pretrained(folder)
     return model
+
+
+def class_of(config: Any) -> Any:
+    """The class of transformers that a model's config names first; AutoModel where there is no such class."""
+    import transformers
+
+    name = (config.architectures or [""])[0]
+    return getattr(transformers, name, transformers.AutoModel)
 
 
 def _tied(model: Any) -> set[str]:

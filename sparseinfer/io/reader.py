@@ -34,7 +34,10 @@ class Contents:
     dense    tensors that are stored as they are, by the name in the model's state_dict
     names    all of the model's state_dict, aliases included, and those of derived buffers
     manifest what else is known; of a file of others, nothing
+    mapped   the files that hold all of it, as they are; () if that is not known
     """
+
+    mapped: tuple[Mapped, ...] = ()
 
     def __init__(self, path: Path, entries: Mapping[str, Entry], manifest: Manifest | None) -> None:
         self.path, self._entries = path, entries
@@ -144,7 +147,7 @@ class File(Contents):
     def __init__(self, path: str | os.PathLike[str], shards: Sequence[Path] = ()) -> None:
         """shards: what lies in the folder `path`; their manifest is that of the whole, the same in each."""
         self.path = Path(path)
-        maps = [Mapped(shard) for shard in shards or (self.path,)]
+        self.mapped = maps = tuple(Mapped(shard) for shard in shards or (self.path,))
         self.nbytes = sum(mapped.nbytes for mapped in maps)
         self._owners: dict[str, Mapped] = {}
         entries: dict[str, Entry] = {}
@@ -170,8 +173,14 @@ class File(Contents):
 class Held(Contents):
     """Tensors that are in memory already, read from wherever; the dict is used up."""
 
-    def __init__(self, path: Path, tensors: dict[str, Tensor], manifest: Manifest | None = None) -> None:
-        self._tensors = tensors
+    def __init__(
+        self,
+        path: Path,
+        tensors: dict[str, Tensor],
+        manifest: Manifest | None = None,
+        mapped: tuple[Mapped, ...] = (),
+    ) -> None:
+        self._tensors, self.mapped = tensors, mapped
         entries = {name: Entry(t.dtype, tuple(t.shape), 0, t.nbytes) for name, t in tensors.items()}
         self.path = path
         with self._named():
