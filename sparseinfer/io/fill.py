@@ -4,6 +4,7 @@ error.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ from sparseinfer.convert.assembly.assemble import is_replacement
 from sparseinfer.formats import CSR
 from sparseinfer.io.reader import Contents
 from sparseinfer.io.state import EXTRA
+
+# Types of attributes that hold no tensor; the others if they hold nothing.
+_PLAIN = {bool, int, float, str, type(None)}
+_CONTAINERS = {dict, OrderedDict, list, tuple, set}
 
 
 @dataclass(frozen=True)
@@ -258,6 +263,8 @@ def _tensors(values: Mapping[str, Any]) -> Iterator[Tensor]:
     seen: set[int] = set()
     while left:
         value = left.pop()
+        if type(value) in _PLAIN or (type(value) in _CONTAINERS and not value):
+            continue  # nearly all that a module has
         if isinstance(value, Tensor):
             yield value
         elif id(value) not in seen and not isinstance(value, (nn.Module, ModuleType, type, str, int, float)):
