@@ -275,8 +275,9 @@ class _Stored:
 
 
 def _is_packed_alone(product: Product) -> bool:
-    """Whether the layers need nothing of the product's weight beside packings; it is in the file then."""
-    return not product.name and product.followers.batch_norm is None
+    """Whether a product's weight is in a file alone, and its layers need nothing of it beside packings."""
+    in_file = all(weights.weight.is_meta for weights in product.site_weights)
+    return in_file and not product.name and product.followers.batch_norm is None
 
 
 def _key(product: Product, layers: Sequence[str]) -> str:

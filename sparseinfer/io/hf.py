@@ -128,10 +128,7 @@ class SparseInferQuantizer(HfQuantizer):
             module._parameters.clear()
             module._parameters.update({key: now.get(key, old) for key, old in before.items()})
         self._parts.clear()
-        # Packings are kept for what is in the files, not for weights that were cast when they were read.
-        names = {name: file.entries[name].dtype for file in self._mapped for name in file.entries}
-        as_stored = all(tensors[name].dtype == dtype for name, dtype in names.items() if name in tensors)
-        mapped, self._mapped = self._mapped if as_stored else (), ()
+        mapped, self._mapped = self._mapped, ()
         return filled(Held(self._folder, tensors, self._manifest, mapped), model, "stored")
 
     def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
