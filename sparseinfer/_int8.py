@@ -26,6 +26,12 @@ def scale_name(parameter: str) -> str:
     return f"{parameter}_scale"
 
 
+def buffer_names(parameter: str) -> tuple[str, str, str]:
+    """What `quantize_` leaves beside a parameter: its scales, and the scale and zero point of its inputs."""
+    stem = parameter.replace("weight", "input")
+    return scale_name(parameter), f"{stem}_scale", f"{stem}_zero_point"
+
+
 def row_scales(peak: Tensor, dtype: torch.dtype) -> Tensor:
     """float32 scales of rows whose largest magnitudes are these, [...]; 1 for rows of zeros.
 

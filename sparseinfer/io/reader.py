@@ -95,6 +95,10 @@ class Contents:
                 return NM(**parts, shape=sparse.matrix_shape, pattern=sparse.pattern)  # type: ignore[arg-type]
             return (BSR if sparse.format == "bsr" else CSR)(**parts, shape=sparse.matrix_shape)
 
+    def scales(self, name: str) -> Tensor | None:
+        """Those of a sparse weight that is stored as int8, a copy."""
+        return self._tensor(f"{name}.scales").clone() if self.sparse[name].scales else None
+
     def check(self) -> None:
         """Make every sparse weight once, so that its tensors are checked. ValueError as in `format`."""
         for name in self.sparse:
@@ -112,7 +116,7 @@ class Contents:
                 raise ValueError(f"{name}: expected it once, got it dense and sparse")
             stored = self._entries[f"{name}.values"].dtype
             allowed = (torch.int8,) if sparse.scales else _STORED_IN.get(sparse.dtype, ())
-            if stored not in allowed or (sparse.scales and sparse.dtype != torch.float32):
+            if stored not in allowed or (sparse.scales and sparse.dtype not in _STORED_IN):
                 expected = " or ".join(map(str, allowed)) or "a weight of a floating-point dtype"
                 raise ValueError(f"{name}: expected values of {expected}, got {stored} for {sparse.dtype}")
         known = dense.keys() | self.sparse.keys()
