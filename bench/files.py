@@ -31,7 +31,7 @@ from sparseinfer.io.summary import summary_of
 
 _REPEATS = 3
 # The bf16 model as it is, loaded by transformers; pruned to a half, converted and not, loaded by si.load; the
-# converted one loaded by transformers from a folder. Packings are kept in DIR/cache; "packed anew" is without.
+# converted one loaded by transformers from a folder. Packings are kept in DIR/cache, but not for "anew".
 _WAYS = ("dense", "pruned", "converted", "converted, packed anew", "folder")
 
 

@@ -52,7 +52,7 @@ class Packings:
 
     def get(self, key: str) -> list[Tensor]:
         """The packings that were kept under this key, in order, checked; [] if there are none."""
-        found = []
+        found: list[Tensor] = []
         while (name := f"{key} {len(found)}") in self._known:
             found.append(self._known[name])
         return found

@@ -137,7 +137,7 @@ class _Collector:
                 # Of `quantize_`, whose buffers the state_dict leaves out, or of others.
                 beside = scale_name(name)
                 scales = content.get(beside, state.tensors.get(beside) if beside in state.derived else None)
-                self._tensor(name, t, scales=scales if isinstance(scales, Tensor) else None)
+                self._tensor(name, t, scales=scales.float() if isinstance(scales, Tensor) else None)
 
     def _extra(self, name: str, value: Any) -> None:
         if isinstance(value, Tensor):

@@ -330,3 +330,18 @@ def test_what_quantize_left_is_there_again(tmp_path: Path, dtype: torch.dtype) -
     with pytest.raises(ValueError, match="expected a tensor of the model, got another"):
         si.load(file, other)
     assert dict(other.named_buffers()) == {}
+
+
+def test_a_quantized_model_that_was_cast(tmp_path: Path) -> None:
+    """Its scales were cast as well, which in bfloat16 changes none."""
+    model = nn.Sequential(nn.Linear(128, 96)).eval()
+    si.prune_(model, si.Magnitude(0.8), keep_masks=False)
+    si.quantize_(model)
+    expected = integers_of(model[0])
+    file = si.save(model.to(torch.bfloat16), tmp_path / "model.safetensors")
+    assert File(file).sparse["0.weight"].scales
+    loaded = si.load(file, lambda: nn.Sequential(nn.Linear(128, 96)).to(torch.bfloat16))
+    got = integers_of(loaded.get_submodule("0"))
+    assert expected is not None
+    assert got is not None
+    assert all(map(torch.equal, got, expected))
