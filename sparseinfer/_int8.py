@@ -82,7 +82,7 @@ def on_grid(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor] | None:
     """`integers_of` of a weight [n, ...] or [experts, n, k]; None unless it is a multiple of the scales."""
     rows = weight.reshape(len(scale), -1)
     scales = scale.to(torch.float32)
-    if not bool((scales > 0).all()) or not bool(rows.isfinite().all()):
+    if not bool((scales > 0).all()) or not bool(torch.stack(rows.aminmax()).isfinite().all()):
         return None
     integers = rounded(rows, scales)
     # What rounding the products to the dtype of the weight explains.
