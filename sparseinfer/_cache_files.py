@@ -1,4 +1,4 @@
-"""JSON files in the user's cache folder. Nothing here fails: what cannot be read counts as empty."""
+"""Files in the user's cache folder, mostly JSON. Nothing here fails: what cannot be read counts as empty."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def directory() -> Path:
         return Path(os.devnull) / "sparseinfer"
 
 
-def path_for(kind: str, owner: Mapping[str, object]) -> Path:
+def path_for(kind: str, owner: Mapping[str, object], ending: str = ".json") -> Path:
     """The file of this kind that belongs to what `owner` describes."""
     digest = hashlib.sha256(json.dumps(owner, sort_keys=True).encode()).hexdigest()
-    return directory() / f"{kind}-{digest[:16]}.json"
+    return directory() / f"{kind}-{digest[:16]}{ending}"
 
 
 def read(path: Path) -> Any:

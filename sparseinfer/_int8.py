@@ -26,6 +26,12 @@ def scale_name(parameter: str) -> str:
     return f"{parameter}_scale"
 
 
+def buffer_names(parameter: str) -> tuple[str, str, str]:
+    """What `quantize_` leaves beside a parameter: its scales, and the scale and zero point of its inputs."""
+    stem = parameter.replace("weight", "input")
+    return scale_name(parameter), f"{stem}_scale", f"{stem}_zero_point"
+
+
 def row_scales(peak: Tensor, dtype: torch.dtype) -> Tensor:
     """float32 scales of rows whose largest magnitudes are these, [...]; 1 for rows of zeros.
 
@@ -76,7 +82,7 @@ def on_grid(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor] | None:
     """`integers_of` of a weight [n, ...] or [experts, n, k]; None unless it is a multiple of the scales."""
     rows = weight.reshape(len(scale), -1)
     scales = scale.to(torch.float32)
-    if not bool((scales > 0).all()) or not bool(rows.isfinite().all()):
+    if not bool((scales > 0).all()) or not bool(torch.stack(rows.aminmax()).isfinite().all()):
         return None
     integers = rounded(rows, scales)
     # What rounding the products to the dtype of the weight explains.

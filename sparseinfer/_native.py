@@ -16,7 +16,7 @@ import torch
 
 from sparseinfer import _core as core
 
-__all__ = ["core", "cuda_module"]
+__all__ = ["build_of", "core", "cuda_module"]
 
 
 def _torch_function(name: str) -> int:
@@ -31,6 +31,14 @@ def _torch_function(name: str) -> int:
 
 
 core.set_parallel_for(_torch_function("torch_parallel_for"), _torch_function("torch_get_num_threads"))
+
+
+def build_of(module: ModuleType) -> list[int]:
+    """Tells builds of a native module apart: its size and when it was written; [] if that is unknown."""
+    if module.__file__ is None:
+        return []
+    status = Path(module.__file__).stat()
+    return [status.st_size, status.st_mtime_ns]
 
 
 @cache

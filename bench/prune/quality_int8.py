@@ -88,7 +88,7 @@ def studies(options: argparse.Namespace) -> Mapping[str, Callable[[], Study]]:
         "minilm": lambda: Study(
             task_minilm.task(),
             lambda task: task_minilm.recovered(task.model, steps),
-            f"ADMM, sparsity 0.8, trained for at most {steps} steps",
+            f"ADMM, sparsity 0.8, trained for {steps} steps",
         ),
         "smollm2": lambda: Study(task_smollm2.task(samples), by_admm(0.5), "ADMM, sparsity 0.5"),
     }

@@ -37,8 +37,8 @@ def cosine(model: nn.Module, batch: minilm.Batch, dense: Tensor) -> float:
 
 
 def recovered(model: nn.Module, steps: int) -> nn.Module:
-    """A copy, pruned to 0.8 and trained as the demo does it, but for the number of steps."""
+    """A copy, pruned to 0.8 and trained as the demo does it, for so many steps without a limit of time."""
     texts = minilm.training_batches(_SENTENCES)
     pruned = minilm.pruned(model, 0.8, minilm.calibration(model, texts))
-    minilm.recover(pruned, model, texts, steps=steps)
+    minilm.recover(pruned, model, texts, steps=steps, seconds=None)
     return pruned

@@ -98,7 +98,8 @@ struct TileScales {
 // x[the tokens of positions from `group` on, columns from `first` on] -> bytes [16 tokens][256 columns] of which
 // `count` are those of x.
 constexpr int kByteGroup = 16, kByteColumns = 256;
-using ByteRows = uint8_t[kByteGroup][kByteColumns + R];
+// Rows of whole quads, which tiles of quads read as such.
+using ByteRows = uint8_t[kByteGroup][kByteColumns + (R < 4 ? 4 : R)];
 
 // bytes[kGroup][count] -> out[count][kTokens]
 template <int kTokens, int kGroup>

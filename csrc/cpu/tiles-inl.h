@@ -239,7 +239,7 @@ struct Tiled {
       scales.scales[t] = own[i].scale;
       scales.zeros[t] = own[i].zero;
     }
-    ByteRows bytes;
+    alignas(4) ByteRows bytes;
     for (int64_t panel = 0; panel < panels(a.w); ++panel) {
       char* out = base + kScaleBytes + (panel * positions(a.w) * S::kTokens + first) * kElement;
       const int64_t left = k - panel * width, columns = left < width ? left : width;

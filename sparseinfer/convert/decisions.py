@@ -12,7 +12,7 @@ from sparseinfer.convert.plan import Plan, compact_plan, plan
 from sparseinfer.convert.survey.recording import Recording
 from sparseinfer.convert.survey.survey import Product, Survey
 from sparseinfer.convert.timing.timer import Timer
-from sparseinfer.ops.dense import PREPACKED, PREPACKED_BF16
+from sparseinfer.ops.dense import DENSE_WAYS, PREPACKED
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def _decided(product: Product, recording: Recording, options: ConvertOptions, ti
     if product.followers.batch_norm is None:
         return Decision(product, planned)
     if not planned.is_sparse:
-        rounds = planned.dense_way == PREPACKED_BF16
+        rounds = DENSE_WAYS[planned.dense_way].rounds_to is not None
         return Decision(product, planned, replace(planned, dense_way=PREPACKED) if rounds else None)
     alone = replace(product, weights=product.site_weights[0])
     exact_candidates, _ = candidates_of(alone, recording, options.exact())

@@ -15,14 +15,14 @@ from sparseinfer.convert.options import COMPACT, SPEED
 from sparseinfer.convert.timing.timer import Timer
 from sparseinfer.convert.timing.times import Times
 from sparseinfer.ops import Layout
-from sparseinfer.ops.dense import PLAIN, PREPACKED, PREPACKED_BF16, SEMI_STRUCTURED
+from sparseinfer.ops.dense import DENSE_WAYS, PLAIN
 
 # Dense ways that hold the weight in another form, and replace the plain layer where they are faster by more
 # than noise: their time is to be less than this share of its. Chosen, not measured.
-_HELD_OTHERWISE = (PREPACKED, SEMI_STRUCTURED)
+_REARRANGING = tuple(name for name, way in DENSE_WAYS.items() if way.rearranges)
 _SHARE_THAT_PAYS = 0.97
 # Those that round, where that is allowed; nothing is rounded, dense or sparse, that does not pay either.
-_ROUNDING = (PREPACKED_BF16,)
+_ROUNDING = tuple(name for name, way in DENSE_WAYS.items() if way.rounds_to is not None)
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,7 @@ class Plan:
     @property
     def dense_kind(self) -> str:
         """The name that `explain` shows for the dense implementation."""
-        kinds = {PLAIN: "dense", PREPACKED: "prepacked", PREPACKED_BF16: "prepacked"}
-        return kinds.get(self.dense_way, self.dense_way)
+        return DENSE_WAYS[self.dense_way].kind
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ def compact_plan(candidates: Candidates, reason: str = "", times: tuple[Times, .
 
 def _dense_way(times: Sequence[Times]) -> str:
     """The one that rounds nothing."""
-    for way in _HELD_OTHERWISE:
+    for way in _REARRANGING:
         if _pays(way, PLAIN, times):
             return way
     return PLAIN

@@ -40,13 +40,10 @@ from sparseinfer.formats import BSR, CSR
 from sparseinfer.formats.dtypes import WEIGHT_DTYPE_NAMES, WEIGHT_DTYPES
 from sparseinfer.modules import pack_groups
 from sparseinfer.modules.groups import join_rows
-from sparseinfer.ops.dense import PLAIN, PREPACKED, PREPACKED_BF16
+from sparseinfer.ops.dense import DENSE_WAYS, PLAIN
 
 # Layers whose weight in a file is the matrix that is planned.
 _STORED_AS_MATRIX = (nn.Linear, nn.Conv1d, nn.Conv2d)
-
-# Dense implementations that every CPU has.
-_CPU_WAYS = (PLAIN, PREPACKED, PREPACKED_BF16)
 
 Planning = Literal["stored", "predict", "measure"]
 
@@ -65,6 +62,12 @@ class Source(Protocol):
 
     def keep(self, layer: str) -> None:
         """Give a layer its weights for good."""
+
+    def packings(self, product: str) -> Sequence[Tensor]:
+        """Packings that were made of a product by this record before, checked; () if there are none."""
+
+    def keep_packings(self, product: str, packings: Sequence[Tensor]) -> None:
+        """Tell of packings that a later load may have. They are not written to."""
 
 
 def check_fits(model: nn.Module, record: Record) -> None:
@@ -194,6 +197,9 @@ class _Stored:
         folds = product.followers.batch_norm is not None
         fmt = None
         if known is not None and _runs_here(known.plan, product) and _runs_here(known.plain, product):
+            if kept := self._kept_plan(known.plan, product, layers):
+                yield Decision(product, kept)
+                return
             fmt = None if folds or product.name else self._stored_csr(product, known.plan)
             # Of a folded product both plans; and int8 as it was rounded, which no dense weight tells.
             is_whole = not folds or not known.plan.buckets or known.plain is not None
@@ -206,7 +212,9 @@ class _Stored:
             yield from decide([product], self.survey, replace(self.options, measure=False))
             return
         if fmt is not None:
-            yield Decision(product, _plan(known.plan, fmt, product))
+            planned = _plan(known.plan, fmt, product)
+            self._keep_packings(product, layers, planned)
+            yield Decision(product, planned)
             self.source.forget(layers)
             return
         stays = not known.plan.buckets and known.plan.dense_way == PLAIN
@@ -216,12 +224,35 @@ class _Stored:
         with self.source.held(layers):
             product = with_weights_of_now(product)
             planned = _plan(known.plan, _format(product.weights, known.plan), product)
+            self._keep_packings(product, layers, planned)
             plain = None
             if known.plain is not None:
                 plain = _plan(known.plain, _format(product.site_weights[0], known.plain), product)
             yield Decision(product, planned, plain)
         # The survey keeps none of the weights that were there for a moment.
         with_weights_of_now(product)
+
+    def _kept_plan(self, plan: StoredPlan, product: Product, layers: Sequence[str]) -> Plan | None:
+        """The plan with packings of an earlier load, if those are all that is needed of the weights."""
+        if not plan.buckets or not _is_packed_alone(product):
+            return None
+        found = self.source.packings(_key(product, layers))
+        groups = getattr(product.sites[0].module, "groups", 1)
+        if len(found) != len(plan.layouts) * groups:
+            return None
+        n, k = product.weights.weight.shape
+        for i, packed in enumerate(found):
+            info, which = ops.describe(packed), i // groups
+            expected = (n // groups, k, plan.dtype, plan.layouts[which], plan.blocks[which])
+            if (info.n, info.k, info.dtype, ops.Layout.of(info), info.block_size) != expected:
+                return None
+        packings = tuple(tuple(found[i : i + groups]) for i in range(0, len(found), groups))
+        return Plan("stored", (), (), packings, ops.parse_plan(plan.buckets))
+
+    def _keep_packings(self, product: Product, layers: Sequence[str], planned: Plan) -> None:
+        if planned.is_sparse and _is_packed_alone(product):
+            every = [packed for by_group in planned.packings for packed in by_group]
+            self.source.keep_packings(_key(product, layers), every)
 
     def _keep(self, layers: Sequence[str]) -> None:
         for layer in layers:
@@ -243,13 +274,25 @@ class _Stored:
         return joined if isinstance(joined, CSR) else None
 
 
+def _is_packed_alone(product: Product) -> bool:
+    """Whether a product's weight is in a file alone, and its layers need nothing of it beside packings."""
+    in_file = all(weights.weight.is_meta for weights in product.site_weights)
+    return in_file and not product.name and product.followers.batch_norm is None
+
+
+def _key(product: Product, layers: Sequence[str]) -> str:
+    """Names a product among those of a record."""
+    return "+".join([*layers, product.name])
+
+
 def _runs_here(plan: StoredPlan | None, product: Product) -> bool:
     """Whether this machine has all that the plan asks for."""
     if plan is None:
         return True
     devices = {weights.weight.device.type for weights in product.site_weights}
     if not plan.buckets:
-        return plan.dense_way == PLAIN or (plan.dense_way in _CPU_WAYS and "cuda" not in devices)
+        way = DENSE_WAYS.get(plan.dense_way)
+        return plan.dense_way == PLAIN or (way is not None and way.on_cpu and "cuda" not in devices)
     if (
         plan.dtype not in WEIGHT_DTYPES
         or any(layout.device != "cpu" for layout in plan.layouts)

@@ -19,7 +19,7 @@ from sparseinfer.convert.survey.survey import Site, Survey
 from sparseinfer.convert.timing.times import SOURCES
 from sparseinfer.modules import SharedInputLinear
 from sparseinfer.modules.chain import held_bytes
-from sparseinfer.ops.dense import PREPACKED_BF16
+from sparseinfer.ops.dense import DENSE_WAYS
 from sparseinfer.ops.names import STORAGES
 
 
@@ -70,10 +70,8 @@ def _row(decision: Decision, site: Site, built: Build) -> LayerReport:
 
 def _dtypes(plan: Plan, own: torch.dtype) -> str:
     """The dtypes of weights and activations in the products of a layer whose own dtype is `own`."""
-    if plan.dense_way == PREPACKED_BF16:
-        return _name(torch.bfloat16)
     if plan.dtype is None:
-        return _name(own)
+        return _name(DENSE_WAYS[plan.dense_way].rounds_to or own)
     storages = (STORAGES.get(layout.storage) for layout in plan.chosen)
     read_as = [own if storage is None else storage.x_dtype or own for storage in storages]
     both = ((plan.dtype, x_dtype) for x_dtype in read_as or [own])

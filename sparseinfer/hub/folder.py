@@ -82,6 +82,8 @@ def load(folder: Path) -> Checkpoint:
     lacks weights. RuntimeError: transformers is missing.
     """
     transformers = _packages.transformers("prune", "demo")
+    from sparseinfer.io import hf
+
     if not folder.is_dir():
         raise ValueError(f"model: expected a folder, got {str(folder)!r} (there is none)")
     if not (folder / "config.json").is_file():
@@ -89,8 +91,7 @@ def load(folder: Path) -> Checkpoint:
         raise ValueError(f"model: expected a Hugging Face model folder, got {str(folder)!r} ({hint})")
     try:
         config = transformers.AutoConfig.from_pretrained(folder)
-        architecture = (config.architectures or [""])[0]
-        kind = getattr(transformers, architecture, transformers.AutoModel)
+        kind = hf.class_of(config)
         model, loading = _model(kind, config, folder)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     except Exception as error:
@@ -98,7 +99,7 @@ def load(folder: Path) -> Checkpoint:
         raise ValueError(f"model: expected a folder that transformers can load, got {got}") from error
     if missing := sorted(loading["missing_keys"]):
         raise ValueError(f"model: expected all weights of {kind.__name__}, got no {missing[0]!r}")
-    auto = transformers.models.auto.modeling_auto
+    auto, architecture = transformers.models.auto.modeling_auto, kind.__name__
     causal = architecture in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
     # The other list holds models that read sound as well.
     seq2seq = config.is_encoder_decoder and (

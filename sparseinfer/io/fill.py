@@ -4,7 +4,8 @@ error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -13,10 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparseinfer._int8 import buffer_names, scale_name
 from sparseinfer.convert.assembly.assemble import is_replacement
 from sparseinfer.formats import CSR
 from sparseinfer.io.reader import Contents
 from sparseinfer.io.state import EXTRA
+
+# Types of attributes that hold no tensor; the others if they hold nothing.
+_PLAIN = {bool, int, float, str, type(None)}
+_CONTAINERS = {dict, OrderedDict, list, tuple, set}
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,7 @@ class Filling:
 
     def put(self, lazy: Callable[[str], bool]) -> None:
         """Put every tensor into its place; a weight for which `lazy` is true comes later, and is on meta."""
+        self._put_scales()
         for key, slot in self._slots.items():
             name = self._name_in_file(key, slot.old)
             if name is not None and (slot.persistent or self._fits(key, slot)):
@@ -94,6 +101,25 @@ class Filling:
             before: Any = module.get_extra_state()
             self._undo.append(lambda module=module, before=before: module.set_extra_state(before))  # type: ignore[misc]
             module.set_extra_state(self._file.tensor(key) if key in self._file.names else state)
+
+    def _put_scales(self) -> None:
+        """The buffers that `quantize_` had left, of which a new model has none."""
+        file = self._file
+        found = {scale_name(name): file.scales(name) for name in file.sparse if name in self._slots}
+        modules = dict(self._model.named_modules(remove_duplicate=False))
+        for key in quantization_buffers(file.manifest.derived, modules):
+            found.setdefault(key, file.tensor(key))
+        for key, buffer in found.items():
+            owner, _, name = key.rpartition(".")
+            module = modules[owner]
+            if buffer is None or (key in file.names and key in self._slots):
+                continue
+            if key in self._slots:
+                self._put(self._slots[key], buffer)
+            elif not hasattr(module, name):
+                device = next(iter(module.parameters())).device
+                module.register_buffer(name, buffer.to("cpu" if device.type == "meta" else device), False)
+                self._undo.append(lambda module=module, name=name: delattr(module, name))  # type: ignore[misc]
 
     def undo(self) -> None:
         """Take everything back."""
@@ -229,6 +255,15 @@ def _like(old: Tensor, new: Tensor) -> Tensor:
     return nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
 
 
+def quantization_buffers(keys: Iterable[str], modules: Mapping[str, nn.Module]) -> Iterator[str]:
+    """Those of the names that `quantize_` gives to buffers beside the parameters of these modules."""
+    for key in keys:
+        owner, _, name = key.rpartition(".")
+        parameters = modules[owner]._parameters if owner in modules else {}
+        if any(name in buffer_names(parameter) for parameter in parameters):
+            yield key
+
+
 def _slots(model: nn.Module) -> Iterator[tuple[str, Slot]]:
     for fqn, module in model.named_modules(remove_duplicate=False):
         prefix = f"{fqn}." if fqn else ""
@@ -258,6 +293,8 @@ def _tensors(values: Mapping[str, Any]) -> Iterator[Tensor]:
     seen: set[int] = set()
     while left:
         value = left.pop()
+        if type(value) in _PLAIN or (type(value) in _CONTAINERS and not value):
+            continue  # nearly all that a module has
         if isinstance(value, Tensor):
             yield value
         elif id(value) not in seen and not isinstance(value, (nn.Module, ModuleType, type, str, int, float)):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
-from torch import nn
+from torch import Tensor, nn
 
 from sparseinfer.convert.record import Record, from_json
 from sparseinfer.convert.reload import Planning, check_fits, reload_
 from sparseinfer.formats import CSR
 from sparseinfer.io.fill import Filling
+from sparseinfer.io.packings import Packings
 from sparseinfer.io.reader import Contents
 
 
@@ -31,12 +32,16 @@ def filled(file: Contents, model: nn.Module, plan: Planning) -> nn.Module:
         if file.is_ours and not file.manifest.training:
             model.eval()
         filling.put(lazy)
-        for prefix, record in records:
+        packings = Packings(file.mapped) if file.mapped and records and plan == "stored" else None
+        for number, (prefix, record) in enumerate(records):
+            under = _Under(filling, prefix, packings, number)
             try:
-                model = _converted(model, prefix, record, plan, filling)
+                model = _converted(model, prefix, record, plan, under)
             except (ValueError, TypeError) as error:
                 raise ValueError(f"{file.path}: {prefix or 'model'}: {error}") from error
         filling.finish()
+        if packings is not None:
+            packings.store()
     except BaseException:
         filling.undo()
         for module, mode in training.items():
@@ -61,10 +66,11 @@ def _records(file: Contents, model: nn.Module) -> list[tuple[str, Record]]:
 
 
 class _Under:
-    """The weights of a part of the model, by their names in it."""
+    """The weights of a part of the model, by their names in it, and packings of one of its conversions."""
 
-    def __init__(self, filling: Filling, prefix: str) -> None:
+    def __init__(self, filling: Filling, prefix: str, packings: Packings | None, number: int) -> None:
         self._filling, self._prefix = filling, prefix
+        self._packings, self._number = packings, number
 
     def _name(self, layer: str) -> str:
         return f"{self._prefix}.{layer}".strip(".")
@@ -81,10 +87,17 @@ class _Under:
     def keep(self, layer: str) -> None:
         self._filling.keep(self._name(layer))
 
+    def packings(self, product: str) -> Sequence[Tensor]:
+        return () if self._packings is None else self._packings.get(f"{self._number} {product}")
 
-def _converted(model: nn.Module, prefix: str, record: Record, plan: Planning, filling: Filling) -> nn.Module:
+    def keep_packings(self, product: str, packings: Sequence[Tensor]) -> None:
+        if self._packings is not None:
+            self._packings.put(f"{self._number} {product}", packings)
+
+
+def _converted(model: nn.Module, prefix: str, record: Record, plan: Planning, under: _Under) -> nn.Module:
     part = model.get_submodule(prefix)
-    new = reload_(part, record, plan, _Under(filling, prefix))
+    new = reload_(part, record, plan, under)
     if new is part:
         return model
     parent, _, name = prefix.rpartition(".")

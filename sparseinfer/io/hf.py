@@ -25,6 +25,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sparseinfer.convert import convert_
+from sparseinfer.io.fill import quantization_buffers
 from sparseinfer.io.filled import filled
 from sparseinfer.io.header import Entry
 from sparseinfer.io.manifest import KEY, VERSION, Manifest, parse_manifest
@@ -69,7 +70,9 @@ class SparseInferQuantizer(HfQuantizer):
         super().__init__(quantization_config, **kwargs)
         self._parts: dict[tuple[nn.Module, str], dict[str, Any]] = {}
         self._folder = Path()
+        self._mapped: tuple[Mapped, ...] = ()
         self._manifest = Manifest()
+        self._buffers: list[str] = []
 
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
         places = set(device_map.values()) if isinstance(device_map, Mapping) else {device_map}
@@ -88,6 +91,14 @@ class SparseInferQuantizer(HfQuantizer):
         stored: dict[str, Entry] = {}
         for file in checkpoint_files or ():
             stored |= self._read_header(Path(file))
+        modules = dict(model.named_modules())
+        self._buffers = list(quantization_buffers(self._manifest.derived, modules))
+        for key in self._buffers:
+            owner, _, name = key.rpartition(".")
+            with _naming(self._folder, key):
+                # In the state_dict for as long as transformers reads it.
+                empty = torch.empty(stored[key].shape, dtype=stored[key].dtype, device="meta")
+                modules[owner].register_buffer(name, empty)
         for name, sparse in self._manifest.sparse.items():
             owner, _, attribute = name.rpartition(".")
             with _naming(self._folder, name):
@@ -101,6 +112,7 @@ class SparseInferQuantizer(HfQuantizer):
         if text is None:
             hint = "files that sparseinfer wrote have one"
             raise ValueError(f"{path}: expected a manifest of sparseinfer, got none ({hint})")
+        self._mapped = (*self._mapped, file)
         self._folder, self._manifest = path.parent, parse_manifest(text, file.nbytes)
         return dict(file.entries)
 
@@ -126,7 +138,11 @@ class SparseInferQuantizer(HfQuantizer):
             module._parameters.clear()
             module._parameters.update({key: now.get(key, old) for key, old in before.items()})
         self._parts.clear()
-        return filled(Held(self._folder, tensors, self._manifest), model, "stored")
+        for key in self._buffers:
+            owner, _, name = key.rpartition(".")
+            model.get_submodule(owner)._non_persistent_buffers_set.add(name)
+        mapped, self._mapped = self._mapped, ()
+        return filled(Held(self._folder, tensors, self._manifest, mapped), model, "stored")
 
     def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
         """The dense model's state_dict, with sparse weights in parts that the manifest describes."""
@@ -138,8 +154,10 @@ class SparseInferQuantizer(HfQuantizer):
         tensors = state.saved()
         for name, fmt in state.formats.items():
             tensors |= {f"{name}.{part}": t for part, t in fmt.parts().items()}
-        # Those that tie weights do it by the model's class.
-        state.derived, state.aliases = [], {}
+        # Those that tie weights do it by the model's class, which also makes its buffers.
+        state.derived = list(quantization_buffers(state.derived, dict(model.named_modules())))
+        state.aliases = {}
+        tensors |= {name: state.tensors[name] for name in state.derived}
         return tensors, {KEY: manifest_of(model, state).to_text()}
 
     def is_serializable(self) -> bool:
@@ -182,10 +200,16 @@ def from_folder(folder: str | os.PathLike[str]) -> nn.Module:
     """The model of a folder, of the class that its config names, in eval mode. OSError, ValueError: none."""
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(folder)
-    architecture = (config.architectures or [""])[0]
-    model: nn.Module = getattr(transformers, architecture, transformers.AutoModel).from_pretrained(folder)
+    model: nn.Module = class_of(transformers.AutoConfig.from_pretrained(folder)).from_pretrained(folder)
     return model
+
+
+def class_of(config: Any) -> Any:
+    """The class of transformers that a model's config names first; AutoModel where there is no such class."""
+    import transformers
+
+    name = (config.architectures or [""])[0]
+    return getattr(transformers, name, transformers.AutoModel)
 
 
 def _tied(model: Any) -> set[str]:

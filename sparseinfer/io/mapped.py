@@ -21,12 +21,18 @@ class Mapped:
             self.nbytes = os.fstat(file.fileno()).st_size
             if not self.nbytes:
                 raise ValueError(f"{path}: expected a safetensors file, got an empty one")
+            self.identity = identity_of(file.fileno())
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         try:
             header = parse_header(memoryview(self._map))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: {error}") from error
         self._start, self.entries, self.metadata = header.start, header.entries, header.metadata
+
+    @property
+    def header(self) -> memoryview:
+        """The bytes before those of the tensors."""
+        return memoryview(self._map)[: self._start]
 
     def tensor(self, name: str) -> Tensor:
         entry = self.entries[name]
@@ -39,6 +45,14 @@ class Mapped:
             flat = flat.clone()  # of a file of others, who need not align anything
         return flat.view(entry.dtype).view(entry.shape)
 
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether the path still names the file that is mapped, and nobody wrote to it."""
+        try:
+            return identity_of(self.path) == self.identity
+        except OSError:
+            return False
+
     def forget(self, name: str) -> None:
         """Let the tensor's pages go; they can be read again."""
         entry = self.entries[name]
@@ -46,3 +60,12 @@ class Mapped:
         end = (self._start + entry.end) // mmap.PAGESIZE * mmap.PAGESIZE
         if end > begin and hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+
+
+def identity_of(file: Path | int) -> tuple[int, ...]:
+    """What changes when a file is replaced or written to: device, inode, bytes, and times in nanoseconds.
+
+    The last is the time of the last change, which programs cannot set.
+    """
+    status = os.fstat(file) if isinstance(file, int) else file.stat()
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)

@@ -34,7 +34,10 @@ class Contents:
     dense    tensors that are stored as they are, by the name in the model's state_dict
     names    all of the model's state_dict, aliases included, and those of derived buffers
     manifest what else is known; of a file of others, nothing
+    mapped   the files that hold all of it, as they are; () if that is not known
     """
+
+    mapped: tuple[Mapped, ...] = ()
 
     def __init__(self, path: Path, entries: Mapping[str, Entry], manifest: Manifest | None) -> None:
         self.path, self._entries = path, entries
@@ -92,6 +95,10 @@ class Contents:
                 return NM(**parts, shape=sparse.matrix_shape, pattern=sparse.pattern)  # type: ignore[arg-type]
             return (BSR if sparse.format == "bsr" else CSR)(**parts, shape=sparse.matrix_shape)
 
+    def scales(self, name: str) -> Tensor | None:
+        """Those of a sparse weight that is stored as int8, a copy."""
+        return self._tensor(f"{name}.scales").clone() if self.sparse[name].scales else None
+
     def check(self) -> None:
         """Make every sparse weight once, so that its tensors are checked. ValueError as in `format`."""
         for name in self.sparse:
@@ -109,7 +116,7 @@ class Contents:
                 raise ValueError(f"{name}: expected it once, got it dense and sparse")
             stored = self._entries[f"{name}.values"].dtype
             allowed = (torch.int8,) if sparse.scales else _STORED_IN.get(sparse.dtype, ())
-            if stored not in allowed or (sparse.scales and sparse.dtype != torch.float32):
+            if stored not in allowed or (sparse.scales and sparse.dtype not in _STORED_IN):
                 expected = " or ".join(map(str, allowed)) or "a weight of a floating-point dtype"
                 raise ValueError(f"{name}: expected values of {expected}, got {stored} for {sparse.dtype}")
         known = dense.keys() | self.sparse.keys()
@@ -144,7 +151,7 @@ class File(Contents):
     def __init__(self, path: str | os.PathLike[str], shards: Sequence[Path] = ()) -> None:
         """shards: what lies in the folder `path`; their manifest is that of the whole, the same in each."""
         self.path = Path(path)
-        maps = [Mapped(shard) for shard in shards or (self.path,)]
+        self.mapped = maps = tuple(Mapped(shard) for shard in shards or (self.path,))
         self.nbytes = sum(mapped.nbytes for mapped in maps)
         self._owners: dict[str, Mapped] = {}
         entries: dict[str, Entry] = {}
@@ -170,8 +177,14 @@ class File(Contents):
 class Held(Contents):
     """Tensors that are in memory already, read from wherever; the dict is used up."""
 
-    def __init__(self, path: Path, tensors: dict[str, Tensor], manifest: Manifest | None = None) -> None:
-        self._tensors = tensors
+    def __init__(
+        self,
+        path: Path,
+        tensors: dict[str, Tensor],
+        manifest: Manifest | None = None,
+        mapped: tuple[Mapped, ...] = (),
+    ) -> None:
+        self._tensors, self.mapped = tensors, mapped
         entries = {name: Entry(t.dtype, tuple(t.shape), 0, t.nbytes) for name, t in tensors.items()}
         self.path = path
         with self._named():

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparseinfer._int8 import products, rounded
 from sparseinfer.formats import BSR, CSR, NM, Bitmap
 from sparseinfer.formats.dtypes import VALUE_DTYPES
 from sparseinfer.io.manifest import Sparse
@@ -65,11 +66,12 @@ def described(fmt: AnyFormat, weight: Tensor) -> Sparse:
 
 def _integers(matrix: Tensor, scales: Tensor) -> Tensor | None:
     """int8 of which matrix is the product with scales, to the bit; None if there are none."""
-    if matrix.dtype != torch.float32 or scales.shape != matrix.shape[:1] or scales.dtype != torch.float32:
+    if matrix.dtype == torch.int8 or scales.shape != matrix.shape[:1] or scales.dtype != torch.float32:
         return None
-    scales = scales.detach()[:, None]
-    integers = (matrix / scales).round().nan_to_num().clamp(-127, 127).to(torch.int8)
-    return integers if torch.equal(integers.to(torch.float32) * scales, matrix) else None
+    if not bool(matrix.isfinite().all()):
+        return None
+    integers = rounded(matrix, scales.detach())
+    return integers if torch.equal(products(integers, scales.detach(), matrix.dtype), matrix) else None
 
 
 def _narrowed(matrix: Tensor, narrower: Sequence[torch.dtype]) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from sparseinfer import ops
+from sparseinfer._int8 import scale_name
 from sparseinfer.convert.assembly.assemble import is_replacement, restored
 from sparseinfer.formats.dtypes import WEIGHT_DTYPES
 from sparseinfer.io.manifest import Sparse
@@ -22,8 +23,6 @@ from sparseinfer.modules.packed import PackedLayer
 from sparseinfer.prune.masks.held import held_masks
 
 EXTRA = "_extra_state"
-# Beside a weight that is integers · scale: the scale of each row.
-_SCALE = "_scale"
 
 
 @dataclass
@@ -124,19 +123,21 @@ class _Collector:
         self._entries(content)
 
     def _derived(self, module: nn.Module, prefix: str) -> None:
-        for name in module._non_persistent_buffers_set:
-            buffer = module._buffers.get(name)
-            if buffer is not None:
+        for name, buffer in module._buffers.items():
+            if buffer is not None and name in module._non_persistent_buffers_set:
                 self.state.derived.append(prefix + name)
                 self._tensor(prefix + name, buffer, shared=False, whole=True)
 
     def _entries(self, content: dict[str, Any]) -> None:
+        state = self.state
         for name, t in content.items():
             if name.rpartition(".")[2] == EXTRA:
                 self._extra(name, t)
             else:
-                scales = content.get(name + _SCALE)
-                self._tensor(name, t, scales=scales if isinstance(scales, Tensor) else None)
+                # Of `quantize_`, whose buffers the state_dict leaves out, or of others.
+                beside = scale_name(name)
+                scales = content.get(beside, state.tensors.get(beside) if beside in state.derived else None)
+                self._tensor(name, t, scales=scales.float() if isinstance(scales, Tensor) else None)
 
     def _extra(self, name: str, value: Any) -> None:
         if isinstance(value, Tensor):
@@ -181,6 +182,9 @@ class _Collector:
         else:
             state.formats[name] = fmt
             state.sparse[name] = described(fmt, t)
+            if state.sparse[name].scales and scale_name(name) in state.derived:
+                state.derived.remove(scale_name(name))
+                del state.tensors[scale_name(name)]
 
 
 def _stored_as(module: nn.Module) -> tuple[tuple[torch.dtype, ...], Tensor | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,15 @@ def write(
 
     OSError that says so: the file cannot be written, for example because the disk is full.
     """
-    # What is not a multiple of the alignment comes last, with as few paddings as possible.
-    flat = sorted(_named(tensors, formats, manifest), key=lambda item: padding_after(item[1].nbytes) > 0)
-    listed = [(name, t.dtype, tuple(t.shape)) for name, t in flat]
     # `format` is what other readers of safetensors ask for.
-    head = header_bytes(listed, {"format": "pt", KEY: manifest.to_text()})
+    write_tensors(path, _named(tensors, formats, manifest), {"format": "pt", KEY: manifest.to_text()})
+
+
+def write_tensors(path: Path, named: Iterable[tuple[str, Tensor]], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file of these, or leave all as it was; OSError as in `write`."""
+    # What is not a multiple of the alignment comes last, with as few paddings as possible.
+    flat = sorted(named, key=lambda item: padding_after(item[1].nbytes) > 0)
+    head = header_bytes([(name, t.dtype, tuple(t.shape)) for name, t in flat], metadata)
     with replacing(path) as file:
         file.write(head)
         for _, t in flat:

@@ -24,6 +24,7 @@ from sparseinfer.ops.candidates import (
 from sparseinfer.ops.cpu.kernels import KernelInfo, active_isa, isa_levels, kernel_info, kernels, kernels_at
 from sparseinfer.ops.cpu.packing import pack
 from sparseinfer.ops.cpu.parts import linear_parts
+from sparseinfer.ops.cpu.trust import check_packing
 from sparseinfer.ops.cuda.kernels import CudaKernel, cuda_kernels
 from sparseinfer.ops.cuda.kernels import refusal as cuda_refusal
 from sparseinfer.ops.eager import eager_conv as _eager_conv
@@ -62,6 +63,7 @@ __all__ = [
     "active_isa",
     "all_layouts",
     "candidate_layouts",
+    "check_packing",
     "compact_layout",
     "conv",
     "cuda_kernels",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,6 +14,29 @@ DenseLinear = Callable[[Tensor], Tensor]
 PLAIN, PREPACKED, SEMI_STRUCTURED = "F.linear", "onednn-prepacked", "2:4"
 # x and the weight rounded to bfloat16; the result has the dtype of x.
 PREPACKED_BF16 = "onednn-prepacked bfloat16"
+
+
+@dataclass(frozen=True)
+class DenseWay:
+    """kind      what it is called in reports
+    on_cpu    whether a CPU may have it
+    rearranges  holds the weight in another form, bit for bit
+    rounds_to   holds the weight rounded, and rounds x
+    """
+
+    kind: str
+    on_cpu: bool = True
+    rearranges: bool = False
+    rounds_to: torch.dtype | None = None
+
+
+# Every way that a layer may stay dense in. Plans, reports and files of models take from it what they allow.
+DENSE_WAYS = {
+    PLAIN: DenseWay("dense"),
+    PREPACKED: DenseWay("prepacked", rearranges=True),
+    SEMI_STRUCTURED: DenseWay(SEMI_STRUCTURED, on_cpu=False, rearranges=True),
+    PREPACKED_BF16: DenseWay("prepacked", rounds_to=torch.bfloat16),
+}
 
 _PREPACK_DTYPES = (torch.float32, torch.bfloat16)
 

@@ -75,7 +75,9 @@ class Changes:
     ) -> None:
         rounded = prepared.layers[fqn]
         stats = None if prepared.stats is None else prepared.stats.get(fqn)
-        weight = layer.unmatrix(products(result.integers, result.scale, layer.weight.dtype))
+        wide = torch.promote_types(layer.weight.dtype, torch.float32)
+        quantized = products(result.integers, result.scale, wide)
+        weight = layer.unmatrix(quantized.to(layer.weight.dtype))
         self._weights.append((layer.weight, weight))
         buffers = {scale_name(layer.parameter): result.scale.flatten()}
         if inputs is not None:
@@ -83,12 +85,12 @@ class Changes:
             buffers |= inputs.buffers(layer.parameter, stats)
         for module in _owners(self._model, layer):
             self._buffers += [(module, name, buffer) for name, buffer in buffers.items()]
-        self._layers.append(_entry(rounded, result, stats))
+        self._layers.append(_entry(rounded, result, quantized, stats))
 
 
 def _check_weight(layer: Layer) -> None:
     weight = layer.weight.detach()
-    if not weight.isfinite().all():
+    if weight.numel() and not torch.stack(weight.aminmax()).isfinite().all():
         raise ValueError(
             f"{layer.name}: expected finite weights, got {int(weight.isinf().sum())} infinite ones"
         )
@@ -106,13 +108,10 @@ def _owners(model: nn.Module, layer: Layer) -> Iterator[nn.Module]:
             yield module
 
 
-def _entry(layer: Layer, result: Rounded, stats: LayerStats | None) -> QuantizedLayer:
-    """The report of a layer with the weight that was rounded."""
-    wide = torch.promote_types(layer.weight.dtype, torch.float32)
-    matrix = layer.matrix().to(wide)
-    quantized = products(result.integers, result.scale, wide)
-    norm = float(matrix.square().sum(dtype=torch.float64))
-    change = float((matrix - quantized).square().sum(dtype=torch.float64))
+def _entry(layer: Layer, result: Rounded, quantized: Tensor, stats: LayerStats | None) -> QuantizedLayer:
+    """The report of a layer with the weight that was rounded; `quantized` is the product of the result."""
+    matrix = layer.matrix().to(quantized.dtype)
+    norm, change = _squares(matrix), _squares(matrix - quantized)
     used = result.scale[result.integers.any(-1)]
     has_gram = stats is not None and stats.gram is not None
     nnz = int(result.integers.count_nonzero())
@@ -128,13 +127,19 @@ def _entry(layer: Layer, result: Rounded, stats: LayerStats | None) -> Quantized
     )
 
 
+def _squares(matrix: Tensor) -> float:
+    """The sum of squares; of each row in its own dtype, which saves a copy in float64."""
+    return float(torch.linalg.vector_norm(matrix, dim=-1).double().square().sum())
+
+
 def _uneven_rows(matrix: Tensor, scale: Tensor) -> tuple[int, ...]:
     """Rows, counted over all groups, whose other weights are small beside the largest one."""
     if not matrix.shape[-1]:
         return ()
-    peak = matrix.abs().amax(-1)
+    peak = torch.linalg.vector_norm(matrix, torch.inf, -1)
     others = (matrix.count_nonzero(-1) - 1).clamp(min=0)
-    energy = (matrix / peak.clamp(min=torch.finfo(matrix.dtype).tiny)[..., None]).square().sum(-1) - 1
+    shares = matrix / peak.clamp(min=torch.finfo(matrix.dtype).tiny)[..., None]
+    energy = torch.linalg.vector_norm(shares, dim=-1).square() - 1
     noise = (scale / peak).square() / 12 * others
     uneven = (others > 0) & (noise > _UNEVEN * energy.clamp(min=0))
     return tuple(uneven.flatten().nonzero().flatten().tolist())

@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
+from sparseinfer._int8 import buffer_names
 from sparseinfer.prune.calibration.ranges import quantiles
 from sparseinfer.prune.calibration.statistics import LayerStats
 
@@ -42,9 +43,9 @@ class StaticInputs:
             scale = (high - low) / 255
             zero = round(-low / scale) if scale else 0
         device = stats.sq.device
-        stem = parameter.replace("weight", "input")
-        yield f"{stem}_scale", torch.tensor(scale or 1.0, dtype=torch.float32, device=device)
-        yield f"{stem}_zero_point", torch.tensor(zero, dtype=torch.int32, device=device)
+        _, scale_of_inputs, zero_point = buffer_names(parameter)
+        yield scale_of_inputs, torch.tensor(scale or 1.0, dtype=torch.float32, device=device)
+        yield zero_point, torch.tensor(zero, dtype=torch.int32, device=device)
 
     def _range(self, stats: LayerStats) -> tuple[float, float]:
         """It holds zero, which padding and ReLU make, and which has to be exact."""

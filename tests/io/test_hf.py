@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import sparseinfer as si
 from sparseinfer.convert.record import attach_record, detach_record, recorded
+from sparseinfer.quantize import StaticInputs
 
 transformers = pytest.importorskip("transformers")
 
@@ -223,3 +224,26 @@ def pruned_to(model: nn.Module, sparsity: float) -> Any:
 
 def sparse_layers(model: nn.Module) -> int:
     return sum(isinstance(module, si.SparseLinear) for module in model.modules())
+
+
+def test_integers_and_their_scales(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = pruned_to(MODELS["llama"]().eval(), 0.8)
+    stats = si.calibrate(model, [tokens()], ranges=True, ignore=["lm_head"], progress=False)
+    si.quantize_(model, stats=stats, inputs=StaticInputs(), ignore=["lm_head"])
+    si.save_pretrained(model, tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert file.get_tensor("model.layers.0.mlp.up_proj.weight.values").dtype == torch.int8
+    loaded: Any = transformers.LlamaForCausalLM.from_pretrained(tmp_path)
+    expected, got = dict(model.named_buffers()), dict(loaded.named_buffers())
+    assert got.keys() == expected.keys()
+    assert len(got) > 3 * 14
+    assert all(torch.equal(got[name], t) for name, t in expected.items())
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    for name, t in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], t), name
+    # Both become the same integers, and the converted model keeps them in its folder.
+    fast, again = (converted(m, precision="int8") for m in (model, loaded))
+    assert torch.equal(result(fast), result(again))
+    si.save_pretrained(fast, tmp_path / "fast")
+    assert torch.equal(result(si.load(tmp_path / "fast")), result(fast))

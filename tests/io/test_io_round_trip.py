@@ -13,7 +13,9 @@ from file_models import Everything, Tied, assert_same_state, everything
 from torch import nn
 
 import sparseinfer as si
+from sparseinfer._int8 import integers_of
 from sparseinfer.io import File
+from sparseinfer.quantize import StaticInputs
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CONVERSIONS: dict[str, dict[str, Any]] = {
@@ -289,3 +291,57 @@ def test_a_model_that_is_a_layer(tmp_path: Path) -> None:
     loaded = si.load(si.save(converted, tmp_path / "m.safetensors"), lambda: nn.Linear(128, 128))
     assert isinstance(loaded, si.SparseLinear)
     assert torch.equal(loaded.weight, converted.weight)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_quantize_left_is_there_again(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Integers with scales in the file; small weights are stored as they are, and their scales too."""
+
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Linear(128, 96), nn.ReLU(), nn.Linear(96, 8), nn.Conv1d(8, 128, 5)).to(dtype)
+
+    torch.manual_seed(0)
+    model = build().eval()
+    batches = [torch.randn(16, 128, dtype=dtype) for _ in range(2)]
+    inputs = si.calibrate(model[:3], batches, ranges=True, progress=False)
+    si.prune_(model, si.Magnitude(0.8), keep_masks=False)
+    si.quantize_(model[:3], stats=inputs, inputs=StaticInputs())
+    si.quantize_(model[3:])
+    file = si.save(model, tmp_path / "model.safetensors")
+    stored = File(file)
+    assert [name for name in stored.sparse if stored.sparse[name].scales] == ["0.weight", "3.weight"]
+    assert "0.weight_scale" not in stored.names
+    assert "2.weight_scale" in stored.names
+    made = build()
+    for loaded in (si.load(file, build), si.load(file, made)):
+        assert_same_state(model, loaded)
+        there = {name for name, _ in loaded.named_buffers()}
+        assert there == {name for name, _ in model.named_buffers()}
+        assert len(there) == 7
+        assert loaded.state_dict().keys() == model.state_dict().keys()
+        for i in (0, 2, 3):
+            expected, got = (integers_of(m.get_submodule(str(i))) for m in (model, loaded))
+            assert expected is not None
+            assert got is not None
+            assert all(map(torch.equal, expected, got))
+    # Again the same file, and a model that is not loaded is as it was.
+    assert si.save(made, tmp_path / "again.safetensors").read_bytes() == file.read_bytes()
+    other = nn.Sequential(nn.Linear(128, 96)).to(dtype)
+    with pytest.raises(ValueError, match="expected a tensor of the model, got another"):
+        si.load(file, other)
+    assert dict(other.named_buffers()) == {}
+
+
+def test_a_quantized_model_that_was_cast(tmp_path: Path) -> None:
+    """Its scales were cast as well, which in bfloat16 changes none."""
+    model = nn.Sequential(nn.Linear(128, 96)).eval()
+    si.prune_(model, si.Magnitude(0.8), keep_masks=False)
+    si.quantize_(model)
+    expected = integers_of(model[0])
+    file = si.save(model.to(torch.bfloat16), tmp_path / "model.safetensors")
+    assert File(file).sparse["0.weight"].scales
+    loaded = si.load(file, lambda: nn.Sequential(nn.Linear(128, 96)).to(torch.bfloat16))
+    got = integers_of(loaded.get_submodule("0"))
+    assert expected is not None
+    assert got is not None
+    assert all(map(torch.equal, got, expected))

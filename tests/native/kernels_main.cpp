@@ -17,7 +17,7 @@
 namespace native_tests {
 namespace {
 
-void crashed(int) {
+[[maybe_unused]] void crashed(int) {
   const char text[] = "native tests: crashed in ";
   if (write(2, text, sizeof text - 1) < 0 || write(2, g_now, std::strlen(g_now)) < 0 || write(2, "\n", 1) < 0) _exit(3);
   _exit(2);

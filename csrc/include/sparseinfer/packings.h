@@ -1,6 +1,6 @@
 // Packings: the layouts of a sparse W[n, k] that kernels read. One packing is one block of bytes (blob): this header,
-// then sections at the byte offsets it names, each 64-byte aligned. Blobs live in memory only; they are never written
-// to disk, so the layout may change with every version.
+// then sections at the byte offsets it names, each 64-byte aligned. Blobs belong to one build on one machine, in
+// memory or in its cache (io/packings.py), so the layout may change with every version.
 //
 // Vocabulary. A *unit* is one stored column (bsr: one stored block; grouplist: a column of a group of rows). Its
 // *payload* is its value in the packing's storage, 4, 2 or 1 bytes. A *panel* is a range of `panel` columns whose slice

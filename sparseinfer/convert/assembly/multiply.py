@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from sparseinfer.convert.candidates.conv import sparse_conv
@@ -17,7 +16,7 @@ from sparseinfer.modules import (
     SharedInputLinear,
     SparseLinear,
 )
-from sparseinfer.ops.dense import PLAIN, PREPACKED_BF16, SEMI_STRUCTURED
+from sparseinfer.ops.dense import DENSE_WAYS, PLAIN, SEMI_STRUCTURED
 
 
 def multipliers(decision: Decision) -> list[nn.Module | None]:
@@ -68,7 +67,6 @@ def _dense_linear(way: str, weights: Weights, tokens: int | None) -> nn.Module:
     """A dense weight in the form that a way named in `ops.dense` wants."""
     if way == SEMI_STRUCTURED:
         return SemiStructuredLinear(weights.weight, weights.bias)
-    if way == PREPACKED_BF16:
-        rounded, dtype = weights.weight.to(torch.bfloat16), weights.weight.dtype
-        return PrepackedLinear(rounded, weights.bias, tokens=tokens, dtype=dtype)
-    return PrepackedLinear(weights.weight, weights.bias, tokens=tokens)
+    dtype = weights.weight.dtype
+    held = weights.weight.to(DENSE_WAYS[way].rounds_to or dtype)
+    return PrepackedLinear(held, weights.bias, tokens=tokens, dtype=dtype)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import torch
 from torch import fx, nn
 
 from sparseinfer._source import Source, resolved, source_of
-from sparseinfer.convert.survey.rewriting import Rewriter
+from sparseinfer.convert.survey.rewriting import PathsJoin, Rewriter
 
 # The text of two expressions in a forward whose calls are joined: the first, and what is called with its
 # result; "" where the first takes over its input.
@@ -62,20 +63,48 @@ def chains_in(module: nn.Module, joins: Joins) -> Chains:
     if source is None:
         return Chains()
     function = source.function
-    pairs: set[Pair] = set()
 
     def join(first: ast.expr, then: ast.expr | None) -> bool:
         a = resolved(first, module, function)
         b = None if then is None else resolved(then, module, function)
-        if a is None or (b is None and then is not None) or not joins(a, b):
-            return False
-        pairs.add(_pair(first, then))
-        return True
+        return a is not None and (b is not None or then is None) and joins(a, b)
 
-    rewriter = Rewriter(source, join)
+    rewritten = _rewritten(source, join)
+    steps = (tuple(resolved(path, module, function) for path in paths) for paths in rewritten.chains)
+    return Chains(tuple(steps), rewritten.forward)
+
+
+@dataclass(frozen=True)
+class _Rewritten:
+    """A forward whose rewriter got these answers to its questions, in order; it asks nothing else."""
+
+    answers: tuple[tuple[ast.expr, ast.expr | None, bool], ...]
+    chains: Sequence[Sequence[ast.expr]]
+    forward: JoinedForward
+
+
+def _rewritten(source: Source, join: PathsJoin) -> _Rewritten:
+    """The source with the calls joined that `join` allows; written once for modules of the same answers."""
+    known = _rewritten_before(source)
+    for rewritten in known:
+        if all(join(first, then) == answer for first, then, answer in rewritten.answers):
+            return rewritten
+    answers: list[tuple[ast.expr, ast.expr | None, bool]] = []
+
+    def answered(first: ast.expr, then: ast.expr | None) -> bool:
+        answers.append((first, then, join(first, then)))
+        return answers[-1][2]
+
+    rewriter = Rewriter(source, answered)
     definition = rewriter.visit(source.copy())
-    steps = (tuple(resolved(path, module, function) for path in paths) for paths in rewriter.chains)
-    return Chains(tuple(steps), JoinedForward(frozenset(pairs), definition))
+    pairs = frozenset(_pair(first, then) for first, then, answer in answers if answer)
+    known.append(_Rewritten(tuple(answers), rewriter.chains, JoinedForward(pairs, definition)))
+    return known[-1]
+
+
+@lru_cache(maxsize=1024)
+def _rewritten_before(source: Source) -> list[_Rewritten]:
+    return []
 
 
 def definition_of(forward: JoinedForward, source: Source) -> ast.FunctionDef:

@@ -15,7 +15,7 @@ import torch
 
 from sparseinfer import _cache_files, ops
 from sparseinfer._machine import cpu_model
-from sparseinfer._native import core, cuda_module
+from sparseinfer._native import build_of, core, cuda_module
 
 
 class Verdicts:
@@ -39,15 +39,13 @@ class Verdicts:
 
 @cache
 def _machine(threads: int, isa: str) -> dict[str, object]:
-    files = [module.__file__ for module in (core, cuda_module()) if module is not None]
-    binaries = [Path(file).stat() for file in files if file is not None]
     return {
         "cpu": cpu_model(),
         "isa": isa,
         "threads": threads,
         "torch": torch.__version__,
         "sparseinfer": core.__version__,
-        "build": [[binary.st_size, binary.st_mtime_ns] for binary in binaries],
+        "build": [build_of(module) for module in (core, cuda_module()) if module is not None],
     }
 
 

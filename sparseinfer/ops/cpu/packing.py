@@ -1,7 +1,7 @@
 """Makes and reads the packings of the CPU kernels: private layouts of a weight, each a uint8 tensor.
 
-A packing is made from a format in memory and never written to disk; `unpack` gives the format back, bit for
-bit.
+A packing is made from a format and belongs to this machine and this build; `unpack` gives the format back,
+bit for bit.
 """
 
 from __future__ import annotations

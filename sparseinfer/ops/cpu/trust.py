@@ -39,3 +39,8 @@ def address(packed: Tensor) -> int:
         core.check_packing(address, packed.numel())
         setattr(packed, _VERDICT, Trusted(address, packed.numel(), version(packed)))
     return address
+
+
+def check_packing(packed: Tensor) -> None:
+    """Check a packing of unknown origin, as its first use would. ValueError: it is not intact."""
+    address(packed)

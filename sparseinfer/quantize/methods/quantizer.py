@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from sparseinfer._int8 import row_scales
@@ -67,7 +68,8 @@ class Quantizer(Named, ABC):
 def scales_of(layer: Layer, clip: Clip) -> Tensor:
     """[groups, n] scales of a layer's rows. ValueError: a weight beyond what float32 scales reach."""
     matrix = layer.matrix()
-    peak = matrix.abs().amax(-1) if matrix.shape[-1] else matrix.new_zeros(matrix.shape[:-1])
+    some = matrix.shape[-1]
+    peak = torch.linalg.vector_norm(matrix, torch.inf, -1) if some else matrix.new_zeros(matrix.shape[:-1])
     scale = row_scales(peak, matrix.dtype)
     if not scale.isfinite().all():
         raise ValueError(f"{layer.name}: expected weights within 127 scales of float32, got {peak.max()}")
