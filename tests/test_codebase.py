@@ -83,7 +83,6 @@ LAYERS: dict[str, int] = {
     "io": 8,
     "bench": 8,
     "hub": 9,
-    "serve": 9,
     "demo": 10,
     "serve": 10,
     "cli": 11,

@@ -103,6 +103,8 @@ def test_the_examples_run(
         pytest.skip("test_tutorial.py runs it")
     if page.stem == "engines":
         pytest.skip("serve_engines/engine_ray.py runs it, where Ray is")
+    if page.stem == "serving":
+        pytest.skip("serve/test_serve_http.py runs it, where a server is")
     if page.stem == "gpu" and not torch.cuda.is_available():
         pytest.skip("its example needs a GPU")
     monkeypatch.chdir(tmp_path)
