@@ -66,6 +66,8 @@ def measured(call: nn.Module, threads: int, seconds: float) -> dict[str, float]:
 
         heart = threading.Thread(target=beat)
         heart.start()
+        time.sleep(seconds / 4)
+        idle, gaps[:] = list(gaps), []
         calls = []
         end = time.perf_counter() + seconds
         while time.perf_counter() < end:
@@ -78,6 +80,7 @@ def measured(call: nn.Module, threads: int, seconds: float) -> dict[str, float]:
     return {
         "threads": threads,
         "call_ms": 1e3 * float(np.median(calls)),
+        "idle_gap_p99_ms": 1e3 * float(np.percentile(idle, 99)),
         "gap_p50_ms": 1e3 * float(p50),
         "gap_p99_ms": 1e3 * float(p99),
         "gap_max_ms": 1e3 * max(gaps),

@@ -21,7 +21,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ELSEWHERE = {
     "tutorial": "test_tutorial.py runs it",
     "engines": "serve_engines/engine_ray.py runs it, where Ray is",
-    "serving": "serve/test_serve_http.py has the same client with a server",
+    "serving": "serve/test_serve_http.py runs it, where a server is",
 }
 
 Names = dict[str, Any]

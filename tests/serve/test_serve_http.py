@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import re
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -91,6 +93,18 @@ class TestCompletions:
             parts = list(stream)
         assert "".join(p.choices[0].delta.content for p in parts) == whole.choices[0].message.content
         assert parts[0].choices[0].delta.role == "assistant"
+
+    def test_the_example_of_the_page(
+        self, decoder_server: Server, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        page = (Path(__file__).parents[2] / "docs/serving.md").read_text(encoding="utf-8")
+        (example,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+        here = {"http://127.0.0.1:8000": decoder_server.url, "none": KEY, "smollm2-fast": "decoder"}
+        for there, value in {**here, "In the beginning": "w1 w2"}.items():
+            assert there in example
+            example = example.replace(there, value)
+        exec(compile(example, "docs/serving.md", "exec"), {})
+        assert len(capsys.readouterr().out.split()) > 3
 
 
 class TestEmbeddings:

@@ -24,6 +24,8 @@ class Text:
         except Exception as error:
             got = f"{type(error).__name__}: {error}"
             raise ValueError(f"model: expected a folder with a tokenizer, got {got}") from error
+        # The first call turns off what its file says of padding; others, on several threads, change nothing.
+        self.ids("")
 
     def ids(self, text: str) -> list[int]:
         # Long texts are refused by the caller, not by a warning.
