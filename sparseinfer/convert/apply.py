@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from sparseinfer._running import deep_copy
-from sparseinfer.convert.accept import accepted
+from sparseinfer.convert.accept import accepted, without_wrong_parts
 from sparseinfer.convert.assembly.places import replace_
 from sparseinfer.convert.assembly.replacements import Build, build
 from sparseinfer.convert.assembly.surroundings import finish_, leave_nested_tensors, unfinish_
@@ -20,7 +20,7 @@ from sparseinfer.convert.report import attach
 from sparseinfer.convert.rows import rows_of
 from sparseinfer.convert.survey.kinds import types_in
 from sparseinfer.convert.survey.survey import Survey, products_of, survey_of
-from sparseinfer.convert.whole import without_slower_parts
+from sparseinfer.convert.whole import Whole, without_slower_parts
 from sparseinfer.prune import finalize_
 from sparseinfer.prune.masks import nncf_masks_merged
 from sparseinfer.select import FilterFn, Patterns, select_modules
@@ -110,10 +110,12 @@ def convert(
             trial, result = _trial(model, attempt.built, attempt.options), survey.recording.result
             if accepted(trial, example_inputs, result, attempt.built, attempt.options, last=attempt.last):
                 break
-        built = _compared(model, survey, attempt, example_inputs)
-        converted = _copy(model, built)
-        finish_(converted, built, fuse=attempt.options.fuse)
-        return _finished(converted, survey, attempt, built)
+        else:
+            attempt = _without_wrong_parts(model, survey, attempt, example_inputs)
+        whole = _compared(model, survey, attempt, example_inputs)
+        converted = _copy(model, whole.built)
+        finish_(converted, whole.built, fuse=attempt.options.fuse)
+        return _finished(converted, survey, attempt, whole)
 
 
 @shows_keywords(ConvertKeywords)
@@ -152,11 +154,13 @@ def convert_(
                 replace_(model, {new: old for old, new in replacements.items()})
             if is_accepted:
                 break
-        built = _compared(model, survey, attempt, example_inputs)
-        built.point_to_norms({})
-        replace_(model, built.replacements)
-        finish_(model, built, fuse=attempt.options.fuse)
-        return _finished(model, survey, attempt, built)
+        else:
+            attempt = _without_wrong_parts(model, survey, attempt, example_inputs)
+        whole = _compared(model, survey, attempt, example_inputs)
+        whole.built.point_to_norms({})
+        replace_(model, whole.built.replacements)
+        finish_(model, whole.built, fuse=attempt.options.fuse)
+        return _finished(model, survey, attempt, whole)
 
 
 def _attempts(model: nn.Module, survey: Survey, options: ConvertOptions) -> Iterator[_Attempt]:
@@ -170,8 +174,22 @@ def _attempts(model: nn.Module, survey: Survey, options: ConvertOptions) -> Iter
         yield _Attempt(attempt, decisions, built, last=attempt is plainer[-1])
 
 
-def _compared(model: nn.Module, survey: Survey, attempt: _Attempt, example_inputs: Any) -> Build:
-    """The build without parts that make the whole model slower."""
+def _without_wrong_parts(
+    model: nn.Module, survey: Survey, attempt: _Attempt, example_inputs: Any
+) -> _Attempt:
+    """The last attempt without parts that change what the model returns."""
+
+    def trial(built: Build) -> nn.Module:
+        return _trial(model, built, attempt.options)
+
+    built = without_wrong_parts(
+        model, survey, attempt.decisions, attempt.built, trial, example_inputs, attempt.options
+    )
+    return replace(attempt, built=built)
+
+
+def _compared(model: nn.Module, survey: Survey, attempt: _Attempt, example_inputs: Any) -> Whole:
+    """The conversion without parts that make the whole model slower."""
 
     def trial(built: Build) -> nn.Module:
         return _trial(model, built, attempt.options)
@@ -181,12 +199,12 @@ def _compared(model: nn.Module, survey: Survey, attempt: _Attempt, example_input
     )
 
 
-def _finished(model: nn.Module, survey: Survey, attempt: _Attempt, built: Build) -> nn.Module:
+def _finished(model: nn.Module, survey: Survey, attempt: _Attempt, whole: Whole) -> nn.Module:
     finalize_(model)
     leave_nested_tensors(model)
-    rows = rows_of(survey, attempt.decisions, built)
+    rows = rows_of(survey, whole.decisions, whole.built)
     attach(model, rows)
-    attach_record(model, record_of(survey, attempt.decisions, built, attempt.options, rows))
+    attach_record(model, record_of(survey, whole.decisions, whole.built, attempt.options, rows))
     return model
 
 

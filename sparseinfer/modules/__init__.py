@@ -12,6 +12,7 @@ from sparseinfer.modules.prepacked import PrepackedLinear
 from sparseinfer.modules.recurrent import RecurrentCell, SparseGRU, SparseLSTM, SparseRNN
 from sparseinfer.modules.semi_structured import SemiStructuredLinear
 from sparseinfer.modules.shared import SharedInputLinear
+from sparseinfer.modules.sparse_or_dense import SparseOrDenseLinear
 
 __all__ = [
     "ChannelsLastMaxPool2d",
@@ -26,6 +27,7 @@ __all__ = [
     "SparseLSTM",
     "SparseLinear",
     "SparseMultiheadAttention",
+    "SparseOrDenseLinear",
     "SparseRNN",
     "pack_groups",
 ]

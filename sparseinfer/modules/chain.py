@@ -15,13 +15,16 @@ from sparseinfer.modules.linear import SparseLinear
 from sparseinfer.modules.packed import PackedLayer
 from sparseinfer.modules.prepacked import PrepackedLinear
 from sparseinfer.modules.semi_structured import SemiStructuredLinear
+from sparseinfer.modules.sparse_or_dense import SparseOrDenseLinear
 from sparseinfer.modules.unwatched import is_unwatched
 
 # The tensors that a batch norm computes with; it has eps besides.
 _AFFINE = ("running_mean", "running_var", "weight", "bias")
 
 # Layers whose kernels can apply an activation to their results.
-_ACTIVATING = frozenset({SparseLinear, SparseConv1d, SparseConv2d, PrepackedLinear, SemiStructuredLinear})
+_ACTIVATING = frozenset(
+    {SparseLinear, SparseOrDenseLinear, SparseConv1d, SparseConv2d, PrepackedLinear, SemiStructuredLinear}
+)
 
 
 def chain(steps: tuple[Any, ...], *args: Any, **kwargs: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -16,6 +18,7 @@ from sparseinfer.modules import (
     SemiStructuredLinear,
     SharedInputLinear,
     SparseLinear,
+    SparseOrDenseLinear,
 )
 from sparseinfer.ops.dense import PLAIN, PREPACKED_BF16, SEMI_STRUCTURED
 
@@ -61,7 +64,13 @@ def _multiplier(product: Product, plan: Plan, weights: Weights, tokens: int | No
 
 def _sparse_linear(plan: Plan, weights: Weights) -> SparseLinear:
     packings = [packed for (packed,) in plan.packings]
-    return SparseLinear(packings, weights.bias, buckets=plan.buckets, dtype=weights.weight.dtype)
+    options: dict[str, Any] = {"buckets": plan.buckets, "dtype": weights.weight.dtype}
+    if not plan.dense_at:
+        return SparseLinear(packings, weights.bias, **options)
+    tokens = plan.times[-1].tokens if plan.times else None
+    return SparseOrDenseLinear(
+        packings, weights.bias, dense_way=plan.dense_way, dense_at=plan.dense_at, tokens=tokens, **options
+    )
 
 
 def _dense_linear(way: str, weights: Weights, tokens: int | None) -> nn.Module:
