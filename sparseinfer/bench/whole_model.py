@@ -16,6 +16,7 @@ from sparseinfer._arguments import argument, positive
 from sparseinfer._timing import num_threads
 from sparseinfer.bench import models
 from sparseinfer.bench.compare import model_nbytes
+from sparseinfer.bench.decode import CompiledDecode, LogitErrors, logit_errors
 from sparseinfer.bench.settings import Settings
 from sparseinfer.bench.turns import fastest, time_models
 from sparseinfer.convert import convert, explain
@@ -24,12 +25,13 @@ from sparseinfer.prune import Block, Magnitude, prune_
 # The whole model in bfloat16, which is then also what the dense one is.
 MODEL_BF16 = "bf16-model"
 
-# The arguments of `convert` by the name of what they round: "bf16w" the weights alone. "bf16" is what may be
-# rounded, and the dense model is timed in bfloat16, too.
+# The arguments of `convert` by the name of what they round: "bf16w" the weights alone. "bf16" and "int8" say
+# what may be rounded, and the dense model is timed in bfloat16, too.
 DTYPES: Mapping[str, Mapping[str, Any]] = {
     "f32": {},
     "bf16w": {"weights": torch.bfloat16},
     "bf16": {"precision": "bf16"},
+    "int8": {"precision": "int8"},
     MODEL_BF16: {},
 }
 
@@ -65,6 +67,13 @@ class ModelSettings:
             several=True,
         ),
     )
+    compiled: bool = field(
+        default=False,
+        metadata=argument(
+            "decode by graphs of torch.compile with a cache of fixed size; dense models that are prepacked "
+            "are compiled with their weights as constants"
+        ),
+    )
     block: tuple[int, int] | None = Settings.block
     threads: Sequence[int] = Settings.threads
     budget_s: float = Settings.budget_s
@@ -73,6 +82,8 @@ class ModelSettings:
         for name in self.models:
             if name not in models.MODELS:
                 raise ValueError(f"model: expected one of {', '.join(models.MODELS)}, got {name!r}")
+            if self.compiled and not models.MODELS[name].tokens:
+                raise ValueError(f"compiled: expected a model that generates tokens, got {name}")
         for dtype in self.dtypes:
             if dtype not in DTYPES:
                 raise ValueError(f"dtypes: expected some of {', '.join(DTYPES)}, got {dtype!r}")
@@ -91,6 +102,8 @@ class Measurement:
     tokens_per_s   of the sparse model, if it generates tokens
     pattern        of the zeros: "unstructured" or the size of blocks
     dense_by_name  milliseconds of every dense model
+    compiled       all models decode by compiled steps; then also
+    logit_errors   of the sparse and of the dense pruned model, as in `decode.LogitErrors`
     """
 
     model: str
@@ -112,6 +125,8 @@ class Measurement:
     tokens_per_s: float = 0.0
     pattern: str = "unstructured"
     dense_by_name: Mapping[str, float] = field(default_factory=dict)
+    compiled: bool = False
+    logit_errors: LogitErrors | None = None
 
 
 def run(settings: ModelSettings, on_step: Callable[[str], None] = lambda text: None) -> Iterator[Measurement]:
@@ -135,7 +150,7 @@ class _Run:
         settings = self._settings
         self._on_step("building")
         dense = self._model.build()
-        allows = {dtype for dtype in settings.dtypes if dtype in ("bf16", MODEL_BF16)}
+        allows = {dtype for dtype in settings.dtypes if dtype in ("bf16", "int8", MODEL_BF16)}
         names = settings.dense or ("f32", *(["bf16"] if allows else []))
         rivals = self._rivals(dense, names)
         for sparsity in settings.sparsities:
@@ -189,10 +204,20 @@ class _Run:
         arguments = {**self._model.options, **DTYPES[dtype]}
         expected = self._run(pruned, inputs)
         fast = convert(pruned, example_inputs=_as(pruned, self._model.example(inputs)), **arguments)
-        max_diff = _difference(self._run(fast, inputs), expected)
+        run: Callable[[Any, Any], Tensor] = self._run
+        candidates: dict[str, Any] = {**rivals, "sparse": fast}
+        errors = None
+        if self._settings.compiled:
+            self._on_step(f"compiling, {about}")
+            torch._dynamo.reset()
+            run = _decoded
+            candidates = {name: CompiledDecode(each, self._model.tokens) for name, each in candidates.items()}
+            for name in rivals:
+                run(candidates[name], inputs)
+            errors = logit_errors(candidates["sparse"], pruned, inputs, expected)
+        max_diff = _difference(run(candidates["sparse"], inputs), expected)
         self._on_step(f"timing, {about}")
-        candidates = {**rivals, "sparse": fast}
-        times = time_models(candidates, self._run, inputs, budget_s=self._settings.budget_s)
+        times = time_models(candidates, run, inputs, budget_s=self._settings.budget_s)
         best = fastest(times, rivals)
         dense_time, sparse_time = times[best], times["sparse"]
         layers = explain(fast).rows
@@ -216,10 +241,16 @@ class _Run:
             tokens_per_s=1e6 * self._model.tokens * batch / sparse_time.min_us,
             pattern="{}x{}".format(*self._settings.block) if self._settings.block else "unstructured",
             dense_by_name={name: times[name].min_us / 1e3 for name in rivals},
+            compiled=self._settings.compiled,
+            logit_errors=errors,
         )
 
     def _run(self, model: nn.Module, inputs: Any) -> Tensor:
         return self._model.run(model, _as(model, inputs))
+
+
+def _decoded(decode: CompiledDecode, ids: Tensor) -> Tensor:
+    return decode(ids)
 
 
 def _as(model: nn.Module, inputs: Any) -> Any:

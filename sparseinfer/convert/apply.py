@@ -60,8 +60,9 @@ def convert(
 
     example_inputs   inputs of one typical run: a tuple of arguments, a mapping of keyword arguments, or the
                      only argument. Each layer is planned for the input shapes it gets in this run
-    tokens           more token counts to plan Linears for; default (1, 16, 128) if there is no run.
-                     A convolution needs `example_inputs`
+    tokens           more token counts to plan Linears for; default (1, 16, 128) if there is no run. A layer
+                     that is slower than its best dense form at one of them stays dense, unless `memory` lets
+                     it hold both: for decode alone, say so. A convolution needs `example_inputs`
     precision        "bf16": layers of a float32 model on the CPU may be computed in bfloat16, sparse or
                      dense, weights alone or inputs too; each gets what is fastest, and returns float32.
                      "int8": sparse layers may also hold int8 weights, rounded by the largest magnitude of
@@ -71,9 +72,10 @@ def convert(
     weights          torch.bfloat16 or torch.float16: round the sparse weights to it; default: keep them
     activations      torch.bfloat16: sparse Linears round their inputs to it as well (and sum in float32);
                      what they return keeps the model's dtype. With bfloat16 weights only
-    memory           how many times its dense bytes a layer's packings may take, one for few tokens and
-                     another for many; "speed": whatever is fastest; "compact": one packing, the smallest,
-                     and sparse wherever that saves bytes
+    memory           how many times its dense bytes a layer may take: packings for few tokens and others for
+                     many and, from some 1.6 on, the dense weight for token counts at which it is faster;
+                     "speed": whatever is fastest; "compact": one packing, the smallest, and sparse wherever
+                     that saves bytes
     measure          time the candidates on this machine, or use cached times; False: predict times
     budget_s         seconds to measure layers for, at most; what is left is predicted. Comparing whole models
                      takes at most half of it
@@ -89,8 +91,10 @@ def convert(
     ignore           layers to leave out, in the same form; see sparseinfer.select.select_modules
     options          a ConvertOptions instead of the keywords from `tokens` to `fold_batch_norm`
 
-    With `example_inputs`, `measure` and on the CPU, the converted model is at last compared with the original
-    as a whole, unless twenty calls take longer than there is time; layers that make it slower stay dense.
+    With `example_inputs`, `measure` and on the CPU, the converted model is at last compared as a whole with
+    its best dense form and with the original, unless twenty calls take longer than there is time; layers that
+    make it slower stay dense. Layers that change its results by more than its own rounding explains do so,
+    too, with a warning.
 
     Zeros may come from the weight itself, torch.nn.utils.prune, a parametrization or nncf.prune; the copy has
     none of the last three, nor masks of prune_. A layer that is faster dense stays dense, in the fastest
