@@ -9,7 +9,7 @@ from sparseinfer._progress import Progress
 from sparseinfer.convert.candidates.choose import candidates_of
 from sparseinfer.convert.candidates.linear import LinearCandidates
 from sparseinfer.convert.options import ConvertOptions
-from sparseinfer.convert.plan import Plan, compact_plan, dense_plan, plan
+from sparseinfer.convert.plan import ROUNDING, Plan, compact_plan, dense_plan, plan
 from sparseinfer.convert.survey.recording import Recording
 from sparseinfer.convert.survey.survey import Product, Survey
 from sparseinfer.convert.timing.timer import Timer
@@ -67,7 +67,7 @@ def _decided(product: Product, recording: Recording, options: ConvertOptions, ti
         is_other = planned.is_sparse and dense.dense_way != PLAIN
         return Decision(product, planned, dense=dense if is_other else None)
     if not planned.is_sparse:
-        rounds = planned.dense_way == PREPACKED_BF16
+        rounds = planned.dense_way in ROUNDING
         return Decision(product, planned, replace(planned, dense_way=PREPACKED) if rounds else None)
     plain = replace(product, weights=product.site_weights[0])
     exact_candidates, _ = candidates_of(plain, recording, options.exact())

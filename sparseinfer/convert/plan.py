@@ -17,12 +17,12 @@ from sparseinfer.convert.timing.timer import Timer
 from sparseinfer.convert.timing.times import Times
 from sparseinfer.convert.ways import EQUAL, Way, best, by_bucket, dense_way, nbytes_of, sparse_way
 from sparseinfer.ops import Layout
-from sparseinfer.ops.dense import PLAIN, PREPACKED, PREPACKED_BF16, SEMI_STRUCTURED
+from sparseinfer.ops.dense import PLAIN, PREPACKED, PREPACKED_BF16, PREPACKED_INT8, SEMI_STRUCTURED
 
 # Dense ways that a layer can have; others only count as what it is compared with. Those that round come after
 # sparse layouts that do not: nothing is rounded that does not pay.
 _HELD = (PLAIN, PREPACKED, SEMI_STRUCTURED)
-_ROUNDING = (PREPACKED_BF16,)
+ROUNDING = (PREPACKED_BF16, PREPACKED_INT8)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,12 @@ class Plan:
     @property
     def dense_kind(self) -> str:
         """The name that `explain` shows for the dense implementation."""
-        kinds = {PLAIN: "dense", PREPACKED: "prepacked", PREPACKED_BF16: "prepacked"}
+        kinds = {
+            PLAIN: "dense",
+            PREPACKED: "prepacked",
+            PREPACKED_BF16: "prepacked",
+            PREPACKED_INT8: "prepacked",
+        }
         return kinds.get(self.dense_way, self.dense_way)
 
     @property
@@ -128,7 +133,7 @@ def _dense_ways(times: Sequence[Times]) -> tuple[list[Way], list[Way]]:
     """Those that round nothing, and those that do."""
     exact, rounding = (
         [dense_way(name, times) for name in names if all(name in time.dense for time in times)]
-        for names in (_HELD, _ROUNDING)
+        for names in (_HELD, ROUNDING)
     )
     return exact, rounding
 

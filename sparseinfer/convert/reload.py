@@ -40,13 +40,13 @@ from sparseinfer.formats import BSR, CSR
 from sparseinfer.formats.dtypes import WEIGHT_DTYPE_NAMES, WEIGHT_DTYPES
 from sparseinfer.modules import pack_groups
 from sparseinfer.modules.groups import join_rows
-from sparseinfer.ops.dense import PLAIN, PREPACKED, PREPACKED_BF16
+from sparseinfer.ops.dense import PLAIN, PREPACKED, PREPACKED_BF16, PREPACKED_INT8
 
 # Layers whose weight in a file is the matrix that is planned.
 _STORED_AS_MATRIX = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 # Dense implementations that every CPU has.
-_CPU_WAYS = (PLAIN, PREPACKED, PREPACKED_BF16)
+_CPU_WAYS = (PLAIN, PREPACKED, PREPACKED_BF16, PREPACKED_INT8)
 
 Planning = Literal["stored", "predict", "measure"]
 

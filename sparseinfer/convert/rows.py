@@ -20,7 +20,7 @@ from sparseinfer.convert.timing.times import SOURCES
 from sparseinfer.modules import SharedInputLinear
 from sparseinfer.modules.chain import held_bytes
 from sparseinfer.ops import Layout
-from sparseinfer.ops.dense import PREPACKED_BF16
+from sparseinfer.ops.dense import PREPACKED_BF16, PREPACKED_INT8
 from sparseinfer.ops.names import STORAGES
 
 
@@ -70,8 +70,9 @@ def _row(decision: Decision, site: Site, built: Build) -> LayerReport:
 
 def _dtypes(plan: Plan, own: torch.dtype) -> str:
     """The dtypes of weights and activations in the products of a layer whose own dtype is `own`."""
-    if not plan.is_sparse and plan.dense_way == PREPACKED_BF16:
-        return _name(torch.bfloat16)
+    rounded = {PREPACKED_BF16: torch.bfloat16, PREPACKED_INT8: torch.int8}
+    if not plan.is_sparse and plan.dense_way in rounded:
+        return _name(rounded[plan.dense_way])
     if plan.dtype is None:
         return _name(own)
     storages = (STORAGES.get(layout.storage) for layout in plan.chosen if isinstance(layout, Layout))

@@ -6,6 +6,7 @@ from sparseinfer.modules.attention import SparseMultiheadAttention
 from sparseinfer.modules.chain import FoldedLayer
 from sparseinfer.modules.conv import SparseConv1d, SparseConv2d
 from sparseinfer.modules.groups import pack_groups
+from sparseinfer.modules.int8 import Int8Linear
 from sparseinfer.modules.linear import SparseLinear
 from sparseinfer.modules.pooling import ChannelsLastMaxPool2d
 from sparseinfer.modules.prepacked import PrepackedLinear
@@ -17,6 +18,7 @@ from sparseinfer.modules.sparse_or_dense import SparseOrDenseLinear
 __all__ = [
     "ChannelsLastMaxPool2d",
     "FoldedLayer",
+    "Int8Linear",
     "PrepackedLinear",
     "RecurrentCell",
     "SemiStructuredLinear",

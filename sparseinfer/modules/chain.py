@@ -11,6 +11,7 @@ from sparseinfer import ops
 from sparseinfer.modules._tracing import is_observed
 from sparseinfer.modules.activations import activation_name
 from sparseinfer.modules.conv import SparseConv1d, SparseConv2d
+from sparseinfer.modules.int8 import Int8Linear
 from sparseinfer.modules.linear import SparseLinear
 from sparseinfer.modules.packed import PackedLayer
 from sparseinfer.modules.prepacked import PrepackedLinear
@@ -23,7 +24,10 @@ _AFFINE = ("running_mean", "running_var", "weight", "bias")
 
 # Layers whose kernels can apply an activation to their results.
 _ACTIVATING = frozenset(
-    {SparseLinear, SparseOrDenseLinear, SparseConv1d, SparseConv2d, PrepackedLinear, SemiStructuredLinear}
+    {
+        *(SparseLinear, SparseOrDenseLinear, SparseConv1d, SparseConv2d),
+        *(PrepackedLinear, SemiStructuredLinear, Int8Linear),
+    }
 )
 
 

@@ -14,13 +14,14 @@ from sparseinfer.convert.survey.survey import Product
 from sparseinfer.convert.survey.weights import Weights
 from sparseinfer.modules import (
     FoldedLayer,
+    Int8Linear,
     PrepackedLinear,
     SemiStructuredLinear,
     SharedInputLinear,
     SparseLinear,
     SparseOrDenseLinear,
 )
-from sparseinfer.ops.dense import PLAIN, PREPACKED_BF16, SEMI_STRUCTURED
+from sparseinfer.ops.dense import PLAIN, PREPACKED_BF16, PREPACKED_INT8, SEMI_STRUCTURED
 
 
 def multipliers(decision: Decision) -> list[nn.Module | None]:
@@ -77,6 +78,8 @@ def _dense_linear(way: str, weights: Weights, tokens: int | None) -> nn.Module:
     """A dense weight in the form that a way named in `ops.dense` wants."""
     if way == SEMI_STRUCTURED:
         return SemiStructuredLinear(weights.weight, weights.bias)
+    if way == PREPACKED_INT8:
+        return Int8Linear(weights.weight, weights.bias, tokens=tokens)
     if way == PREPACKED_BF16:
         rounded, dtype = weights.weight.to(torch.bfloat16), weights.weight.dtype
         return PrepackedLinear(rounded, weights.bias, tokens=tokens, dtype=dtype)
