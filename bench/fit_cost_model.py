@@ -133,7 +133,10 @@ def kernel_row(some: Sequence[Sample], sparsities: Sequence[float]) -> dict[str,
     by_sparsity: dict[float, list[float]] = defaultdict(list)
     for sample in some:
         by_sparsity[sample.case.sparsity].append(sample.nbytes / (sample.case.n * sample.case.k))
-    nbytes = [float(f"{geometric_mean(by_sparsity[sparsity]):.4g}") for sparsity in sparsities]
+    # Bytes follow the zeros in a straight line: where a kernel was not timed, they are between those that were.
+    timed = sorted(by_sparsity)
+    means = np.interp(sparsities, timed, [geometric_mean(by_sparsity[sparsity]) for sparsity in timed])
+    nbytes = [float(f"{mean:.4g}") for mean in means]
     return {"error": round(best[0], 3), "shape": asdict(best[1]), "costs": best[2], "bytes": nbytes}
 
 
