@@ -125,8 +125,9 @@ def _difference(expected: Sequence[Tensor], got: Sequence[Tensor]) -> float:
             return math.inf
         a, b = a[finite], b[finite]
         error, norm = float((b - a).norm()), float(a.norm())
-        relative = error / norm if norm else error and math.inf
-        largest = max(largest, relative if relative == relative else math.inf)
+        if not math.isfinite(error) or (error and not norm):
+            return math.inf
+        largest = max(largest, error / norm if error else 0.0)
     return largest
 
 
