@@ -92,7 +92,8 @@ def samples(runs: Sequence[Mapping[str, Any]]) -> tuple[list[Sample], list[Sampl
                     full = f"{name}_p{panel}" if panel else name
                     tried = way in row["tried"]
                     kernels.append(Sample(full, run["isa"], case, us, nbytes, units[name], speed, tried))
-                else:
+                elif "block" not in row and "int8" not in row["kind"]:
+                    # Dense ways do the same with any zeros, and were timed with those of other dtypes.
                     dtype = row["kind"].split()[1]
                     unit = dense_unit(dtype, dense_speed)
                     name = f"{dtype} {way}"
@@ -118,7 +119,8 @@ def fitted(
     least[0], most[0] = DENSE_CALL if names is cost_model.DENSE_COSTS else SPARSE_CALL
     costs = lsq_linear(table * (weights / us)[:, None], weights, bounds=(least, most), method="bvls").x
     errors = np.log(np.maximum(table @ costs, 1e-3) / us)
-    return math.sqrt(np.average(errors**2, weights=weights**2)), [float(f"{cost:.4g}") for cost in costs]
+    error = math.sqrt(np.average(errors**2, weights=weights**2))
+    return error, [float(f"{max(cost, 0.0):.4g}") for cost in costs]
 
 
 def kernel_row(some: Sequence[Sample], sparsities: Sequence[float]) -> dict[str, Any]:
@@ -133,7 +135,7 @@ def kernel_row(some: Sequence[Sample], sparsities: Sequence[float]) -> dict[str,
     by_sparsity: dict[float, list[float]] = defaultdict(list)
     for sample in some:
         by_sparsity[sample.case.sparsity].append(sample.nbytes / (sample.case.n * sample.case.k))
-    # Bytes follow the zeros in a straight line: where a kernel was not timed, they are between those that were.
+    # Bytes follow the zeros in a straight line: where a kernel was not timed they are between neighbours.
     timed = sorted(by_sparsity)
     means = np.interp(sparsities, timed, [geometric_mean(by_sparsity[sparsity]) for sparsity in timed])
     nbytes = [float(f"{mean:.4g}") for mean in means]

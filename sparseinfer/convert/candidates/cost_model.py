@@ -126,7 +126,9 @@ def predict_dense(way: str, dtype: str, case: Case) -> float:
     speed = rates(isa_levels()[-1])
     unit = dense_unit(dtype, speed)
     us = dense_features(case, case.n * case.k * (4 if dtype == "float32" else 2), unit, speed)
-    by_tokens = [_sum(us, costs, case) / case.tokens for costs in row]
+    # What was fitted where multiplying takes longest says nothing of a unit so fast that reading does.
+    least = us[1] / (1 + THREAD_GAIN * (case.threads - 1))
+    by_tokens = [max(_sum(us, costs, case), least) / case.tokens for costs in row]
     logs = [math.log(count) for count in _model()["tokens"]]
     return case.tokens * _interpolated(logs, by_tokens, math.log(case.tokens))
 
