@@ -26,7 +26,7 @@ from sparseinfer.bench.problem import random_layer
 from sparseinfer.convert.candidates.linear import LinearCandidates
 from sparseinfer.convert.survey.weights import Weights
 
-F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+F32, BF16, F16, I8, U8 = torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.uint8
 # Of the model, of the sparse weights, and what the kernels round x to.
 DTYPES = {
     "f32": (F32, F32, F32),
@@ -35,6 +35,8 @@ DTYPES = {
     "bf16w": (F32, BF16, F32),
     "f16w": (F32, F16, F32),
     "bf16x": (F32, BF16, BF16),
+    "i8": (F32, I8, U8),
+    "wi8": (F32, I8, F32),
 }
 TOKENS = (1, 4, 16, 64, 128)
 SPARSITIES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
@@ -42,13 +44,23 @@ SPARSITIES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 SECONDS, LEAST_ROUNDS = 0.02, 3
 
 
-def cell(name: str, n: int, k: int, sparsity: float, tokens: list[int]) -> list[dict[str, object]]:
-    """One row for each number of tokens: microseconds and bytes by candidate."""
+def cell(
+    name: str, n: int, k: int, sparsity: float, tokens: list[int], block: tuple[int, int] | None
+) -> list[dict[str, object]]:
+    """One row for each number of tokens: microseconds and bytes by candidate.
+
+    Of zeros in blocks only the layouts for these: all others do the same with any zeros.
+    """
     dtype, weights_dtype, x_dtype = DTYPES[name]
-    weight, bias = random_layer(n, k, sparsity)
+    weight, bias = random_layer(n, k, sparsity, block=block)
     dense = Weights(weight.to(dtype), bias.to(dtype))
-    candidates = LinearCandidates(dense, Weights(weight.to(weights_dtype), dense.bias), x_dtype)
+    sparse = dense.rounded(weights_dtype)
+    assert isinstance(sparse, Weights), sparse
+    candidates = LinearCandidates(dense, sparse, x_dtype)
     layouts = ops.all_layouts("cpu", weights_dtype, x_dtype)
+    if block is not None:
+        blocked = dict.fromkeys(layout for m in tokens for layout in candidates.layouts(m))
+        layouts = tuple(layout for layout in blocked if layout not in layouts)
     nbytes = dict.fromkeys(candidates.dense_names, dense.weight.nbytes)
     nbytes |= {str(layout): sum(packed.nbytes for packed in candidates.packed(layout)) for layout in layouts}
     rows: list[dict[str, object]] = []
@@ -58,8 +70,9 @@ def cell(name: str, n: int, k: int, sparsity: float, tokens: list[int]) -> list[
         times = interleave(calls, budget_s=SECONDS * len(calls), min_rounds=LEAST_ROUNDS)
         us = {way: round(time.min_us, 2) for way, time in times.items()}
         # Those that plans would try; the others are only for the fit.
-        tried = [str(layout) for layout in candidates.layouts(m)]
+        tried = [str(layout) for layout in candidates.layouts(m) if layout in layouts]
         about = {"kind": candidates.kind, "dtype": name, "n": n, "k": k, "sparsity": sparsity, "tokens": m}
+        about |= {"block": block} if block else {}
         kernels = {str(layout): (candidates.kernel(layout, m), layout.panel) for layout in layouts}
         rows.append({**about, "tried": tried, "us": us, "nbytes": nbytes, "kernels": kernels})
     return rows
@@ -71,6 +84,7 @@ def main() -> None:
     parser.add_argument("--shape", type=size, nargs="+", default=[(512, 1024), (1024, 2048), (5120, 3072)])
     parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=list(DTYPES))
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
+    parser.add_argument("--block", type=size, help="zeros in blocks, such as 16x1")
     parser.add_argument("--sparsity", type=float, nargs="+", default=SPARSITIES)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -89,7 +103,7 @@ def main() -> None:
     combinations = list(itertools.product(options.dtype, options.shape, options.sparsity))
     with torch.inference_mode():
         for name, (n, k), sparsity in track(combinations, "timing", console=Console(stderr=True)):
-            run["rows"] += cell(name, n, k, sparsity, options.tokens)
+            run["rows"] += cell(name, n, k, sparsity, options.tokens, options.block)
             options.file.write_text(json.dumps(content), encoding="utf-8")
 
 

@@ -76,6 +76,14 @@ def private_bytes() -> int:
     return sizes[-2] if len(sizes) > 1 else sizes[-1]
 
 
+def free_bytes() -> int:
+    """Of main memory, without what a cache of files would give back; 0 where the system does not say."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 0
+
+
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="ascii").strip()

@@ -12,6 +12,7 @@ from typing import Any
 from sparseinfer import _cache_files
 from sparseinfer._machine import cache_bytes, cpu_model, private_bytes
 from sparseinfer._native import core
+from sparseinfer.ops import kernels_at
 
 PROBE_S = 1.0
 # Less than a page cannot be probed (csrc/include/sparseinfer/probe_loop.h); more than several times most
@@ -58,6 +59,8 @@ def rates(isa: str) -> Rates:
         "isa": isa,
         "sparseinfer": core.__version__,
         "sizes": sizes,
+        # A later build may have kernels on units that an earlier one did not measure.
+        "units": sorted({kernel.unit for kernel in kernels_at(isa)}),
     }
     path = _cache_files.path_for("rates", owner)
     content = _cache_files.read(path)

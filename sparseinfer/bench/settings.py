@@ -45,7 +45,7 @@ class Settings:
     dtypes: Sequence[str] = field(
         default=("f32",),
         metadata=argument(
-            "f32, bf16, f16, i8; of --model f32, bf16w (rounded), bf16 (where faster), bf16-model",
+            "f32, bf16, f16, i8; of --model f32, bf16w (rounded), bf16 or int8 (where faster), bf16-model",
             flag="dtype",
             several=True,
         ),

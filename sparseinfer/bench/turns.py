@@ -6,19 +6,18 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
-from torch import nn
-
 from sparseinfer._timing import Call, SelfTimed, Timing, interleave
 
 Inputs = TypeVar("Inputs")
+Model = TypeVar("Model")
 
 # Of each model. Chosen, not measured: runs of whole models are long, and of fewer the median says nothing.
 LEAST_RUNS = 5
 
 
 def time_models(
-    models: Mapping[str, nn.Module],
-    run: Callable[[nn.Module, Inputs], object],
+    models: Mapping[str, Model],
+    run: Callable[[Model, Inputs], object],
     inputs: Inputs,
     *,
     budget_s: float,

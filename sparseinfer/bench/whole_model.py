@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 from sparseinfer._timing import num_threads
 from sparseinfer.bench import models
 from sparseinfer.bench.compare import model_nbytes
+from sparseinfer.bench.decode import CompiledDecode, LogitErrors, logit_errors
 from sparseinfer.bench.peers.graphs import model_graph
 from sparseinfer.bench.peers.process import Opened
 from sparseinfer.bench.peers.registry import Peers
@@ -49,6 +50,8 @@ class Measurement:
     peers_ms       of the pruned model in other engines
     per_layer      for each layer its name, decision, and microseconds of the best dense product and of what
                    was chosen, as convert timed them for the most tokens
+    compiled       all models decode by compiled steps; then also
+    logit_errors   of the sparse and of the dense pruned model, as in `decode.LogitErrors`
     """
 
     model: str
@@ -74,6 +77,8 @@ class Measurement:
     similarity: float = 1.0
     peers_ms: Mapping[str, float] = field(default_factory=dict)
     per_layer: Sequence[tuple[str, str, float, float]] = ()
+    compiled: bool = False
+    logit_errors: LogitErrors | None = None
 
 
 def run(
@@ -114,7 +119,7 @@ class _Run:
         settings = self._settings
         self._on_step("building")
         dense = self._model.build()
-        allows = {dtype for dtype in settings.dtypes if dtype in ("bf16", MODEL_BF16)}
+        allows = {dtype for dtype in settings.dtypes if dtype in ("bf16", "int8", MODEL_BF16)}
         names = settings.dense or ("f32", *(["bf16"] if allows else []))
         rivals = self._rivals(dense, names)
         for sparsity in settings.sparsities:
@@ -170,14 +175,22 @@ class _Run:
         arguments = {**self._model.options, **DTYPES[dtype]}
         expected = self._run(pruned, inputs)
         fast = convert(pruned, example_inputs=_as(pruned, self._model.example(inputs)), **arguments)
-        max_diff = _difference(self._run(fast, inputs), expected)
-        candidates = {**rivals, "sparse": fast}
+        run: Callable[[Any, Any], Tensor] = self._run
+        candidates: dict[str, Any] = {**rivals, "sparse": fast}
+        errors = None
+        if self._settings.compiled:
+            self._on_step(f"compiling, {about}")
+            torch._dynamo.reset()
+            run = _decoded
+            candidates = {name: CompiledDecode(each, self._model.tokens) for name, each in candidates.items()}
+            for name in rivals:
+                run(candidates[name], inputs)
+            errors = logit_errors(candidates["sparse"], pruned, inputs, expected)
+        max_diff = _difference(run(candidates["sparse"], inputs), expected)
         with ExitStack() as stack:
             engines = self._engines(pruned, inputs, expected, about, stack, rounds="bf16" in dtype)
             self._on_step(f"timing, {about}")
-            times = time_models(
-                candidates, self._run, inputs, budget_s=self._settings.budget_s, others=engines
-            )
+            times = time_models(candidates, run, inputs, budget_s=self._settings.budget_s, others=engines)
         best = fastest(times, rivals)
         dense_time, sparse_time = times[best], times["sparse"]
         layers = explain(fast).rows
@@ -205,6 +218,8 @@ class _Run:
             similarity=_similarity(expected, original),
             peers_ms={name: times[name].min_us / 1e3 for name in engines},
             per_layer=[_layer(row) for row in layers if row.dense_us],
+            compiled=self._settings.compiled,
+            logit_errors=errors,
         )
 
     def _engines(
@@ -245,6 +260,10 @@ class _Run:
 
     def _run(self, model: nn.Module, inputs: Any) -> Tensor:
         return self._model.run(model, _as(model, inputs))
+
+
+def _decoded(decode: CompiledDecode, ids: Tensor) -> Tensor:
+    return decode(ids)
 
 
 def _as(model: nn.Module, inputs: Any) -> Any:

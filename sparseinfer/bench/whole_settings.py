@@ -18,12 +18,13 @@ from sparseinfer.bench.settings import Settings
 # The whole model in bfloat16, which is then also what the dense one is.
 MODEL_BF16 = "bf16-model"
 
-# The arguments of `convert` by the name of what they round: "bf16w" the weights alone. "bf16" is what may be
-# rounded, and the dense model is timed in bfloat16, too.
+# The arguments of `convert` by the name of what they round: "bf16w" the weights alone. "bf16" and "int8" say
+# what may be rounded, and the dense model is timed in bfloat16, too.
 DTYPES: Mapping[str, Mapping[str, Any]] = {
     "f32": {},
     "bf16w": {"weights": torch.bfloat16},
     "bf16": {"precision": "bf16"},
+    "int8": {"precision": "int8"},
     MODEL_BF16: {},
 }
 
@@ -62,6 +63,13 @@ class ModelSettings:
             several=True,
         ),
     )
+    compiled: bool = field(
+        default=False,
+        metadata=argument(
+            "decode by graphs of torch.compile with a cache of fixed size; dense models that are prepacked "
+            "are compiled with their weights as constants"
+        ),
+    )
     block: tuple[int, int] | None = Settings.block
     threads: Sequence[int] = Settings.threads
     budget_s: float = Settings.budget_s
@@ -71,6 +79,8 @@ class ModelSettings:
         for name in self.models:
             if name not in models.MODELS and not Path(name).is_dir():
                 raise ValueError(f"model: expected one of {', '.join(models.MODELS)}, got {name!r}")
+            if self.compiled and name in models.MODELS and not models.MODELS[name].tokens:
+                raise ValueError(f"compiled: expected a model that generates tokens, got {name}")
         for dtype in self.dtypes:
             if dtype not in DTYPES:
                 raise ValueError(f"dtypes: expected some of {', '.join(DTYPES)}, got {dtype!r}")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from sparseinfer._running import deep_copy
-from sparseinfer.convert.accept import accepted
+from sparseinfer.convert.accept import accepted, without_wrong_parts
 from sparseinfer.convert.assembly.places import replace_
 from sparseinfer.convert.assembly.replacements import Build, build
 from sparseinfer.convert.assembly.surroundings import finish_, leave_nested_tensors, unfinish_
@@ -20,7 +20,7 @@ from sparseinfer.convert.report import attach
 from sparseinfer.convert.rows import rows_of
 from sparseinfer.convert.survey.kinds import types_in
 from sparseinfer.convert.survey.survey import Survey, products_of, survey_of
-from sparseinfer.convert.whole import without_slower_parts
+from sparseinfer.convert.whole import Whole, without_slower_parts
 from sparseinfer.prune import finalize_
 from sparseinfer.prune.masks import nncf_masks_merged
 from sparseinfer.select import FilterFn, Patterns, select_modules
@@ -60,20 +60,22 @@ def convert(
 
     example_inputs   inputs of one typical run: a tuple of arguments, a mapping of keyword arguments, or the
                      only argument. Each layer is planned for the input shapes it gets in this run
-    tokens           more token counts to plan Linears for; default (1, 16, 128) if there is no run.
-                     A convolution needs `example_inputs`
+    tokens           more token counts to plan Linears for; default (1, 16, 128) if there is no run. A layer
+                     that is slower than its best dense form at one of them stays dense, unless `memory` lets
+                     it hold both: for decode alone, say so. A convolution needs `example_inputs`
     precision        "bf16": layers of a float32 model on the CPU may be computed in bfloat16, sparse or
                      dense, weights alone or inputs too; each gets what is fastest, and returns float32.
-                     "int8": sparse layers may also hold int8 weights, rounded by the largest magnitude of
-                     each row or as `quantize_` left them, and round each token of their inputs to 8 bits.
+                     "int8": layers may also hold int8 weights, rounded by the largest magnitude of each row
+                     or as `quantize_` left them, and round each token of their inputs to 8 bits.
                      "int8-weights": the weights alone, to bfloat16 or int8.
                      "keep": only what `weights` and `activations` say is rounded; not with "bf16"
     weights          torch.bfloat16 or torch.float16: round the sparse weights to it; default: keep them
     activations      torch.bfloat16: sparse Linears round their inputs to it as well (and sum in float32);
                      what they return keeps the model's dtype. With bfloat16 weights only
-    memory           how many times its dense bytes a layer's packings may take, one for few tokens and
-                     another for many; "speed": whatever is fastest; "compact": one packing, the smallest,
-                     and sparse wherever that saves bytes
+    memory           how many times its dense bytes a layer may take: packings for few tokens and others for
+                     many and, from some 1.6 on, the dense weight for token counts at which it is faster;
+                     "speed": whatever is fastest; "compact": one packing, the smallest, and sparse wherever
+                     that saves bytes
     measure          time the candidates on this machine, or use cached times; False: predict times
     budget_s         seconds to measure layers for, at most; what is left is predicted. Comparing whole models
                      takes at most half of it
@@ -89,8 +91,10 @@ def convert(
     ignore           layers to leave out, in the same form; see sparseinfer.select.select_modules
     options          a ConvertOptions instead of the keywords from `tokens` to `fold_batch_norm`
 
-    With `example_inputs`, `measure` and on the CPU, the converted model is at last compared with the original
-    as a whole, unless twenty calls take longer than there is time; layers that make it slower stay dense.
+    With `example_inputs`, `measure` and on the CPU, the converted model is at last compared as a whole with
+    its best dense form and with the original, unless twenty calls take longer than there is time; layers that
+    make it slower stay dense. Layers that change its results by more than its own rounding explains do so,
+    too, with a warning.
 
     Zeros may come from the weight itself, torch.nn.utils.prune, a parametrization or nncf.prune; the copy has
     none of the last three, nor masks of prune_. A layer that is faster dense stays dense, in the fastest
@@ -110,10 +114,12 @@ def convert(
             trial, result = _trial(model, attempt.built, attempt.options), survey.recording.result
             if accepted(trial, example_inputs, result, attempt.built, attempt.options, last=attempt.last):
                 break
-        built = _compared(model, survey, attempt, example_inputs)
-        converted = _copy(model, built)
-        finish_(converted, built, fuse=attempt.options.fuse)
-        return _finished(converted, survey, attempt, built)
+        else:
+            attempt = _without_wrong_parts(model, survey, attempt, example_inputs)
+        whole = _compared(model, survey, attempt, example_inputs)
+        converted = _copy(model, whole.built)
+        finish_(converted, whole.built, fuse=attempt.options.fuse)
+        return _finished(converted, survey, attempt, whole)
 
 
 @shows_keywords(ConvertKeywords)
@@ -152,11 +158,13 @@ def convert_(
                 replace_(model, {new: old for old, new in replacements.items()})
             if is_accepted:
                 break
-        built = _compared(model, survey, attempt, example_inputs)
-        built.point_to_norms({})
-        replace_(model, built.replacements)
-        finish_(model, built, fuse=attempt.options.fuse)
-        return _finished(model, survey, attempt, built)
+        else:
+            attempt = _without_wrong_parts(model, survey, attempt, example_inputs)
+        whole = _compared(model, survey, attempt, example_inputs)
+        whole.built.point_to_norms({})
+        replace_(model, whole.built.replacements)
+        finish_(model, whole.built, fuse=attempt.options.fuse)
+        return _finished(model, survey, attempt, whole)
 
 
 def _attempts(model: nn.Module, survey: Survey, options: ConvertOptions) -> Iterator[_Attempt]:
@@ -170,8 +178,22 @@ def _attempts(model: nn.Module, survey: Survey, options: ConvertOptions) -> Iter
         yield _Attempt(attempt, decisions, built, last=attempt is plainer[-1])
 
 
-def _compared(model: nn.Module, survey: Survey, attempt: _Attempt, example_inputs: Any) -> Build:
-    """The build without parts that make the whole model slower."""
+def _without_wrong_parts(
+    model: nn.Module, survey: Survey, attempt: _Attempt, example_inputs: Any
+) -> _Attempt:
+    """The last attempt without parts that change what the model returns."""
+
+    def trial(built: Build) -> nn.Module:
+        return _trial(model, built, attempt.options)
+
+    built = without_wrong_parts(
+        model, survey, attempt.decisions, attempt.built, trial, example_inputs, attempt.options
+    )
+    return replace(attempt, built=built)
+
+
+def _compared(model: nn.Module, survey: Survey, attempt: _Attempt, example_inputs: Any) -> Whole:
+    """The conversion without parts that make the whole model slower."""
 
     def trial(built: Build) -> nn.Module:
         return _trial(model, built, attempt.options)
@@ -181,12 +203,12 @@ def _compared(model: nn.Module, survey: Survey, attempt: _Attempt, example_input
     )
 
 
-def _finished(model: nn.Module, survey: Survey, attempt: _Attempt, built: Build) -> nn.Module:
+def _finished(model: nn.Module, survey: Survey, attempt: _Attempt, whole: Whole) -> nn.Module:
     finalize_(model)
     leave_nested_tensors(model)
-    rows = rows_of(survey, attempt.decisions, built)
+    rows = rows_of(survey, whole.decisions, whole.built)
     attach(model, rows)
-    attach_record(model, record_of(survey, attempt.decisions, built, attempt.options, rows))
+    attach_record(model, record_of(survey, whole.decisions, whole.built, attempt.options, rows))
     return model
 
 

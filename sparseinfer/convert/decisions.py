@@ -7,25 +7,29 @@ from dataclasses import dataclass, replace
 
 from sparseinfer._progress import Progress
 from sparseinfer.convert.candidates.choose import candidates_of
+from sparseinfer.convert.candidates.linear import LinearCandidates
 from sparseinfer.convert.options import ConvertOptions
-from sparseinfer.convert.plan import Plan, compact_plan, plan
+from sparseinfer.convert.plan import ROUNDING, Plan, compact_plan, dense_plan, plan
 from sparseinfer.convert.survey.recording import Recording
 from sparseinfer.convert.survey.survey import Product, Survey
 from sparseinfer.convert.timing.timer import Timer
-from sparseinfer.ops.dense import DENSE_WAYS, PREPACKED
+from sparseinfer.modules.sparse_or_dense import BESIDE
+from sparseinfer.ops.dense import PLAIN, PREPACKED
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Decision:
     """The plan of one product.
 
     plain   if a batch norm is folded into the product: the plan of the layer by itself, for calls that the
             batch norm does not follow
+    dense   the best plan without packings, if it is another and holds the weight otherwise than the layer
     """
 
     product: Product
     plan: Plan
     plain: Plan | None = None
+    dense: Plan | None = None
 
 
 def decide(
@@ -52,14 +56,19 @@ def _decided(product: Product, recording: Recording, options: ConvertOptions, ti
     candidates, tokens = candidates_of(product, recording, options)
     if isinstance(candidates, str):
         return Decision(product, Plan(candidates))
-    planned = plan(candidates, tokens, timer, options.memory_limit)
-    if product.followers.batch_norm is None:
-        return Decision(product, planned)
+    # Layers of several matrices take only what multiplies like one Linear.
+    beside = BESIDE if isinstance(candidates.variants[0], LinearCandidates) and not product.name else ()
+    alone = product.followers.batch_norm is None
+    planned = plan(candidates, tokens, timer, options.memory_limit, beside if alone else ())
+    if alone:
+        dense = dense_plan(planned.times, planned.reason) if beside else planned
+        is_other = planned.is_sparse and dense.dense_way != PLAIN
+        return Decision(product, planned, dense=dense if is_other else None)
     if not planned.is_sparse:
-        rounds = DENSE_WAYS[planned.dense_way].rounds_to is not None
+        rounds = planned.dense_way in ROUNDING
         return Decision(product, planned, replace(planned, dense_way=PREPACKED) if rounds else None)
-    alone = replace(product, weights=product.site_weights[0])
-    exact_candidates, _ = candidates_of(alone, recording, options.exact())
+    plain = replace(product, weights=product.site_weights[0])
+    exact_candidates, _ = candidates_of(plain, recording, options.exact())
     assert not isinstance(exact_candidates, str)
     (exact,) = exact_candidates.variants
     return Decision(product, planned, compact_plan(exact))

@@ -150,5 +150,5 @@ def _call_us(planned: Plan, tokens: int) -> float:
     """One call with so many tokens, from the nearest count that was timed; above it in proportion."""
     i = min(range(len(planned.times)), key=lambda i: abs(planned.times[i].tokens - tokens))
     times = planned.times[i]
-    us = times.sparse[planned.chosen[i]] if planned.is_sparse else times.dense_us
+    us = times.us(planned.chosen[i]) if planned.is_sparse else times.dense_us
     return us * max(tokens / times.tokens, 1)

@@ -20,6 +20,7 @@ from sparseinfer.convert.options import SPEED, ConvertOptions
 from sparseinfer.convert.plan import Plan
 from sparseinfer.convert.report import LayerReport
 from sparseinfer.convert.survey.survey import Survey
+from sparseinfer.modules.sparse_or_dense import DENSE_WAYS
 from sparseinfer.ops import Layout
 from sparseinfer.ops.dense import PLAIN
 
@@ -50,6 +51,7 @@ class StoredPlan:
     layouts   one for each packing
     blocks    block size of each packing; (1, 1) where it has none
     buckets   text of `ops.format_plan`; "" if the product stays dense
+    dense_at  numbers of the buckets that `dense_way` serves
     tokens    that a dense weight is laid out for; 0: any
     """
 
@@ -58,18 +60,23 @@ class StoredPlan:
     layouts: tuple[Layout, ...] = ()
     blocks: tuple[tuple[int, int], ...] = ()
     buckets: str = ""
+    dense_at: tuple[int, ...] = ()
     tokens: int = 0
 
     @classmethod
     def of(cls, plan: Plan) -> StoredPlan:
+        tokens = plan.times[-1].tokens if plan.times else 0
         if not plan.is_sparse:
-            return cls(plan.dense_way, tokens=plan.times[-1].tokens if plan.times else 0)
+            return cls(plan.dense_way, tokens=tokens)
         infos = [ops.describe(packings[0]) for packings in plan.packings]
         return cls(
+            plan.dense_way,
             dtype=infos[0].dtype,
             layouts=tuple(map(Layout.of, infos)),
             blocks=tuple((info.block_size[0], info.block_size[1]) for info in infos),
             buckets=ops.format_plan(plan.buckets),
+            dense_at=plan.dense_at,
+            tokens=tokens if plan.dense_at else 0,
         )
 
 
@@ -259,9 +266,14 @@ def _plan(content: Any) -> StoredPlan:
         raise ValueError("expected layouts and buckets or neither, got one")
     if buckets and not all(bucket.packing < len(layouts) for bucket in ops.parse_plan(buckets)):
         raise ValueError("expected buckets of these layouts, got others")
+    way, dtype = str(content["dense_way"]), str(content["dtype"])
+    # Files of before there was such a plan have none.
+    dense_at = _sizes(content.get("dense_at", ()))
+    if dense_at and (not buckets or max(dense_at) >= len(ops.parse_plan(buckets)) or way not in DENSE_WAYS):
+        raise ValueError("expected dense buckets of the plan and how they are computed, got others")
     (tokens,) = _sizes([content["tokens"]])
     pairs = tuple((r, c) for r, c in blocks)
-    return StoredPlan(str(content["dense_way"]), str(content["dtype"]), layouts, pairs, buckets, tokens)
+    return StoredPlan(way, dtype, layouts, pairs, buckets, dense_at, tokens)
 
 
 def _layout(content: Any) -> Layout:

@@ -312,8 +312,8 @@ def _runs_here(plan: StoredPlan | None, product: Product) -> bool:
 
 def _plan(stored: StoredPlan, fmt: Sequence[CSR | BSR] | CSR | BSR | None, product: Product) -> Plan:
     """The stored plan with packings of a format, one for each layout or one for all."""
+    times = (Times(stored.tokens, {}, {}, "remembered"),) if stored.tokens else ()
     if not stored.buckets:
-        times = (Times(stored.tokens, {}, {}, "remembered"),) if stored.tokens else ()
         return Plan("stored", times, dense_way=stored.dense_way)
     assert fmt is not None
     formats = fmt if isinstance(fmt, Sequence) else [fmt] * len(stored.layouts)
@@ -321,7 +321,9 @@ def _plan(stored: StoredPlan, fmt: Sequence[CSR | BSR] | CSR | BSR | None, produ
     packings = tuple(
         tuple(pack_groups(one, [layout], groups)) for one, layout in zip(formats, stored.layouts, strict=True)
     )
-    return Plan("stored", (), (), packings, ops.parse_plan(stored.buckets))
+    return Plan(
+        "stored", times, (), packings, ops.parse_plan(stored.buckets), stored.dense_way, stored.dense_at
+    )
 
 
 def _format(weights: Weights, stored: StoredPlan) -> list[CSR | BSR] | None:

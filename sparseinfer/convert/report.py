@@ -14,6 +14,7 @@ from torch import nn
 from sparseinfer import ops
 from sparseinfer._tables import as_text
 from sparseinfer.modules import SparseConv1d, SparseConv2d, SparseLinear
+from sparseinfer.modules.sparse_or_dense import DENSE_WAYS
 
 _ATTRIBUTE = "_sparseinfer_report"
 _WITHOUT_TERMINAL = (160, 24)
@@ -29,10 +30,12 @@ class LayerReport:
     pattern      how the zeros lie: "none", "unstructured", "blocks" (many empty 4x4) or "rows"
     decision     "sparse"; "prepacked": a dense weight, reordered once for oneDNN; "2:4": torch's compressed
                  weight for sparse tensor cores; "channels_last": a pooling; or "dense"
-    kernels      (max_tokens or None for no limit, kernel) per bucket; () if dense
+    kernels      (max_tokens or None for no limit, kernel) per bucket; () if dense. Where a layer also holds
+                 its dense weight, for some buckets the dense implementation
     tokens       planned token counts, ascending; dense_us and sparse_us have one entry for each
     dense_us     microseconds of the best dense implementation
-    sparse_us    microseconds of the best layout, even if dense was faster; () if none was tried
+    sparse_us    microseconds of what the kernels take, or the best layout if dense was faster; () if none
+                 was tried
     source       origin of the times: "measured", "remembered" (cached) or "predicted"; if they differ, the
                  least reliable one
     dense_nbytes bytes of the original weight and bias
@@ -147,9 +150,9 @@ def _kernels_of(plan: str) -> tuple[tuple[int | None, str], ...]:
 def units_of(kernels: Sequence[tuple[int | None, str]]) -> tuple[str, ...]:
     """The units of CPU kernels; () for those of a GPU."""
     known = {row.base_name for row in ops.kernels()}
-    if not all(name in known for _, name in kernels):
+    if not all(name in known or name in DENSE_WAYS for _, name in kernels):
         return ()
-    return tuple(ops.UNITS[ops.kernel_info(name).unit] for _, name in kernels)
+    return tuple(ops.UNITS[ops.kernel_info(name).unit] if name in known else "torch" for _, name in kernels)
 
 
 def _inspected(model: nn.Module) -> tuple[LayerReport, ...]:

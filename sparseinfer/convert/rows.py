@@ -19,6 +19,7 @@ from sparseinfer.convert.survey.survey import Site, Survey
 from sparseinfer.convert.timing.times import SOURCES
 from sparseinfer.modules import SharedInputLinear
 from sparseinfer.modules.chain import held_bytes
+from sparseinfer.ops import Layout
 from sparseinfer.ops.dense import DENSE_WAYS
 from sparseinfer.ops.names import STORAGES
 
@@ -43,7 +44,6 @@ def _row(decision: Decision, site: Site, built: Build) -> LayerReport:
     size, (n, k) = len(weights.weight), product.weights.weight.shape
     share = size / n
     module = built.multipliers.get((site, product.name))
-    kernels = tuple((bucket.max_tokens, bucket.kernel) for bucket in plan.buckets)
     row = LayerReport(
         layer=f"{site.fqn}:{product.name}" if product.name else site.fqn,
         shape=(size, k),
@@ -51,12 +51,12 @@ def _row(decision: Decision, site: Site, built: Build) -> LayerReport:
         pattern=weights.pattern,
         decision="sparse" if plan.is_sparse else plan.dense_kind,
         reason=_reason(decision, site, module),
-        kernels=kernels,
-        units=() if product.weights.on_gpu else units_of(kernels),
+        kernels=plan.kernels,
+        units=() if product.weights.on_gpu else units_of(plan.kernels),
         tokens=tuple(times.tokens for times in plan.times),
         dense_us=tuple(times.dense_us * share for times in plan.times),
         sparse_us=tuple(
-            times.sparse[layout] * share for times, layout in zip(plan.times, plan.chosen, strict=False)
+            times.us(chosen) * share for times, chosen in zip(plan.times, plan.chosen, strict=False)
         ),
         source=max((times.source for times in plan.times), key=SOURCES.index, default=""),
         dense_nbytes=weights.nbytes,
@@ -72,7 +72,7 @@ def _dtypes(plan: Plan, own: torch.dtype) -> str:
     """The dtypes of weights and activations in the products of a layer whose own dtype is `own`."""
     if plan.dtype is None:
         return _name(DENSE_WAYS[plan.dense_way].rounds_to or own)
-    storages = (STORAGES.get(layout.storage) for layout in plan.chosen)
+    storages = (STORAGES.get(layout.storage) for layout in plan.chosen if isinstance(layout, Layout))
     read_as = [own if storage is None else storage.x_dtype or own for storage in storages]
     both = ((plan.dtype, x_dtype) for x_dtype in read_as or [own])
     texts = (_name(w) if w == x else f"{_name(w)} x {_name(x)}" for w, x in both)

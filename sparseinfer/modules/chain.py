@@ -11,17 +11,24 @@ from sparseinfer import ops
 from sparseinfer.modules._tracing import is_observed
 from sparseinfer.modules.activations import activation_name
 from sparseinfer.modules.conv import SparseConv1d, SparseConv2d
+from sparseinfer.modules.int8 import Int8Linear
 from sparseinfer.modules.linear import SparseLinear
 from sparseinfer.modules.packed import PackedLayer
 from sparseinfer.modules.prepacked import PrepackedLinear
 from sparseinfer.modules.semi_structured import SemiStructuredLinear
+from sparseinfer.modules.sparse_or_dense import SparseOrDenseLinear
 from sparseinfer.modules.unwatched import is_unwatched
 
 # The tensors that a batch norm computes with; it has eps besides.
 _AFFINE = ("running_mean", "running_var", "weight", "bias")
 
 # Layers whose kernels can apply an activation to their results.
-_ACTIVATING = frozenset({SparseLinear, SparseConv1d, SparseConv2d, PrepackedLinear, SemiStructuredLinear})
+_ACTIVATING = frozenset(
+    {
+        *(SparseLinear, SparseOrDenseLinear, SparseConv1d, SparseConv2d),
+        *(PrepackedLinear, SemiStructuredLinear, Int8Linear),
+    }
+)
 
 
 def chain(steps: tuple[Any, ...], *args: Any, **kwargs: Any) -> Any:

@@ -158,7 +158,10 @@ def test_bench_model_takes_the_faster_memory_format(tiny: list[int], monkeypatch
     ("options", "message"),
     [
         (["--model", "bret"], "model: expected one of tiny, got 'bret'"),
-        (["--model", "tiny", "--dtype", "f16"], "dtypes: expected some of f32, bf16w, bf16, bf16-model, got"),
+        (
+            ["--model", "tiny", "--dtype", "f16"],
+            "dtypes: expected some of f32, bf16w, bf16, int8, bf16-model, got",
+        ),
     ],
 )
 def test_bench_model_refuses(

@@ -23,6 +23,7 @@ class Script:
 
     dense         microseconds of the dense ways, for a number of tokens
     is_slower     whether a converted model, as a whole, is slower than the original; None: there is no time
+    than_dense    the same of its best dense form
     whole_layer   why torch's own recurrent layer or attention is faster than one of several products, if so
     """
 
@@ -32,6 +33,7 @@ class Script:
         self.calls: list[tuple[tuple[Layout, ...], int]] = []
         self.whole_layer: str | None = None
         self.is_slower: Callable[[nn.Module], bool | None] = lambda converted: False
+        self.than_dense: Callable[[nn.Module], bool | None] = lambda converted: False
 
     def __call__(self, candidates: Candidates, layouts: Iterable[Layout], m: int) -> Times:
         layouts = tuple(layouts)
@@ -39,7 +41,13 @@ class Script:
         return Times(m, self.dense(m), {layout: 10.0 * self.ratio(layout, m) for layout in layouts})
 
     def comparison(self, model: nn.Module, inputs: object, budget_s: float) -> SimpleNamespace:
-        return SimpleNamespace(is_slower=lambda converted: self.is_slower(converted()))
+        dense = SimpleNamespace(is_slower=lambda converted: self.than_dense(converted()))
+
+        def against(made: Callable[[], nn.Module]) -> SimpleNamespace:
+            self.best_dense = made()
+            return dense
+
+        return SimpleNamespace(is_slower=lambda converted: self.is_slower(converted()), against=against)
 
 
 def linear(n: int = N, k: int = K, sparsity: float = 0.8, seed: int = 0) -> nn.Linear:

@@ -29,7 +29,7 @@ from sparseinfer.ops.dense import PLAIN, PREPACKED
 
 MACHINE = Rates(
     clock=4.0,
-    units={"fma": 100.0, "dot": 200.0},
+    units={"fma": 100.0, "dot": 200.0, "vnni": 400.0},
     reads=((1 << 15, 400.0), (1 << 20, 200.0), (1 << 25, 100.0), (1 << 26, 25.0)),
     private_bytes=1 << 20,
 )
@@ -82,7 +82,7 @@ class TestKernels:
         slow = us(row, CASE)
         machine["default"] = Rates(
             clock=8.0,
-            units={"fma": 200.0, "dot": 400.0},
+            units={"fma": 200.0, "dot": 400.0, "vnni": 800.0},
             reads=tuple((size, 2 * rate) for size, rate in MACHINE.reads),
             private_bytes=1 << 20,
         )
@@ -164,6 +164,49 @@ class TestTerms:
         padded = self.by_cost(case, Shape(pass_tokens=8, vector_tokens=16, counts_bytes=True), 4e5)
         assert padded["values"] == pytest.approx(4e5 * 3 / 4e3)
 
+    def test_tiles_multiply_zeros_too(self) -> None:
+        case = Case(n=100, k=1000, sparsity=0.75, tokens=20)
+        terms = self.by_cost(case, Shape(vector_tokens=16, fills_zeros=True), 1.0)
+        assert terms["steps"] == pytest.approx(100_000 * 32 / 100e3)
+
+
+class TestTiles:
+    """Of the unit that no machine at hand has: computed from cycles, not fitted."""
+
+    ON_TILES = replace(MACHINE, units={**MACHINE.units, "tile_bf16": 2048.0})
+
+    @pytest.fixture(autouse=True)
+    def tiles(self, machine: dict[str, Rates]) -> None:
+        machine["default"] = self.ON_TILES
+
+    def us(self, name: str, case: Case) -> float:
+        return predict_sparse(name, 0, "tile_bf16", case, "amx")
+
+    def test_they_are_marked(self) -> None:
+        rows = cost_model._model()["kernels"]["amx"]
+        assert {name for name, row in rows.items() if row.get("computed")} == set(rows)
+        assert "spmm_tilemap_bf16_t16" in rows
+
+    def test_expansion_takes_its_cycles_once(self) -> None:
+        """36 a tile of 512 weights for 16 tokens, 64 where four products of 16 cycles each take longer."""
+        case = Case(n=2048, k=2048, sparsity=0.8, tokens=16)
+        tile_us = 1e-3 / MACHINE.clock * case.n * case.k / 512
+        one, four = (self.us("spmm_tilemap_bf16_t16", replace(case, tokens=m)) for m in (16, 64))
+        assert 36 * tile_us < one < 1.5 * 36 * tile_us
+        assert 64 * tile_us < four < 1.5 * 64 * tile_us
+
+    def test_few_zeros_win_nothing_and_many_do(self) -> None:
+        """Beside dense tiles: bytes decide for few tokens, and nothing for many."""
+        case = Case(n=8192, k=8192, sparsity=0.8, tokens=16)
+        few = [self.us("spmm_tilemap_bf16_t16", replace(case, sparsity=s)) for s in (0.5, 0.7, 0.9)]
+        assert few == sorted(few, reverse=True)
+        assert few[-1] < predict_dense(PREPACKED, "bfloat16", case)
+
+    def test_blocks_are_multiplied_alone(self) -> None:
+        case = Case(n=4096, k=4096, sparsity=0.8, tokens=128)
+        blocks, bitmap = (self.us(name, case) for name in ("spmm_bsr_bf16_r4", "spmm_tilemap_bf16_t16"))
+        assert blocks < bitmap / 2
+
 
 class TestLevels:
     """Kernels of a level that was never fitted have the costs of the nearest one that was."""
@@ -180,7 +223,7 @@ class TestLevels:
             "machines": [{"cpu": "test"}],
             "sparsities": [0.5, 0.8],
             "tokens": [1, 16],
-            "dense": {"float32 way": [[1.0, 0.0, 0.0, 0.0], [4.0, 0.0, 0.0, 1.0]]},
+            "dense": {"float32 way": [[2.0, 0.0, 0.0, 0.0], [4.0, 0.0, 0.0, 1.0]]},
             "kernels": {
                 "avx2": {"both": row(2), "old": row(3)},
                 "avx512bf16": {"both": row(5), "new": row(7)},
@@ -220,11 +263,17 @@ class TestLevels:
         def dense(tokens: int) -> float:
             return predict_dense("way", "float32", replace(CASE, n=100, k=1000, tokens=tokens))
 
-        # By the costs at 1 token 1 us, by those at 16 tokens 4 us and 1 for each token.
-        assert dense(1) == pytest.approx(1.0)
+        # By the costs at 1 token 2 us, by those at 16 tokens 4 us and 1 for each token.
+        assert dense(1) == pytest.approx(2.0)
         assert dense(16) == pytest.approx(20.0)
-        assert dense(4) == pytest.approx(math.sqrt(1 * (4 + 4)))
+        assert dense(4) == pytest.approx(math.sqrt(2 * (4 + 4)))
         assert dense(160) == pytest.approx(4 + 160)
+
+    def test_no_dense_product_is_faster_than_its_weight_is_read(self, machine: dict[str, Rates]) -> None:
+        machine["default"] = replace(MACHINE, units={"fma": 1e9})
+        assert predict_dense("way", "float32", replace(CASE, cold=True)) == pytest.approx(
+            1024 * 2048 * 4 / 25e3
+        )
 
 
 def test_the_file_says_where_it_comes_from() -> None:

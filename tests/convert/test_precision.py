@@ -144,7 +144,7 @@ class TestDecision:
         assert len({describe(packed).dtype for packed in fast[0]._packings()}) == 1
         assert "wbf16" in storages(fast[0])
 
-    @pytest.mark.parametrize(("share", "rounds"), [(0.98, False), (0.96, True)])
+    @pytest.mark.parametrize(("share", "rounds"), [(0.985, False), (0.96, True)])
     def test_nothing_is_rounded_that_does_not_pay(self, script: Script, share: float, rounds: bool) -> None:
         script.ratio = lambda layout, m: 0.5 * (1.0 if layout.storage == "f32" else share)
         assert storages(bf16(layer(), tokens=(1,))[0]) != {"f32"} or not rounds
@@ -153,17 +153,15 @@ class TestDecision:
         script.dense = lambda m: {PLAIN: 10.0, PREPACKED: 9.0, PREPACKED_BF16: 9.0 * share}
         assert (explain(bf16(layer())).rows[0].dtype == "bfloat16") == rounds
 
-    def test_a_dense_way_counts_for_all_token_counts_or_for_none(self, script: Script) -> None:
-        """Else a layer that is sparse without the permission would be dense and slower with it."""
+    def test_where_all_lose_somewhere_the_least_loss(self, script: Script) -> None:
+        """Over the best dense way of each token count: one way serves all of them."""
         script.ratio = lambda layout, m: 0.7
         script.dense = lambda m: {PLAIN: 10.0, PREPACKED_BF16: 3.0 if m == 16 else 30.0}
-        assert kinds(bf16(layer(), tokens=(16, 128))) == [SparseLinear]
-        script.dense = lambda m: {PLAIN: 10.0, PREPACKED_BF16: 3.0 if m == 16 else 12.0}
         fast = bf16(layer(), tokens=(16, 128))
-        assert kinds(fast) == [SparseLinear]
-        assert explain(fast).rows[0].dense_us == (3.0, 12.0)
-        script.ratio = lambda layout, m: 1.0
-        assert kinds(bf16(layer(), tokens=(16, 128))) == [PrepackedLinear]
+        assert kinds(fast) == [SparseLinear]  # 2.3 times as long, instead of 3
+        assert explain(fast).rows[0].dense_us == (3.0, 10.0)
+        script.dense = lambda m: {PLAIN: 10.0, PREPACKED_BF16: 3.0 if m == 16 else 12.0}
+        assert kinds(bf16(layer(), tokens=(16, 128))) == [PrepackedLinear]  # 1.2 times
 
     def test_too_dense_for_sparse_kernels(self, script: Script) -> None:
         script.dense = lambda m: {PLAIN: 10.0, PREPACKED_BF16: 4.0}

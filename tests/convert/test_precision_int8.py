@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from convert_helpers import Script
 from torch import Tensor, nn
 
 import sparseinfer as si
 from sparseinfer import ops
+from sparseinfer.convert.candidates.linear import LinearCandidates
 from sparseinfer.convert.options import ConvertOptions
 from sparseinfer.convert.survey.weights import Weights, read
 from sparseinfer.formats import CSR
-from sparseinfer.modules import SparseLinear
+from sparseinfer.modules import Int8Linear, SharedInputLinear, SparseLinear
+from sparseinfer.ops.dense import PLAIN, PREPACKED_INT8, multiplies_int8
 
 I8 = torch.int8
 
@@ -110,3 +113,69 @@ def test_a_layer_of_int8_is_its_reference() -> None:
     fmt = CSR.from_dense(integers, torch.rand(64))
     x = torch.randn(20, 80)
     assert torch.equal(SparseLinear.from_format(fmt)(x), ops.reference_int8(x, fmt))
+
+
+class TestDenseInInt8:
+    @pytest.fixture(autouse=True)
+    def faster(self, script: Script) -> None:
+        script.ratio = lambda layout, m: 2.0
+        script.dense = lambda m: {PLAIN: 10.0, PREPACKED_INT8: 4.0}
+
+    def test_where_it_is_allowed_and_fastest(self) -> None:
+        dense, x = nn.Sequential(pruned(sparsity=0.5)).eval(), torch.randn(6, 160)
+        fast = si.convert(dense, precision="int8")
+        assert isinstance(fast[0], Int8Linear)
+        (row,) = si.explain(fast).rows
+        assert (row.decision, row.dtype, row.dense_us[0]) == ("prepacked", "int8", 4.0)
+        assert row.nbytes == 96 * 160 + 96 * 4 + 96 * 4
+        weights = read(dense[0])
+        assert isinstance(weights, Weights)
+        rounded = weights.rounded(I8)
+        assert isinstance(rounded, Weights)
+        fmt = CSR.from_dense(rounded.weight, rounded.scales)
+        with torch.no_grad():
+            assert torch.allclose(fast(x), ops.reference_int8(x, fmt, dense[0].bias), atol=1e-5)
+
+    @pytest.mark.skipif(not multiplies_int8(torch.ones(1, 1)), reason="this CPU has no VNNI")
+    def test_only_where_the_integers_come_back(self) -> None:
+        """Not with scales of `quantize_` that the weight's largest values do not tell."""
+
+        def names(linear: nn.Linear) -> tuple[str, ...]:
+            weights = read(linear)
+            assert isinstance(weights, Weights)
+            rounded = weights.rounded(I8)
+            assert isinstance(rounded, Weights)
+            return LinearCandidates(weights, rounded, torch.float32, torch.uint8).dense_names
+
+        linear = pruned()
+        assert PREPACKED_INT8 in names(linear)
+        with torch.no_grad():
+            linear.weight.copy_(torch.randint(-100, 101, (96, 160)) * 0.5)
+        linear.register_buffer("weight_scale", torch.full((96,), 0.5))
+        assert PREPACKED_INT8 not in names(linear)
+
+
+def test_linears_of_one_input_round_it_once(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are rows of one matrix, which one call multiplies by."""
+
+    class QKV(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v = (pruned() for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.q(x) * self.k(x) + self.v(x)
+
+    script.ratio = lambda layout, m: 0.5 if layout.storage == "i8" else 1.5
+    dense, x = QKV().eval(), torch.randn(6, 160)
+    fast = si.convert(dense, example_inputs=(x,), precision="int8")
+    assert isinstance(fast.q, SharedInputLinear)
+    calls, parts = [], SparseLinear.parts
+    monkeypatch.setattr(SparseLinear, "parts", lambda *args: (calls.append(args), parts(*args))[1])
+    with torch.no_grad():
+        fast(x)
+    ((whole, given, sizes, wanted),) = calls
+    assert ops.describe(whole.packing_0).storage == "i8"
+    assert given is x
+    assert list(sizes) == [96] * 3
+    assert all(wanted)

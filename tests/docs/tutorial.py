@@ -1,6 +1,6 @@
 """Runs the commands of docs/tutorial.md, and writes what they print into it.
 
-    python tests/docs/tutorial.py          # two minutes, on a quiet machine; rewrites the page
+python tests/docs/tutorial.py          # two minutes, on a quiet machine; rewrites the page
 """
 
 from __future__ import annotations

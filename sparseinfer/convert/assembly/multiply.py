@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from sparseinfer.convert.candidates.conv import sparse_conv
@@ -11,12 +13,14 @@ from sparseinfer.convert.survey.survey import Product
 from sparseinfer.convert.survey.weights import Weights
 from sparseinfer.modules import (
     FoldedLayer,
+    Int8Linear,
     PrepackedLinear,
     SemiStructuredLinear,
     SharedInputLinear,
     SparseLinear,
+    SparseOrDenseLinear,
 )
-from sparseinfer.ops.dense import DENSE_WAYS, PLAIN, SEMI_STRUCTURED
+from sparseinfer.ops.dense import DENSE_WAYS, PLAIN, PREPACKED_INT8, SEMI_STRUCTURED
 
 
 def multipliers(decision: Decision) -> list[nn.Module | None]:
@@ -60,13 +64,21 @@ def _multiplier(product: Product, plan: Plan, weights: Weights, tokens: int | No
 
 def _sparse_linear(plan: Plan, weights: Weights) -> SparseLinear:
     packings = [packed for (packed,) in plan.packings]
-    return SparseLinear(packings, weights.bias, buckets=plan.buckets, dtype=weights.weight.dtype)
+    options: dict[str, Any] = {"buckets": plan.buckets, "dtype": weights.weight.dtype}
+    if not plan.dense_at:
+        return SparseLinear(packings, weights.bias, **options)
+    tokens = plan.times[-1].tokens if plan.times else None
+    return SparseOrDenseLinear(
+        packings, weights.bias, dense_way=plan.dense_way, dense_at=plan.dense_at, tokens=tokens, **options
+    )
 
 
 def _dense_linear(way: str, weights: Weights, tokens: int | None) -> nn.Module:
     """A dense weight in the form that a way named in `ops.dense` wants."""
     if way == SEMI_STRUCTURED:
         return SemiStructuredLinear(weights.weight, weights.bias)
+    if way == PREPACKED_INT8:
+        return Int8Linear(weights.weight, weights.bias, tokens=tokens)
     dtype = weights.weight.dtype
     held = weights.weight.to(DENSE_WAYS[way].rounds_to or dtype)
     return PrepackedLinear(held, weights.bias, tokens=tokens, dtype=dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -30,19 +30,35 @@ def parts_of(survey: Survey, decisions: Sequence[Decision], built: Build) -> lis
 
 
 def reduced(
-    model: nn.Module, survey: Survey, built: Build, parts: Sequence[Part], left: Iterable[Part], reason: str
+    model: nn.Module,
+    survey: Survey,
+    built: Build,
+    parts: Sequence[Part],
+    left: Collection[Part],
+    reason: str,
+    instead: Build | None = None,
 ) -> Build:
-    """The build without those of its parts that are `left`, because of `reason`."""
-    kept = set().union(*parts).difference(*left)
-    replacements = {old: new for old, new in built.replacements.items() if old in kept}
-    leaving = set().union(*left)
+    """The build without those of its parts that are `left`, because of `reason`.
+
+    instead   what replaces their layers then; those that it has not stay as they are
+    """
+    leaving: set[nn.Module] = set().union(*left)
+    kept = set().union(*parts) - leaving
+    others, multipliers = ({}, {}) if instead is None else (instead.replacements, instead.multipliers)
+    others = {old: new for old, new in others.items() if old in leaving}
+    replacements = {**{old: new for old, new in built.replacements.items() if old in kept}, **others}
+    stay = leaving.difference(others)
     used = set(replacements.values())
     return replace(
         built,
         replacements={**replacements, **off_the_fast_path(model, replacements)},
+        multipliers={
+            **built.multipliers,
+            **{(site, name): by for (site, name), by in multipliers.items() if site.module in others},
+        },
         left_dense={
             **built.left_dense,
-            **{site: reason for site in survey.sites if site.module in leaving},
+            **{site: reason for site in survey.sites if site.module in stay},
         },
         shared=[(fqn, first) for fqn, first in built.shared if first in used],
         pools={fqn: pool for fqn, pool in built.pools.items() if pool.module in used},

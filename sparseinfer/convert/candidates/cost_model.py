@@ -6,9 +6,10 @@ The time of a kernel is a sum of three terms and that of the call:
     decode     finding the x that a stored value meets, for each pass over the tokens, in cycles
     multiply   steps at the rate of the unit that does them
 
-What a byte, a value and a step cost each kernel is fitted by bench/fit_cost_model.py (cost_model.json); how
-fast caches, clock and units are is measured on this machine (sparseinfer._rates). Dense ways decode nothing,
-and have costs for each of some numbers of tokens, because libraries switch between kernels.
+What a byte, a value and a step cost each kernel is fitted by bench/fit_cost_model.py (cost_model.json), or,
+marked there as "computed", follows from the cycles that its loop takes on paper; how fast caches, clock and
+units are is measured on this machine (sparseinfer._rates). Dense ways decode nothing, and have costs for each
+of some numbers of tokens, because libraries switch between kernels.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class Shape:
     x_tokens       tokens whose x is read again for each row
     group          rows that share a look-up of x
     counts_bytes   padding is stored like values, so that bytes count them; else values are those not zero
+    fills_zeros    zeros are multiplied, too: weights are expanded into whole tiles
     """
 
     pass_tokens: int = 1
@@ -60,6 +62,7 @@ class Shape:
     x_tokens: int = 1
     group: int = 1
     counts_bytes: bool = False
+    fills_zeros: bool = False
 
 
 # The costs that a row of the model has, in the order of `features`.
@@ -86,7 +89,7 @@ def features(case: Case, shape: Shape, nbytes: float, unit: str, speed: Rates) -
         n * k * passes * cycles,
         n * k * (1 - case.sparsity**shape.group) * passes * cycles,
         values * passes * cycles,
-        1e-3 * values * multiplied / speed.units[unit],
+        1e-3 * (n * k if shape.fills_zeros else values) * multiplied / speed.units[unit],
     )
 
 
@@ -123,7 +126,9 @@ def predict_dense(way: str, dtype: str, case: Case) -> float:
     speed = rates(isa_levels()[-1])
     unit = dense_unit(dtype, speed)
     us = dense_features(case, case.n * case.k * (4 if dtype == "float32" else 2), unit, speed)
-    by_tokens = [_sum(us, costs, case) / case.tokens for costs in row]
+    # What was fitted where multiplying takes longest says nothing of a unit so fast that reading does.
+    least = us[1] / (1 + THREAD_GAIN * (case.threads - 1))
+    by_tokens = [max(_sum(us, costs, case), least) / case.tokens for costs in row]
     logs = [math.log(count) for count in _model()["tokens"]]
     return case.tokens * _interpolated(logs, by_tokens, math.log(case.tokens))
 

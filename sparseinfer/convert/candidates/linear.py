@@ -5,21 +5,26 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from sparseinfer import ops
+from sparseinfer._int8 import row_scales
 from sparseinfer._timing import Call, sample
 from sparseinfer.convert.candidates.base import BaseCandidates, Candidate, Maker, kind_text
 from sparseinfer.convert.candidates.cost_model import predict_dense
+from sparseinfer.modules import Int8Linear
 from sparseinfer.ops import Layout
 from sparseinfer.ops.dense import (
     PREPACKED,
     PREPACKED_BF16,
+    PREPACKED_INT8,
     dense_candidates,
     dense_names,
     multiplies_bf16,
+    multiplies_int8,
     prepack_bf16,
 )
 
@@ -85,13 +90,25 @@ class LinearCandidates(BaseCandidates):
     def dense_names(self) -> tuple[str, ...]:
         rounded = self.weights.weight
         rounds = self.shorter_x == rounded.dtype == torch.bfloat16 and multiplies_bf16(rounded)
-        return (*dense_names(self.dense_weights.weight), *([PREPACKED_BF16] if rounds else []))
+        names = dense_names(self.dense_weights.weight)
+        return (*names, *([PREPACKED_BF16] if rounds else []), *([PREPACKED_INT8] if self._in_bytes else []))
+
+    @cached_property
+    def _in_bytes(self) -> bool:
+        """Whether the dense product may be of int8, too: of the integers that the weight gives by itself."""
+        dense, scales = self.dense_weights.weight, self._scales
+        if scales is None or self.shorter_x != torch.uint8 or not multiplies_int8(dense):
+            return False
+        return torch.equal(scales, row_scales(dense.abs().amax(1), dense.dtype))
 
     def dense(self, tokens: int) -> Mapping[str, Maker]:
         x, (weight, bias) = self._x(tokens), (self.dense_weights.weight, self.dense_weights.bias)
 
         def maker(name: str) -> Maker:
             def make() -> Call:
+                if name == PREPACKED_INT8:
+                    layer = Int8Linear(weight, bias, tokens=tokens)
+                    return lambda: layer(x)
                 if name == PREPACKED_BF16:
                     linear = prepack_bf16(self.weights.weight, bias, tokens=tokens)
                 else:
@@ -103,7 +120,11 @@ class LinearCandidates(BaseCandidates):
         return {name: maker(name) for name in self.dense_names}
 
     def nbytes(self, candidate: Candidate) -> int:
-        return self.weights.nbytes if candidate == PREPACKED_BF16 else super().nbytes(candidate)
+        return (
+            self.weights.nbytes
+            if candidate in (PREPACKED_BF16, PREPACKED_INT8)
+            else super().nbytes(candidate)
+        )
 
     def predict(self, candidate: Candidate, tokens: int, *, cold: bool = False) -> float:
         if candidate == PREPACKED_BF16:

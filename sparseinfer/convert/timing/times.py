@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from sparseinfer.convert.candidates.base import Candidate
 from sparseinfer.ops import Layout
 
 Source = Literal["measured", "remembered", "predicted"]
@@ -33,6 +34,10 @@ class Times:
         """Microseconds of the best dense implementation."""
         return min(self.dense.values())
 
-    def ratio(self, layout: Layout) -> float:
-        """Sparse time over best dense time; infinity if neither is known, so that the layer stays dense."""
-        return self.sparse[layout] / self.dense_us if math.isfinite(self.dense_us) else math.inf
+    def us(self, candidate: Candidate) -> float:
+        """Microseconds of a layout, or of a dense implementation by its name."""
+        return self.dense[candidate] if isinstance(candidate, str) else self.sparse[candidate]
+
+    def ratio(self, candidate: Candidate) -> float:
+        """Its time over the best dense one; infinity if neither is known, so that the layer stays dense."""
+        return self.us(candidate) / self.dense_us if math.isfinite(self.dense_us) else math.inf

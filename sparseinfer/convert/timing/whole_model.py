@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -57,14 +58,24 @@ def _guilty(parts: Sequence[Part], is_slower: IsSlower[Part]) -> list[Part]:
 
 
 class Comparison:
-    """Compares converted models with the original, by runs with the example inputs in turns."""
+    """Compares converted models with a dense one, by runs with the example inputs in turns."""
 
     def __init__(self, model: nn.Module, inputs: Any, budget_s: float) -> None:
         self._model, self._inputs = model, inputs
         self._deadline = time.perf_counter() + _SHARE * budget_s
 
+    def against(self, made: Callable[[], nn.Module]) -> Comparison | None:
+        """The same within the same time with another dense model; None: it cannot be made."""
+        try:
+            model = made()
+        except Exception:
+            return None
+        other = copy(self)
+        other._model = model
+        return other
+
     def is_slower(self, convert: Callable[[], nn.Module]) -> bool | None:
-        """Whether a converted model is surely slower than the original; None: there was no time to tell.
+        """Whether a converted model is surely slower than the dense one; None: there was no time to tell.
 
         Nor can it be told of a model that cannot be copied, or called more often.
         """
