@@ -25,7 +25,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sparseinfer.convert import convert_
-from sparseinfer.io.filled import filled
+from sparseinfer.io.filled import filled, shaped
 from sparseinfer.io.header import Entry
 from sparseinfer.io.manifest import KEY, VERSION, Manifest, parse_manifest
 from sparseinfer.io.mapped import Mapped
@@ -88,6 +88,7 @@ class SparseInferQuantizer(HfQuantizer):
         stored: dict[str, Entry] = {}
         for file in checkpoint_files or ():
             stored |= self._read_header(Path(file))
+        shaped(self._folder, model, self._manifest.structure)
         for name, sparse in self._manifest.sparse.items():
             owner, _, attribute = name.rpartition(".")
             with _naming(self._folder, name):
