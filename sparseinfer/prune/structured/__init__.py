@@ -2,6 +2,7 @@
 
 Modules import only what is below them in this list:
 
+    method        `Structured`, for `Pruner`
     apply, depth  `prune_structured_`, and `prune_blocks_` for whole blocks
     latency       searches units to remove for a latency
     shrink        removes them; config, update (least squares)
@@ -17,7 +18,16 @@ Modules import only what is below them in this list:
 from __future__ import annotations
 
 from sparseinfer.prune.structured.apply import prune_structured_
+from sparseinfer.prune.structured.depth import prune_blocks_
 from sparseinfer.prune.structured.importance import Importance
+from sparseinfer.prune.structured.method import Structured
 from sparseinfer.prune.structured.report import PrunedGroup, StructuredReport
 
-__all__ = ["Importance", "PrunedGroup", "StructuredReport", "prune_structured_"]
+__all__ = [
+    "Importance",
+    "PrunedGroup",
+    "Structured",
+    "StructuredReport",
+    "prune_blocks_",
+    "prune_structured_",
+]

@@ -1,4 +1,4 @@
-"""How many units go, and which: by a ratio for each group, by one for all together, or down to an amount of work."""
+"""How many units go, and which: by a ratio for each group, by one for all together, or down to some work."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparseinfer.prune.structured.groups import HEADS, Group
+from sparseinfer.prune.structured.groups import Group
 from sparseinfer.prune.structured.labels import Solution
+from sparseinfer.prune.structured.rules import HEADS
 from sparseinfer.prune.structured.tracing import Work
 
 # Bytes of a vector of AVX-512 and of a cache line: dense kernels compute that many columns together.
@@ -18,7 +19,7 @@ _VECTOR = 64
 _LEAST_PARTS = 8
 # Together with others, a group loses this part of its units at most. Chosen, not measured.
 _MOST = 0.9
-# The search for a ratio halves its range so often, or until it is this narrow: less than a unit of a large group.
+# The search for a ratio halves its range so often, or until it is this narrow: a unit of a large group.
 _HALVINGS = 24
 _CLOSE = 1e-4
 
@@ -36,7 +37,7 @@ def rounding(group: Group, dtype: torch.dtype, round_to: int | None) -> int:
 
 
 def kept_count(size: int, ratio: float, step: int) -> int:
-    """How many of `size` units are left: the multiple of step next to size · (1 - ratio), at least one step."""
+    """How many of `size` units are left: the multiple of step next to size · (1 - ratio), at least a step."""
     # Against errors of 1 - ratio: 0.3 of 10 leaves 7.
     exact = size * (1 - ratio) + 1e-9
     if exact >= size:
@@ -54,7 +55,9 @@ class Chooser:
     steps   what the number of units left is a multiple of
     """
 
-    def __init__(self, groups: Sequence[Group], scores: Mapping[str, Tensor], steps: Mapping[str, int]) -> None:
+    def __init__(
+        self, groups: Sequence[Group], scores: Mapping[str, Tensor], steps: Mapping[str, int]
+    ) -> None:
         self._groups = [group for group in groups if group.name in scores]
         self._order = {name: torch.argsort(values, stable=True).tolist() for name, values in scores.items()}
         self._scores, self._steps = scores, steps
@@ -118,7 +121,9 @@ def works_left(
 
 def flops(works: Sequence[Work], lengths: Sequence[Sequence[int]]) -> int:
     """Two for each multiplication."""
-    return sum(2 * work.fixed * int(np.prod(left, dtype=np.int64)) for work, left in zip(works, lengths, strict=True))
+    return sum(
+        2 * work.fixed * int(np.prod(left, dtype=np.int64)) for work, left in zip(works, lengths, strict=True)
+    )
 
 
 def least_ratio(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from sparseinfer.prune.calibration.statistics import CalibrationStats
@@ -78,9 +79,10 @@ def prune_structured_(
     Parameters stay the same objects. What cannot be removed is listed in the report, with the reason. Outputs
     of the model keep their shape.
 
-    TypeError or ValueError: an argument of the wrong kind; a target that cannot be pruned, by its name, with
-    the reason; a model with masks of `prune_`, see `finalize_`; no amount that meets the target. RuntimeError:
-    the smaller model does not run on the example inputs, with the module's name.
+    After an error the model is as before. TypeError or ValueError: an argument of the wrong kind; a target
+    that cannot be pruned, by its name, with the reason; a model with masks of `prune_`, see `finalize_`; no
+    amount that meets the target. RuntimeError: the smaller model does not run on the example inputs, with the
+    module's name.
     """
     check_module(model)
     criterion = importance_of(importance)
@@ -278,10 +280,9 @@ def _check_weights(model: nn.Module) -> None:
         raise ValueError(f"model: expected no masks of prune_, got one of {held.name!r} ({hint})")
     memory: dict[int, str] = {}
     for name, t in named_tensors(model):
-        if t.is_meta or isinstance(t, nn.parameter.UninitializedTensorMixin):
+        if t.is_meta or is_lazy(t):
             raise ValueError(f"{name}: expected a weight with data, got one without")
         if isinstance(t, nn.Parameter) and t.numel():
             if t.data_ptr() in memory:
                 raise ValueError(f"{name}: expected memory of its own, got that of {memory[t.data_ptr()]}")
             memory[t.data_ptr()] = name
-

@@ -1,7 +1,7 @@
 """The config of a model of transformers, or of anything with a `config`, after pruning.
 
-A config says one size for all layers. It is changed only if then it builds a model that is closer to the pruned
-one; what it cannot say, the structure of the model says.
+A config says one size for all layers. It is changed only if then it builds a model that is closer to the
+pruned one; what it cannot say, the structure of the model says.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ def update_config(
             edits = {
                 name: old // size * left
                 for name in sorted(names)
-                if type(old := getattr(config, name, None)) is int and old and old % size == 0 and left < size
+                if type(old := getattr(config, name, None)) is int
+                and old
+                and old % size == 0
+                and left < size
                 # Neurons and width are counted one by one.
                 and (kind == "heads" or old == size)
             }

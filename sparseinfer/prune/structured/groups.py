@@ -67,9 +67,7 @@ class Refused:
     reason: str
 
 
-def groups_of(
-    model: nn.Module, trace: Trace, solution: Solution
-) -> tuple[list[Group], list[Refused]]:
+def groups_of(model: nn.Module, trace: Trace, solution: Solution) -> tuple[list[Group], list[Refused]]:
     """The groups in the order of the model, and the weights of which no row can be removed."""
     found: dict[int, list[tuple[str, int, Ints]]] = {}
     refused: dict[str, str] = {}

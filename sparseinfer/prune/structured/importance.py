@@ -51,7 +51,7 @@ class Importance(Named, ABC):
 
     @abstractmethod
     def part(self, member: Member, context: Context) -> Tensor | None:
-        """Scores [units] of the part of each unit in one weight, at least 0; None: this weight does not count."""
+        """Scores [units] of each unit's part of one weight, at least 0; None: this weight does not count."""
 
     def scores(self, group: Group, context: Context) -> Tensor | None:
         """Scores [units], float64 on the CPU, with mean 1 so that groups compare; None: nothing to score by.
@@ -115,7 +115,7 @@ class TaylorOfUnits(Importance):
 
 @dataclass(frozen=True)
 class WandaOfUnits(Importance):
-    """Σ |w| · ‖x‖₂, after Sun et al. 2024 and, for units, An et al. 2024, "FLAP". Statistics of `calibrate`."""
+    """Σ |w| · ‖x‖₂, after Sun et al. 2024, "Wanda", summed over the unit. Statistics of `calibrate`."""
 
     name = "wanda"
     needs: ClassVar[frozenset[str]] = frozenset({"norms"})
@@ -196,8 +196,8 @@ def inverse_gram(gram: Tensor, damping: float) -> Tensor:
 
 @dataclass(frozen=True)
 class BatchNormScale(Importance):
-    """|γ| of the batch norms of a unit: Liu et al. 2017, "Learning Efficient Convolutional Networks through
-    Network Slimming". Groups without a batch norm are not pruned.
+    """The |weight| of the batch norms of a unit: Liu et al. 2017, "Learning Efficient Convolutional Networks
+    through Network Slimming". Groups without a batch norm are not pruned.
     """
 
     name = "batch_norm"

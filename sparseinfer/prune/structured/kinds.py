@@ -9,12 +9,14 @@ from torch import Tensor, nn
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
-# Attributes of modules that count heads, or all their elements: the names that transformers, timm, diffusers and
-# torchvision give them. A module whose weights are cut into units along their rows has them divided alike.
+# Attributes of modules that count heads, or all their elements: the names that transformers, timm and
+# diffusers give them. If the projections of a module lose heads, they become smaller in proportion.
 HEADS = frozenset(
-    ("num_heads", "n_heads", "n_head", "num_attention_heads", "heads", "nheads", "num_query_heads")
-    + ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head", "n_head_kv", "kv_heads")
-    + ("all_head_size", "embed_dim", "inner_dim", "split_size", "attn_dim", "inner_kv_dim")
+    (
+        *("num_heads", "n_heads", "n_head", "num_attention_heads", "heads", "nheads", "num_query_heads"),
+        *("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head", "n_head_kv", "kv_heads"),
+        *("all_head_size", "embed_dim", "inner_dim", "split_size", "attn_dim"),
+    )
 )
 # Of modules whose weights make or read neurons.
 NEURONS = frozenset(
@@ -69,7 +71,11 @@ def sizes_of(module: nn.Module) -> dict[str, Any]:
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
         mean = getattr(module, "running_mean", None)
-        return {"num_features": len(mean)} if isinstance(mean, Tensor) and hasattr(module, "num_features") else {}
+        return (
+            {"num_features": len(mean)}
+            if isinstance(mean, Tensor) and hasattr(module, "num_features")
+            else {}
+        )
     shape = tuple(weight.shape)
     if isinstance(module, nn.Linear):
         return {"out_features": shape[0], "in_features": shape[1]}

@@ -54,7 +54,7 @@ class Labels:
         return np.arange(self.count - size, self.count)
 
     def same(self, a: Axis, b: Axis, reason: str) -> None:
-        """Index i of one goes with index i of the other; where one axis keeps its length, so does the other."""
+        """Index i of one goes with index i of the other; if one axis keeps its length, so does the other."""
         if a is not None and b is not None:
             if not np.array_equal(a, b):
                 self._edges.append((a, b))
@@ -75,7 +75,8 @@ class Labels:
         """The axis `flat` is the product of axes of these sizes. One of them at most is shortened: whole rows
         of `flat` go with its indices.
         """
-        assert flat is not None and flat.size == prod(sizes)
+        assert flat is not None
+        assert flat.size == prod(sizes)
         self._products.append(_Product(flat, tuple(factors), tuple(sizes)))
 
     def solve(self) -> Solution:
@@ -106,7 +107,9 @@ class Labels:
                 else:
                     why = [f for f in each.factors if f is not None]
                     number = pinned[why[0][0]] if why else -1
-                    text = reasons[number] if number >= 0 else "it is laid out over axes that keep their length"
+                    text = (
+                        reasons[number] if number >= 0 else "it is laid out over axes that keep their length"
+                    )
                     pins.append((each.flat, text))
                     reasons.append(text)
             done = {id(each) for each, _ in decided}

@@ -1,11 +1,11 @@
-"""Searches the units to remove for a latency: with the measured times of layers, corrected by the whole model."""
+"""Searches the units to remove for a latency: by measured times of layers, corrected by the whole model."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,12 @@ from sparseinfer.prune.structured.kinds import input_axis, is_conv1d, sizes_of
 from sparseinfer.prune.structured.shrink import Shrinking
 from sparseinfer.prune.structured.tracing import named_tensors
 
-# Seconds for each size of a layer, and for the whole model. Chosen, not measured: a layer of a small model takes
-# some 100 us, so that its least time is of a hundred samples.
+# Seconds for each size of a layer, and for the whole model. Chosen, not measured: a layer of a small model
+# takes some 100 us, so that its least time is of a hundred samples.
 _LAYER_S, _MODEL_S = 0.03, 1.0
 # How often the search is corrected by a measured model, and how close to its target it may stop.
 _CORRECTIONS, _CLOSE = 4, 0.03
+Called: TypeAlias = "tuple[str, nn.Module, Tensor]"
 _TIMED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -68,9 +69,9 @@ class Clock:
             rest += measured - predicted
         return best, predicted
 
-    def _calls(self) -> list[tuple[str, nn.Module, Tensor]]:
+    def _calls(self) -> list[Called]:
         """The calls of layers in a run: name, module, and an input of that shape."""
-        calls: list[tuple[str, nn.Module, Tensor]] = []
+        calls: list[Called] = []
         handles = []
         for fqn, module in self._model.named_modules():
             if isinstance(module, _TIMED) or is_conv1d(module):
@@ -88,7 +89,9 @@ class Clock:
                 handle.remove()
         return calls
 
-    def _layers(self, calls: Sequence[tuple[str, nn.Module, Tensor]], groups: Sequence[Group], gone: Chosen) -> float:
+    def _layers(
+        self, calls: Sequence[tuple[str, nn.Module, Tensor]], groups: Sequence[Group], gone: Chosen
+    ) -> float:
         """Milliseconds of all calls together, with these units removed."""
         lost: dict[tuple[str, int], int] = {}
         for group in groups:
@@ -120,11 +123,14 @@ def _time(module: nn.Module, shape: tuple[int, ...], x: Tensor) -> float:
     """Milliseconds of a layer whose weight has this shape, with an input like x but for its channels."""
     layer: Any = copy.deepcopy(module)
     old = layer.weight
-    layer.weight = nn.Parameter(torch.zeros(shape, dtype=old.dtype, device=old.device), requires_grad=False)
+    like = {"dtype": old.dtype, "device": old.device}
+    layer.weight = nn.Parameter(torch.zeros(shape, **like), requires_grad=False)
     vars(layer).update(sizes_of(layer))
     outputs = layer.nf if is_conv1d(layer) else shape[0]
     if layer.bias is not None:
-        layer.bias = nn.Parameter(torch.zeros(outputs, dtype=old.dtype, device=old.device), requires_grad=False)
+        layer.bias = nn.Parameter(
+            torch.zeros(outputs, dtype=old.dtype, device=old.device), requires_grad=False
+        )
     axis = input_axis(layer, "weight")
     channels = layer.in_channels if hasattr(layer, "in_channels") else shape[1 if axis is None else axis]
     at = x.dim() - len(layer.kernel_size) - 1 if hasattr(layer, "kernel_size") else x.dim() - 1

@@ -170,8 +170,9 @@ def _convolution(op: Op) -> None:
     labels, reason = op.labels, op.reason("it meets something of a fixed size")
     for axis in (*pixels, *kernel):
         labels.pin(axis, op.reason("a convolution is over it"))
-    assert first is not None and second is not None
-    out = second if transposed else first
+    assert first is not None
+    assert second is not None
+    out: Axis = second if transposed else first
     if groups > 1:
         given = first if transposed else channels
         out = _grouped(op, x, weight, groups, given, transposed)
@@ -187,15 +188,14 @@ def _convolution(op: Op) -> None:
     _work(op, (positions, op.out.shape[1], inside), (None, out, taken), op.tracer.weight_of(weight))
 
 
-def _grouped(
-    op: Op, x: Tensor, weight: Tensor, groups: int, given: Axis, transposed: bool
-) -> Axis:
+def _grouped(op: Op, x: Tensor, weight: Tensor, groups: int, given: Axis, transposed: bool) -> Axis:
     """The output channels of a grouped convolution; the same channels go from each of its groups."""
     labels = op.labels
     first, second = op.axes(weight)[:2]
     reason = op.reason("it meets something of a fixed size")
     channels, inputs = op.axes(x)[1], x.shape[1]
-    assert first is not None and second is not None
+    assert first is not None
+    assert second is not None
     if groups == inputs and not transposed:
         # Depthwise: a channel goes with its filters, and with one of them all.
         rows = first.reshape(inputs, -1)
@@ -282,15 +282,22 @@ def _resampled(op: Op) -> None:
 
 _POOLS = ("max_pool", "avg_pool", "adaptive_max_pool", "adaptive_avg_pool", "_adaptive_avg_pool")
 _UPSAMPLES = ("nearest1d", "nearest2d", "nearest3d", "_nearest_exact1d", "_nearest_exact2d", "linear1d")
+_SAME_SHAPE = (
+    *("clone", "detach", "_to_copy", "alias", "lift_fresh", "lift_fresh_copy", "contiguous", "fill", "zero"),
+    *("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "bernoulli"),
+    *("native_dropout", "triu", "tril"),
+)
+_ATTENTIONS = (
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_fused_attention_overrideable",
+)
 _RULES: dict[str, Rule] = {
     **SHAPES,
     **dict.fromkeys(("add", "masked_fill", "where", "copy", "index_fill", "lerp", "addcmul"), elementwise),
-    **dict.fromkeys(
-        ("clone", "detach", "_to_copy", "alias", "lift_fresh", "lift_fresh_copy", "contiguous", "zeros_like")
-        + ("ones_like", "full_like", "empty_like", "rand_like", "randn_like", "fill", "zero", "native_dropout")
-        + ("bernoulli", "triu", "tril", "nan_to_num"),
-        _like_first,
-    ),
+    **dict.fromkeys(_SAME_SHAPE, _like_first),
     **dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), _fresh),
     **dict.fromkeys(("_softmax", "_log_softmax", "cumsum", "_safe_softmax"), _along),
     **dict.fromkeys(("sum", "mean", "var", "std", "var_mean", "linalg_vector_norm", "norm"), _reduced),
@@ -309,10 +316,5 @@ _RULES: dict[str, Rule] = {
     **{f"{name}{n}d": _resampled for name in _POOLS for n in (1, 2, 3)},
     **{f"max_pool{n}d_with_indices": _resampled for n in (2, 3)},
     **{f"upsample_{name}": _resampled for name in (*_UPSAMPLES, "bilinear2d", "bicubic2d", "trilinear3d")},
-    **dict.fromkeys(
-        ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention")
-        + ("_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention")
-        + ("_scaled_dot_product_fused_attention_overrideable",),
-        _attention,
-    ),
+    **dict.fromkeys(_ATTENTIONS, _attention),
 }

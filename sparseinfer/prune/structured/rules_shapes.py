@@ -35,7 +35,9 @@ def _view(op: Op) -> None:
         ins, outs = [n for n in ins if n < len(before)], [n for n in outs if n < len(after)]
         long_ins = [n for n in ins if before[n] != 1]
         long_outs = [n for n in outs if after[n] != 1]
-        made = _run(op, [axes[n] for n in long_ins], [before[n] for n in long_ins], [after[n] for n in long_outs])
+        made = _run(
+            op, [axes[n] for n in long_ins], [before[n] for n in long_ins], [after[n] for n in long_outs]
+        )
         for n, axis in zip(long_outs, made, strict=True):
             out[n] = axis
     return op.put(out)
@@ -60,10 +62,8 @@ def _run(op: Op, axes: Sequence[Axis], before: Sequence[int], after: Sequence[in
 def _expand(op: Op) -> None:
     source, out = op.args[0], op.out
     new = out.dim() - source.dim()
-    op.put(
-        [None] * new
-        + [a if n == m else None for a, n, m in zip(op.axes(source), source.shape, out.shape[new:], strict=True)]
-    )
+    old = zip(op.axes(source), source.shape, out.shape[new:], strict=True)
+    op.put([*[None] * new, *[axis if before == after else None for axis, before, after in old]])
 
 
 def _permute(op: Op) -> None:
@@ -248,7 +248,7 @@ def _roll(op: Op) -> None:
 
 def _repeat(op: Op) -> None:
     source, times = op.args[0], op.args[1]
-    axes: Axes = [None] * (len(times) - source.dim()) + list(op.axes(source))
+    axes: Axes = [*[None] * (len(times) - source.dim()), *op.axes(source)]
     for i, (axis, count) in enumerate(zip(axes, times, strict=True)):
         if axis is not None and count != 1:
             axes[i] = np.tile(axis, count)

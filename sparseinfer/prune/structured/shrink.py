@@ -1,4 +1,4 @@
-"""Removes units from a model in place, with everything that knows of their number; all of it can be undone."""
+"""Removes units from a model in place, with all that knows of their number; all of it can be undone."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparseinfer.prune.structured import kinds
-from sparseinfer.prune.structured.groups import HEADS, NEURONS, Group
-from sparseinfer.prune.structured.rules import WIDTH
+from sparseinfer.prune.structured.groups import NEURONS, Group
+from sparseinfer.prune.structured.rules import HEADS, WIDTH
 from sparseinfer.prune.structured.structure import set_structure, structure_of
 from sparseinfer.prune.structured.tracing import named_tensors
 

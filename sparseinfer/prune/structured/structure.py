@@ -1,7 +1,7 @@
 """The structure of a pruned model: how it differs from what its class and config build, as plain JSON.
 
-It is kept on the model, written by `si.save` and `si.save_pretrained`, and applied to a dense model before the
-weights of a file are put into it.
+It is kept on the model, written by `si.save` and `si.save_pretrained`, and applied to a dense model before
+the weights of a file are put into it.
 """
 
 from __future__ import annotations
@@ -136,12 +136,12 @@ def _cut_list(model: nn.Module, name: str, kept: Mapping[str, Any]) -> Callable[
 def keep_blocks(blocks: nn.Module, kept: list[int]) -> Callable[[], None]:
     """Leave these modules of a list, with new numbers, in their attributes `layer_idx`, too."""
     before = dict(blocks._modules)
-    numbers: list[tuple[nn.Module, int]] = [
-        (inner, inner.layer_idx)
+    numbers = [
+        (inner, int(vars(inner)["layer_idx"]))
         for block in before.values()
         if block is not None
         for inner in block.modules()
-        if type(getattr(inner, "layer_idx", None)) is int
+        if type(vars(inner).get("layer_idx")) is int
     ]
     modules = list(before.values())
     blocks._modules.clear()
@@ -198,7 +198,9 @@ def _resized(model: nn.Module, name: str, shape: list[int]) -> Callable[[], None
 
 
 def _holds(module: nn.Module, t: object) -> bool:
-    return any(value is t for registry in (module._parameters, module._buffers) for value in registry.values())
+    return any(
+        value is t for registry in (module._parameters, module._buffers) for value in registry.values()
+    )
 
 
 def _with_attributes(module: nn.Module, values: Mapping[str, Any]) -> Callable[[], None]:

@@ -1,7 +1,7 @@
 """Runs a model once and follows the axes of its weights through every operator that torch calls.
 
-The run is a real one, on the example inputs, under a dispatch mode that sees the operators below autograd: what
-Python code is around them does not matter. rules.py says what each operator does to axes.
+The run is a real one, on the example inputs, under a dispatch mode that sees the operators below autograd:
+what Python code is around them does not matter. rules.py says what each operator does to axes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from sparseinfer._running import call, copied, for_a_run
 from sparseinfer.prune.structured.labels import Axis, Labels
 
-# The work of a product: as many multiplications as the sizes of these axes multiplied, and `fixed` times that.
+# Of a tensor.
 Axes: TypeAlias = "list[Axis]"
 
 
@@ -197,6 +197,10 @@ def traced(
         with for_a_run(model), running.watched():
             for name, t in named_tensors(model):
                 tracer.put_weight(name, t)
+            # Of several reasons the first is told.
+            for name, reason in fixed.items():
+                for axis in trace.weights[name][1] if name in trace.weights else ():
+                    trace.labels.pin(axis, reason)
             inputs = copied(example_inputs, model)
             with tracer:
                 output = call(model, inputs)
@@ -206,9 +210,6 @@ def traced(
         for t in _returned(output):
             for axis in tracer.axes(t):
                 trace.labels.pin(axis, "the model returns it")
-    for name, reason in fixed.items():
-        for axis in trace.weights[name][1] if name in trace.weights else ():
-            trace.labels.pin(axis, reason)
     return output, trace
 
 

@@ -1,4 +1,4 @@
-"""Groups are right: units whose outgoing weights are zero go without a trace; a model runs, trains and generates."""
+"""Groups are right: units whose outgoing weights are zero go without a trace; what is left trains."""
 
 from __future__ import annotations
 
@@ -79,9 +79,11 @@ def test_pruned_models_train(name: str) -> None:
 def test_generation_with_a_cache_equals_that_without(name: str) -> None:
     model, inputs = family(name)
     prune_structured_(model, inputs, ratio=0.3)
-    given = {"input_features": inputs["input_features"]} if name == "whisper" else {
-        "input_ids": inputs["input_ids"] if isinstance(inputs, dict) else inputs[0]
-    }
+    given = (
+        {"input_features": inputs["input_features"]}
+        if name == "whisper"
+        else {"input_ids": inputs["input_ids"] if isinstance(inputs, dict) else inputs[0]}
+    )
     with torch.no_grad():
         made = [
             model.generate(**given, max_new_tokens=6, do_sample=False, use_cache=cached)

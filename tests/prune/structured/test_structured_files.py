@@ -28,7 +28,7 @@ from sparseinfer._running import run
 for name in sys.argv[2:]:
     dense, inputs = family(name)
     file = f"{sys.argv[1]}/{name}"
-    loaded = si.load(file, None if "_hf" in file else lambda: family(name, 1)[0])
+    loaded = si.load(file, lambda: family(name, 1)[0])
     expected = torch.load(f"{file}.pt")
     assert torch.equal(first(run(loaded, inputs)), expected), name
 """
@@ -55,7 +55,8 @@ def test_files_restore_every_family_in_another_process(tmp_path: Path) -> None:
 
 
 FOLDERS = OTHER.replace(
-    'si.load(file, None if "_hf" in file else lambda: family(name, 1)[0])', "type(dense).from_pretrained(file)"
+    "si.load(file, lambda: family(name, 1)[0])",
+    "type(dense).from_pretrained(file)",
 )
 
 
