@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,11 +74,11 @@ def prune_structured_(
                      queries), "neurons", "channels", "width" (of embeddings, and all that is added to them)
     stats            of `calibrate`, for importances that read inputs or gradients, and for update
     update           whether the weights that read what is left are fitted anew by least squares
-    optimizer        whose state of the parameters is made smaller, too
+    optimizer        that is given the smaller parameters, with what it keeps of them
     targets, ignore  which groups: names of modules whose weights have their units, as in `prune_`
 
-    Parameters stay the same objects. What cannot be removed is listed in the report, with the reason. Outputs
-    of the model keep their shape.
+    What cannot be removed is listed in the report, with the reason. Outputs of the model keep their shape.
+    Smaller parameters are new objects.
 
     After an error the model is as before. TypeError or ValueError: an argument of the wrong kind; a target
     that cannot be pruned, by its name, with the reason; a model with masks of `prune_`, see `finalize_`; no
@@ -242,7 +243,10 @@ def _context(
     layers: dict[str, Layer] = {}
     if stats is not None:
         names = {id(t): name for name, t in named_tensors(model)}
-        layers = {names[id(layer.weight)]: layer for layer in prunable_layers(model).values()}
+        with warnings.catch_warnings():
+            # That weights are tied does not matter here: all their owners get smaller.
+            warnings.simplefilter("ignore")
+            layers = {names[id(layer.weight)]: layer for layer in prunable_layers(model).values()}
         for layer in layers.values():
             held = stats.get(layer.fqn)
             if held is not None and held.sq.shape[-1] != layer.shape[2]:

@@ -65,6 +65,8 @@ def _mismatches(model: nn.Module, config: Any) -> int | None:
     that lacks something of this one, from which it could not be cut.
     """
     try:
+        if hasattr(config, "validate"):
+            config.validate()  # as saving does
         with torch.device("meta"):
             built = dict(named_tensors(type(model)(copy.deepcopy(config))))
     except Exception:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -52,17 +53,15 @@ def prune_blocks_(
         raise ValueError(f"count: expected fewer than the {len(held)} blocks of {name!r}, got {count}")
     scores = _scores(model, {str(i): block for i, block in enumerate(held)}, batches, forward or call)
     alike = _weights_of_most(held)
-    scores = [
-        s if {n for n, _ in b.named_parameters()} <= alike else None
-        for s, b in zip(scores, held, strict=True)
-    ]
-    if len(free := [i for i, score in enumerate(scores) if score is not None]) < count:
-        stays = next(i for i, score in enumerate(scores) if score is None)
-        hint = "a block goes if its output is shaped like its input, and if it has no weight that others lack"
-        raise ValueError(
-            f"{name}: expected {count} blocks that can go, got {len(free)}, not {stays} ({hint})"
-        )
-    gone = sorted(free, key=lambda i: scores[i] or 0.0)[:count]
+    free = {
+        i: score
+        for i, (score, block) in enumerate(zip(scores, held, strict=True))
+        if score is not None and {key for key, _ in block.named_parameters()} <= alike
+    }
+    if len(free) < count:
+        hint = "a block goes if its output is shaped like its input, and it has no weight that others lack"
+        raise ValueError(f"{name}: expected {count} blocks that can go, got {sorted(free)} ({hint})")
+    gone = sorted(free, key=lambda i: free[i])[:count]
     kept = [i for i in range(len(held)) if i not in gone]
     before, size = sum(p.numel() for p in model.parameters()), len(held)
     outputs = shapes_of(_run(model, batches[0], forward))
@@ -92,13 +91,12 @@ def _longest(model: nn.Module) -> str:
 
 
 def _weights_of_most(blocks: Iterable[nn.Module]) -> set[str]:
-    """Names of parameters that at least half of the blocks have: others may serve all blocks, such as T5's
+    """Names of parameters that more than half of the blocks have: others may serve all blocks, such as T5's
     positions, which its first block keeps.
     """
-    names = [{name for name, _ in block.named_parameters()} for block in blocks]
-    return {
-        name for each in names for name in each if 2 * sum(name in other for other in names) >= len(names)
-    }
+    blocks = list(blocks)
+    counts = Counter(name for block in blocks for name, _ in block.named_parameters())
+    return {name for name, count in counts.items() if 2 * count > len(blocks)}
 
 
 def _run(model: nn.Module, batch: Any, forward: Forward | None) -> Any:

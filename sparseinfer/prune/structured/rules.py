@@ -50,8 +50,12 @@ def _like_first(op: Op) -> None:
         op.put(op.axes(source) if t.shape == source.shape else [None] * t.dim(), t)
 
 
-def _fresh(op: Op) -> None:
-    op.put([None] * op.out.dim())
+def _made(op: Op) -> None:
+    """A tensor of constants. An axis as long as its module has heads is made for them, as T5's positions are;
+    if it is something else of that length, it meets axes that stay.
+    """
+    sizes = op.out.shape
+    op.put([op.labels.fresh(n) if n > 1 and op.tracer.counts_heads(n) else None for n in sizes])
 
 
 def _along(op: Op) -> None:
@@ -184,7 +188,8 @@ def _convolution(op: Op) -> None:
     op.put([batch, out, *[None] * len(pixels)])
     inside = weight.shape[0] // groups if transposed else weight.shape[1]
     taken = None if groups > 1 else first if transposed else second
-    positions = op.out.shape[0] * op.out.shape[2:].numel() * weight.shape[2:].numel()
+    # A transposed convolution multiplies its kernel with each pixel of its input, others of their output.
+    positions = (x if transposed else op.out)[:, 0].numel() * weight.shape[2:].numel()
     _work(op, (positions, op.out.shape[1], inside), (None, out, taken), op.tracer.weight_of(weight))
 
 
@@ -298,7 +303,7 @@ _RULES: dict[str, Rule] = {
     **SHAPES,
     **dict.fromkeys(("add", "masked_fill", "where", "copy", "index_fill", "lerp", "addcmul"), elementwise),
     **dict.fromkeys(_SAME_SHAPE, _like_first),
-    **dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), _fresh),
+    **dict.fromkeys(("zeros", "ones", "full", "new_zeros", "new_ones", "new_full"), _made),
     **dict.fromkeys(("_softmax", "_log_softmax", "cumsum", "_safe_softmax"), _along),
     **dict.fromkeys(("sum", "mean", "var", "std", "var_mean", "linalg_vector_norm", "norm"), _reduced),
     **dict.fromkeys(("amax", "amin", "argmax", "argmin", "any", "all", "prod", "logsumexp"), _reduced),

@@ -21,7 +21,7 @@ Removed = Mapping[str, Sequence[int]]
 
 
 class Shrinking:
-    """The changes to a model, for `undo`. Parameters stay the same objects, with smaller data."""
+    """The changes to a model, for `undo`. Smaller parameters are new objects, in the optimizer, too."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -63,39 +63,47 @@ class Shrinking:
         self._undo.append(lambda: set_structure(self._model, before))
         set_structure(self._model, structure)
 
-    def _slice(self, t: Tensor, axes: Mapping[int, Tensor], optimizer: Optimizer | None) -> None:
+    def _slice(self, old: Tensor, axes: Mapping[int, Tensor], optimizer: Optimizer | None) -> None:
+        """Put a smaller tensor into all places of this one."""
+
         def sliced(whole: Tensor) -> Tensor:
             for axis, kept in axes.items():
                 whole = whole.index_select(axis, kept.to(whole.device))
             return whole
 
-        if not isinstance(t, nn.Parameter):
-            return self._replace_buffer(t, sliced(t))
-        data, grad, shape = t.data, t.grad, t.shape
-        state = dict(optimizer.state.get(t, {})) if optimizer is not None else {}
-
-        def back() -> None:
-            t.grad = None
-            t.data, t.grad = data, grad
-            if optimizer is not None and state:
-                optimizer.state[t].update(state)
-
-        self._undo.append(back)
-        t.grad = None
-        t.data = sliced(data)
-        t.grad = None if grad is None else sliced(grad)
-        if optimizer is not None:
-            for key, value in state.items():
-                if isinstance(value, Tensor) and value.shape == shape:
-                    optimizer.state[t][key] = sliced(value)
-        return None
-
-    def _replace_buffer(self, old: Tensor, new: Tensor) -> None:
+        new = sliced(old.detach())
+        if isinstance(old, nn.Parameter):
+            # Not the old one with smaller data: graphs of earlier runs hold on to its shape.
+            new = nn.Parameter(new, requires_grad=old.requires_grad)
+            vars(new).update(vars(old))
+            new.grad = None if old.grad is None else sliced(old.grad)
         for module in self._model.modules():
-            for key, value in module._buffers.items():
-                if value is old:
-                    self._undo.append(lambda held=module._buffers, key=key: held.update({key: old}))  # type: ignore[misc]
-                    module._buffers[key] = new
+            for registry in (module._parameters, module._buffers):
+                for key in [key for key, value in registry.items() if value is old]:
+                    self._put(registry, key, new)
+        if optimizer is not None:
+            self._put_into_optimizer(optimizer, old, new, sliced)
+
+    def _put(self, holder: Any, key: Any, new: Any) -> None:
+        old = holder[key]
+        self._undo.append(lambda: holder.__setitem__(key, old))
+        holder[key] = new
+
+    def _put_into_optimizer(
+        self, optimizer: Optimizer, old: Tensor, new: Tensor, sliced: Callable[[Tensor], Tensor]
+    ) -> None:
+        for group in optimizer.param_groups:
+            for i, parameter in enumerate(group["params"]):
+                if parameter is old:
+                    self._put(group["params"], i, new)
+        if old in optimizer.state:
+            state = optimizer.state.pop(old)
+            self._undo.append(lambda: optimizer.state.update({old: state}))
+            self._undo.append(lambda: optimizer.state.pop(new))
+            optimizer.state[new] = {
+                key: sliced(value) if isinstance(value, Tensor) and value.shape == old.shape else value
+                for key, value in state.items()
+            }
 
     def _set(self, module: nn.Module, values: Mapping[str, Any]) -> None:
         before = {name: vars(module)[name] for name in values if name in vars(module)}

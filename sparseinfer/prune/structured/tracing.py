@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from sparseinfer._running import call, copied, for_a_run
+from sparseinfer.prune.structured.kinds import HEADS
 from sparseinfer.prune.structured.labels import Axis, Labels
 
 # Of a tensor.
@@ -68,15 +69,17 @@ class Tracer(TorchDispatchMode):
         kwargs = kwargs or {}
         inputs = [self.axes(t) for t in tensors((args, kwargs))]
         out = func(*args, **kwargs)
+        name = func.overloadpacket.__name__
+        rule = self._rule_of(name)
+        if rule is None and torch.Tag.pointwise in func.tags:
+            rule = self._rule_of("add")
         if any(axis is not None for axes in inputs for axis in axes):
-            name = func.overloadpacket.__name__
-            rule = self._rule_of(name)
-            if rule is None and torch.Tag.pointwise in func.tags:
-                rule = self._rule_of("add")
             if rule is None:
                 self._unknown(name, inputs, out)
             else:
                 rule(Op(self, name, args, kwargs, out))
+        elif rule is not None and not inputs:
+            rule(Op(self, name, args, kwargs, out))
         return out
 
     def axes(self, t: Tensor) -> Axes:
@@ -109,6 +112,11 @@ class Tracer(TorchDispatchMode):
     @property
     def where(self) -> str:
         return self._modules.innermost
+
+    def counts_heads(self, number: int) -> bool:
+        """Whether the module whose forward runs has this number as that of its heads."""
+        held = self._modules.innermost_module
+        return held is not None and any(vars(held).get(name) == number for name in HEADS)
 
     def _unknown(self, name: str, inputs: Sequence[Axes], out: Any) -> None:
         for axes in inputs:
@@ -153,16 +161,21 @@ class _Running:
 
     def __init__(self, model: nn.Module) -> None:
         self._names = {module: fqn or type(model).__name__ for fqn, module in model.named_modules()}
-        self._stack: list[str] = []
+        self._stack: list[nn.Module] = []
 
     @property
     def innermost(self) -> str:
-        return self._stack[-1] if self._stack else "the model"
+        known = (self._names[module] for module in reversed(self._stack) if module in self._names)
+        return next(known, "the model")
+
+    @property
+    def innermost_module(self) -> nn.Module | None:
+        return self._stack[-1] if self._stack else None
 
     @contextmanager
     def watched(self) -> Iterator[None]:
         def enter(module: nn.Module, args: Any) -> None:
-            self._stack.append(self._names.get(module, self.innermost))
+            self._stack.append(module)
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
             self._stack.pop()

@@ -104,7 +104,9 @@ def test_what_stays_is_named_with_the_reason() -> None:
 def test_a_target_that_cannot_be_pruned_is_an_error() -> None:
     model, x = Recurrent(), torch.randn(2, 5, 6)
     before = everything(model)
-    with pytest.raises(ValueError, match=r"before.weight: expected units that can be removed, got none: lstm"):
+    with pytest.raises(
+        ValueError, match=r"before.weight: expected units that can be removed, got none: lstm"
+    ):
         prune_structured_(model, x, ratio=0.5, targets=["before"])
     assert_same(before, everything(model))
 
