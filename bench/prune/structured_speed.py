@@ -25,10 +25,10 @@ from sparseinfer.prune import prune_structured_
 
 CASES = ("half float32", "half bfloat16", "latency bert-base", "latency resnet-50")
 # Of the dense time.
-TARGETS = (0.8, 0.5)
+TARGETS = (0.6,)
 
 
-def milliseconds(models: dict[str, nn.Module], inputs: Any, budget_s: float = 6.0) -> dict[str, float]:
+def milliseconds(models: dict[str, nn.Module], inputs: Any, budget_s: float = 4.0) -> dict[str, float]:
     def calls(model: nn.Module) -> list[Any]:
         return [lambda: model(**inputs) if isinstance(inputs, dict) else model(*inputs)]
 
@@ -37,12 +37,26 @@ def milliseconds(models: dict[str, nn.Module], inputs: Any, budget_s: float = 6.
     return {name: timing.min_us / 1000 for name, timing in times.items()}
 
 
+def bert() -> nn.Module:
+    """Random weights that are drawn quickly: times do not depend on them, and units go at random."""
+    from transformers import BertConfig, BertModel
+
+    with torch.device("meta"):
+        model = BertModel(BertConfig(), add_pooling_layer=False)
+    model = model.to_empty(device="cpu").eval()
+    with torch.no_grad():
+        for t in model.parameters():
+            t.uniform_(-0.05, 0.05)
+        model.embeddings.position_ids.copy_(torch.arange(512)[None])
+        model.embeddings.token_type_ids.zero_()
+    return model
+
+
 def half(dtype: torch.dtype) -> dict[str, Any]:
     """BERT-base, 6 of 12 heads and 1536 of 3072 neurons of each layer."""
-    spec = MODELS["bert-base"]
-    dense, inputs = spec.build().to(dtype), spec.inputs(1)
+    dense, inputs = bert().to(dtype), MODELS["bert-base"].inputs(1)
     pruned = copy.deepcopy(dense)
-    report = prune_structured_(pruned, inputs, ratio=0.5)
+    report = prune_structured_(pruned, inputs, "random", ratio=0.5)
     times = milliseconds({"dense": dense, "pruned": pruned}, inputs)
     return {
         "model": "bert-base",
@@ -58,7 +72,7 @@ def half(dtype: torch.dtype) -> dict[str, Any]:
 def latency(name: str) -> list[dict[str, Any]]:
     """Targets, what was predicted and measured, and what the finished model takes beside the dense one."""
     spec = MODELS[name]
-    dense, inputs = spec.build(), spec.inputs(1)
+    dense, inputs = (bert if name == "bert-base" else spec.build)(), spec.inputs(1)
     if name == "resnet-50":
         inputs = tuple(x.contiguous(memory_format=torch.channels_last) for x in inputs)
         dense = dense.to(memory_format=torch.channels_last)
@@ -66,7 +80,9 @@ def latency(name: str) -> list[dict[str, Any]]:
     rows = []
     for part in TARGETS:
         pruned = copy.deepcopy(dense)
-        report = prune_structured_(pruned, inputs, latency=part * dense_ms, ignore=list(spec.ignore))
+        report = prune_structured_(
+            pruned, inputs, "random", latency=part * dense_ms, ignore=list(spec.ignore)
+        )
         assert report.milliseconds is not None
         times = milliseconds({"dense": dense, "pruned": pruned}, inputs, 4.0)
         rows.append(

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from sparseinfer.prune.structured.groups import Group
 from sparseinfer.prune.structured.labels import Solution
-from sparseinfer.prune.structured.rules import HEADS
-from sparseinfer.prune.structured.tracing import Work
+from sparseinfer.prune.structured.tracing import HEADS, Work
 
 # Bytes of a vector of AVX-512 and of a cache line: dense kernels compute that many columns together.
 _VECTOR = 64

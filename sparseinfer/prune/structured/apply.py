@@ -25,10 +25,19 @@ from sparseinfer.prune.structured.kinds import fixed_weights
 from sparseinfer.prune.structured.labels import Solution
 from sparseinfer.prune.structured.latency import Clock
 from sparseinfer.prune.structured.report import PrunedGroup, StructuredReport
-from sparseinfer.prune.structured.rules import CHANNELS, HEADS, WIDTH, rule_of
+from sparseinfer.prune.structured.rules import rule_of
 from sparseinfer.prune.structured.shrink import Shrinking
-from sparseinfer.prune.structured.tracing import Trace, named_tensors, run_watched, shapes_of, traced
+from sparseinfer.prune.structured.tracing import (
+    CHANNELS,
+    HEADS,
+    WIDTH,
+    Trace,
+    named_tensors,
+    shapes_of,
+    traced,
+)
 from sparseinfer.prune.structured.update import refitted
+from sparseinfer.prune.structured.verify import check_runs, closed_outputs
 from sparseinfer.select import Patterns, select_modules
 
 UNITS = (HEADS, NEURONS, CHANNELS, WIDTH)
@@ -99,9 +108,10 @@ def prune_structured_(
     with undone_on_error(shrinking):
         if update:
             shrinking.rewrite(refitted(found.groups, chosen, plan.context, damping=0.01))
+        closed = closed_outputs(model, example_inputs, found.groups, chosen)
         shrinking.remove(found.groups, chosen, optimizer)
         shrinking.add_undo(update_config(model, found.groups, chosen))
-        check_runs(model, example_inputs, found)
+        check_runs(model, example_inputs, found.shapes, closed, _blamed(found.groups, chosen))
     after = sum(p.numel() for p in model.parameters())
     return StructuredReport(
         [PrunedGroup(g.name, g.kind, g.size, g.size - len(chosen.get(g.name, ()))) for g in found.groups],
@@ -159,14 +169,11 @@ def _selected(
     return [group for group in groups if group.maker in targeted]
 
 
-def check_runs(model: nn.Module, example_inputs: Any, found: Found) -> None:
-    """RuntimeError with a module's name: the model does not run any more, or not to the same shapes."""
-    output = run_watched(model, example_inputs)
-    if shapes_of(output) != found.shapes:
-        raise RuntimeError(
-            f"{type(model).__name__}: expected outputs of the same shapes, got {shapes_of(output)} for "
-            f"{found.shapes}"
-        )
+def _blamed(groups: Sequence[Group], removed: Mapping[str, Sequence[int]]) -> str:
+    """Names of groups of which a forward takes parts, or else of all that lost units."""
+    touched = [group for group in groups if removed.get(group.name)]
+    sliced = [group for group in touched if group.is_sliced]
+    return ", ".join(group.maker for group in sliced or touched)
 
 
 @contextmanager

@@ -11,8 +11,7 @@ from torch import nn
 
 from sparseinfer.prune.structured.kinds import output_axis
 from sparseinfer.prune.structured.labels import Solution
-from sparseinfer.prune.structured.rules import CHANNELS, HEADS, WIDTH
-from sparseinfer.prune.structured.tracing import Trace
+from sparseinfer.prune.structured.tracing import CHANNELS, HEADS, SLICED, UNCHECKED, WIDTH, Trace
 
 NEURONS = "neurons"
 Ints = npt.NDArray[np.int64]
@@ -24,11 +23,13 @@ class Member:
 
     weight   its name in the model
     indices  [units, indices of each]
+    reads    whether a product with the weight sums over the axis
     """
 
     weight: str
     axis: int
     indices: Ints
+    reads: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,16 @@ class Group:
     kind     heads, neurons, channels or width
     members  all that is sliced
     labels   [units]: the label of each unit, for its work
+    is_exact whether the units go without a trace if all weights that read them are zero
+    is_sliced whether a forward takes a part of an axis of them
     """
 
     name: str
     kind: str
     members: tuple[Member, ...]
     labels: Ints
+    is_exact: bool
+    is_sliced: bool
 
     @property
     def size(self) -> int:
@@ -88,25 +93,47 @@ def groups_of(model: nn.Module, trace: Trace, solution: Solution) -> tuple[list[
     for root, parts in found.items():
         key = tuple((name, i, len(indices)) for name, i, indices in parts)
         alike.setdefault(key, []).append(root)
-    groups = [_group(model, roots, found, solution) for roots in alike.values()]
+    groups = [_group(model, roots, found, solution, trace) for roots in alike.values()]
     used = {label for work in trace.works for axis in work.axes for label in solution.root[axis].tolist()}
     groups = [group for group in groups if group.size > 1 and used & set(group.labels.tolist())]
+    for group in groups:
+        if group.is_sliced and not group.is_exact:
+            refused[group.name] = (
+                "a part of it is taken by numbers that may not change, and a norm is over it"
+            )
+    groups = [group for group in groups if group.name not in refused]
     return groups, [Refused(name, reason) for name, reason in refused.items()]
 
 
 def _group(
-    model: nn.Module, roots: list[int], found: Mapping[int, list[tuple[str, int, Ints]]], solution: Solution
+    model: nn.Module,
+    roots: list[int],
+    found: Mapping[int, list[tuple[str, int, Ints]]],
+    solution: Solution,
+    trace: Trace,
 ) -> Group:
     # Units in the order of their first index.
     roots = sorted(roots, key=lambda root: found[root][0][2][0])
     members = tuple(
-        Member(name, axis, np.stack([found[root][at][2] for root in roots]))
+        Member(
+            name,
+            axis,
+            np.stack([found[root][at][2] for root in roots]),
+            (id(trace.weights[name][0]), axis) in trace.reads,
+        )
         for at, (name, axis, _) in enumerate(found[roots[0]])
     )
-    tags = [tag for tag in (HEADS, WIDTH, CHANNELS) if tag in solution.tags and solution.tags[tag][roots[0]]]
-    kind = tags[0] if tags else NEURONS
+    tags = {tag for tag, has in solution.tags.items() if has[roots].any()}
+    kind = next((tag for tag in (HEADS, WIDTH, CHANNELS) if tag in tags), NEURONS)
     makers = [member.weight for member in members if _makes(model, member)]
-    return Group((makers or [members[0].weight])[0], kind, members, np.array(roots, np.int64))
+    return Group(
+        (makers or [members[0].weight])[0],
+        kind,
+        members,
+        np.array(roots, np.int64),
+        is_exact=kind != WIDTH and UNCHECKED not in tags and any(member.reads for member in members),
+        is_sliced=SLICED in tags,
+    )
 
 
 def _makes(model: nn.Module, member: Member) -> bool:

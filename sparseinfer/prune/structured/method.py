@@ -15,7 +15,7 @@ from sparseinfer.prune.structured.apply import find_groups, prune_structured_
 from sparseinfer.prune.structured.groups import NEURONS
 from sparseinfer.prune.structured.importance import Importance, importance_of
 from sparseinfer.prune.structured.report import StructuredReport
-from sparseinfer.prune.structured.rules import CHANNELS, HEADS
+from sparseinfer.prune.structured.tracing import CHANNELS, HEADS
 from sparseinfer.select import Patterns
 
 

@@ -10,10 +10,17 @@ from torch import Tensor
 
 from sparseinfer.prune.structured.labels import Axis
 from sparseinfer.prune.structured.rules_shapes import SHAPES
-from sparseinfer.prune.structured.tracing import Axes, Op, Rule, Work, tensors
-
-# Tags of labels: how a set of them is called, and what it is.
-HEADS, WIDTH, CHANNELS = "heads", "width", "channels"
+from sparseinfer.prune.structured.tracing import (
+    CHANNELS,
+    HEADS,
+    UNCHECKED,
+    WIDTH,
+    Axes,
+    Op,
+    Rule,
+    Work,
+    tensors,
+)
 
 
 def rule_of(name: str) -> Rule | None:
@@ -101,9 +108,9 @@ def _contracted(op: Op, a: Tensor, b: Tensor, added: Sequence[Tensor] = ()) -> N
                 reason = op.reason("a bias of a fixed size is added")
                 op.labels.same(out[-i], op.axes(t)[-i], reason)
     op.put(out)
-    weight = op.tracer.weight_of(b)
-    if weight is None:
-        weight = op.tracer.weight_of(a)
+    second = op.tracer.weight_of(b)
+    weight = op.tracer.weight_of(a) if second is None else second
+    op.tracer.read(weight, k if second is None else other)
     _work(op, (a.shape[0], a.shape[1], b.shape[1]), (rows, k if k is not None else other, columns), weight)
 
 
@@ -129,6 +136,7 @@ def _bmm(op: Op) -> None:
             if t.shape[-i] == op.out.shape[-i] > 1:
                 reason = op.reason("something of a fixed size is added")
                 op.labels.same([batch, rows, columns][-i], op.axes(t)[-i], reason)
+    op.tracer.read(op.tracer.weight_of(b), k_b)
     sizes = (*a.shape, b.shape[2])
     _work(op, sizes, (batch, rows, k, columns), op.tracer.weight_of(b))
 
@@ -163,6 +171,7 @@ def _linear(op: Op) -> None:
     for t in bias:
         op.labels.same(n, op.axes(t)[0], op.reason("a bias of a fixed size is added"))
     op.put([*op.axes(x)[:-1], n])
+    op.tracer.read(op.tracer.weight_of(weight), k)
     _work(op, (x.shape[:-1].numel(), *weight.shape), (None, n, k), op.tracer.weight_of(weight))
 
 
@@ -185,6 +194,8 @@ def _convolution(op: Op) -> None:
     if bias is not None:
         labels.same(op.axes(bias)[0], out, reason)
     labels.tag(out, CHANNELS)
+    if not 1 < groups == x.shape[1]:
+        op.tracer.read(op.tracer.weight_of(weight), first if transposed else second)
     op.put([batch, out, *[None] * len(pixels)])
     inside = weight.shape[0] // groups if transposed else weight.shape[1]
     taken = None if groups > 1 else first if transposed else second
@@ -235,6 +246,9 @@ def _last_axes_norm(op: Op) -> None:
     """Layer norm and RMS norm: (x, shape, weight, bias, …)."""
     x, shape = op.args[0], op.args[1]
     axes = op.axes(x)
+    if not any(isinstance(t, Tensor) for t in op.args[2:4]):
+        for axis in axes[-len(shape) :]:
+            op.labels.pin(axis, op.reason("a norm without weights has a fixed size"))
     for i in range(1, len(shape) + 1):
         op.labels.tag(axes[-i], WIDTH)
         for t in op.args[2:4]:
@@ -250,10 +264,23 @@ def _group_norm(op: Op) -> None:
         # The same channels of each group, so that their number stays.
         inside = op.labels.fresh(channels.size // groups)
         op.labels.product(channels, [None, inside], [groups, inside.size])
+    op.labels.tag(channels, UNCHECKED)  # the mean is one of fewer channels
     for t in (weight, bias):
         if isinstance(t, Tensor):
             op.labels.same(channels, op.axes(t)[0], op.reason("a norm has a fixed size"))
     op.put(op.axes(x), tensors(op.out)[0])
+
+
+def _weight_norm(op: Op) -> None:
+    v, g, dim = op.args[0], op.args[1], op.arg(2, 0)
+    axes = op.axes(v)
+    for i, axis in enumerate(axes):
+        if i == dim % v.dim():
+            op.labels.same(axis, op.axes(g)[i], op.reason("a weight norm has a fixed size"))
+        else:
+            op.labels.tag(axis, UNCHECKED)  # the norm is one of fewer weights
+    op.put(axes, op.out[0])
+    op.put(op.axes(g), op.out[1])
 
 
 def _embedding(op: Op) -> None:
@@ -301,7 +328,7 @@ _ATTENTIONS = (
 )
 _RULES: dict[str, Rule] = {
     **SHAPES,
-    **dict.fromkeys(("add", "masked_fill", "where", "copy", "index_fill", "lerp", "addcmul"), elementwise),
+    **dict.fromkeys(("add", "masked_fill", "where", "copy", "_prelu_kernel", "lerp", "addcmul"), elementwise),
     **dict.fromkeys(_SAME_SHAPE, _like_first),
     **dict.fromkeys(("zeros", "ones", "full", "new_zeros", "new_ones", "new_full"), _made),
     **dict.fromkeys(("_softmax", "_log_softmax", "cumsum", "_safe_softmax"), _along),
@@ -316,6 +343,7 @@ _RULES: dict[str, Rule] = {
     ),
     **dict.fromkeys(("native_layer_norm", "_fused_rms_norm"), _last_axes_norm),
     "native_group_norm": _group_norm,
+    "_weight_norm_interface": _weight_norm,
     "embedding": _embedding,
     "glu": _glu,
     **{f"{name}{n}d": _resampled for name in _POOLS for n in (1, 2, 3)},

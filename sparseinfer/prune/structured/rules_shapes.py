@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from sparseinfer.prune.structured.labels import Axis
-from sparseinfer.prune.structured.tracing import Axes, Op, Rule
+from sparseinfer.prune.structured.tracing import SLICED, Axes, Op, Rule
 
 
 def _view(op: Op) -> None:
@@ -102,6 +102,8 @@ def _slice(op: Op) -> None:
     axes = list(op.axes(source))
     if (axis := axes[dim]) is not None:
         axes[dim] = axis[slice(start, end, step)]
+        if axes[dim].size < axis.size:
+            op.labels.tag(axis, SLICED)
     op.put(axes)
 
 
@@ -122,6 +124,7 @@ def _unbind(op: Op) -> None:
 
 def _split(op: Op) -> None:
     source, dim = op.args[0], op.arg(2, op.kwargs.get("dim", 0))
+    op.labels.tag(op.axes(source)[dim], SLICED)
     start = 0
     for t in op.out:
         axes = list(op.axes(source))

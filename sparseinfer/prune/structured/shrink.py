@@ -12,9 +12,8 @@ from torch.optim import Optimizer
 
 from sparseinfer.prune.structured import kinds
 from sparseinfer.prune.structured.groups import NEURONS, Group
-from sparseinfer.prune.structured.rules import HEADS, WIDTH
 from sparseinfer.prune.structured.structure import set_structure, structure_of
-from sparseinfer.prune.structured.tracing import named_tensors
+from sparseinfer.prune.structured.tracing import HEADS, WIDTH, named_tensors
 
 # Group name -> the units that are removed, sorted
 Removed = Mapping[str, Sequence[int]]

@@ -22,11 +22,16 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from sparseinfer._running import call, copied, for_a_run
-from sparseinfer.prune.structured.kinds import HEADS
+from sparseinfer.prune.structured import kinds
 from sparseinfer.prune.structured.labels import Axis, Labels
 
 # Of a tensor.
 Axes: TypeAlias = "list[Axis]"
+
+
+# Tags of labels: they are heads; something is computed of all of them, such as a norm; they are channels; a
+# part of them is taken, by numbers; not only weights of the model sum over them.
+HEADS, WIDTH, CHANNELS, SLICED, UNCHECKED = "heads", "width", "channels", "sliced", "unchecked"
 
 
 @dataclass(frozen=True)
@@ -46,11 +51,13 @@ class Trace:
     """labels   of all axes
     weights  parameters and buffers, by their first names, and the labels of their axes
     works    the products of the run
+    reads    the axes of weights that meet what their product is given: (id of the weight, axis)
     """
 
     labels: Labels = field(default_factory=Labels)
     weights: dict[str, tuple[Tensor, Axes]] = field(default_factory=dict)
     works: list[Work] = field(default_factory=list)
+    reads: set[tuple[int, int]] = field(default_factory=set)
 
 
 class Tracer(TorchDispatchMode):
@@ -62,6 +69,7 @@ class Tracer(TorchDispatchMode):
         self._rule_of, self._modules = rule_of, modules
         self._axes: Any = WeakIdKeyDictionary()
         self._weights: Any = WeakIdKeyDictionary()
+        self._names: Any = WeakIdKeyDictionary()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -99,11 +107,21 @@ class Tracer(TorchDispatchMode):
             self.put(t, axes)
             self.trace.weights[name] = (t, axes)
             self._weights[t] = t
+            self._names[t] = name
 
     def weight_of(self, t: Tensor) -> Tensor | None:
         """The parameter of which this is a view."""
         held: Tensor | None = self._weights.get(t)
         return held
+
+    def read(self, weight: Tensor | None, axis: Axis) -> None:
+        """A product sums over this axis, of one of the model's weights; of others nothing is checked."""
+        axes = self.trace.weights[self._names[weight]][1] if weight is not None else []
+        found = [i for i, own in enumerate(axes) if own is axis]
+        if weight is not None and found:
+            self.trace.reads.add((id(weight), found[0]))
+        else:
+            self.labels.tag(axis, UNCHECKED)
 
     def put_view(self, view: Tensor, of: Tensor) -> None:
         if (weight := self._weights.get(of)) is not None:
@@ -116,7 +134,7 @@ class Tracer(TorchDispatchMode):
     def counts_heads(self, number: int) -> bool:
         """Whether the module whose forward runs has this number as that of its heads."""
         held = self._modules.innermost_module
-        return held is not None and any(vars(held).get(name) == number for name in HEADS)
+        return held is not None and any(vars(held).get(name) == number for name in kinds.HEADS)
 
     def _unknown(self, name: str, inputs: Sequence[Axes], out: Any) -> None:
         for axes in inputs:
@@ -220,7 +238,7 @@ def traced(
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
     if outputs_stay:
-        for t in _returned(output):
+        for t in returned(output):
             for axis in tracer.axes(t):
                 trace.labels.pin(axis, "the model returns it")
     return output, trace
@@ -241,7 +259,7 @@ def run_watched(model: nn.Module, example_inputs: Any) -> Any:
 
 def shapes_of(output: Any) -> list[tuple[int, ...]]:
     """Of the tensors that the model returns."""
-    return [tuple(t.shape) for t in _returned(output)]
+    return [tuple(t.shape) for t in returned(output)]
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -254,7 +272,7 @@ def tensors(values: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
-def _returned(output: Any) -> Sequence[Tensor]:
+def returned(output: Any) -> list[Tensor]:
     """Tensors that callers of the model rely on: of a model with a head its logits, of others all of them. A
     cache, which is an object of its own, is for the model itself.
     """
@@ -262,10 +280,10 @@ def _returned(output: Any) -> Sequence[Tensor]:
         return [output]
     if isinstance(output, Mapping):
         if "logits" in output:
-            return _returned(output["logits"])
-        return [t for value in output.values() for t in _returned(value)]
+            return returned(output["logits"])
+        return [t for value in output.values() for t in returned(value)]
     if isinstance(output, (tuple, list)):
-        return [t for value in output for t in _returned(value)]
+        return [t for value in output for t in returned(value)]
     if dataclasses.is_dataclass(output):
-        return _returned(vars(output))
+        return returned(vars(output))
     return []

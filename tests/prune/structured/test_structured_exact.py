@@ -36,7 +36,8 @@ def close_units(model: nn.Module, inputs: Any, ratio: float, importance: RandomU
         for member in group.members:
             owner, _, name = member.weight.rpartition(".")
             module = model.get_submodule(owner)
-            grouped = getattr(module, "groups", 1) > 1 and member.axis == 1
+            transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+            grouped = getattr(module, "groups", 1) > 1 and member.axis == (0 if transposed else 1)
             if grouped or input_axis(module, name) == member.axis:
                 weight = module.get_parameter(name)
                 with torch.no_grad():
