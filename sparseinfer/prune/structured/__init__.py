@@ -4,6 +4,7 @@ Modules import only what is below them in this list:
 
     method        `Structured`, for `Pruner`
     apply, depth  `prune_structured_`, and `prune_blocks_` for whole blocks
+    verify        compares the smaller model with the one before it
     latency       searches units to remove for a latency
     shrink        removes them; config, update (least squares)
     amounts       how many units go, and which
