@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from structured_models import FAMILIES, family
+from structured_models import family
 from torch import Tensor, nn
 
 import sparseinfer as si
@@ -66,7 +66,7 @@ def test_a_forward_that_counts_is_refused_and_nothing_is_changed() -> None:
     assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ["mobilenet", "gpt2", "llama", "t5"])
 def test_an_error_at_the_end_takes_everything_back(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = family(name)
     optimizer = torch.optim.Adam(model.parameters())
