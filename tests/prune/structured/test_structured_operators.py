@@ -66,7 +66,7 @@ def upscaled(net: Net, x: Tensor) -> Tensor:
 def halved(net: Net, x: Tensor) -> Tensor:
     x = net.first(x)
     half = x.shape[-1] // 2
-    return net.last(torch.cat([x[..., half:], x[..., :half]], -1).roll(1, 1).flip(-1) * x)
+    return net.last(torch.cat([x[..., half:], x[..., :half]], -1).roll(1, 1) * x)
 
 
 def numbered(net: Net, x: Tensor) -> Tensor:
