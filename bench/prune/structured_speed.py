@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rich.console import Console
 from torch import nn
 
 from sparseinfer._machine import describe_machine
+from sparseinfer._running import call
 from sparseinfer._timing import interleave
 from sparseinfer.bench.models import MODELS
 from sparseinfer.bench.report import write_json
@@ -29,11 +31,9 @@ TARGETS = (0.6,)
 
 
 def milliseconds(models: dict[str, nn.Module], inputs: Any, budget_s: float = 4.0) -> dict[str, float]:
-    def calls(model: nn.Module) -> list[Any]:
-        return [lambda: model(**inputs) if isinstance(inputs, dict) else model(*inputs)]
-
+    calls = {name: [partial(call, model, inputs)] for name, model in models.items()}
     with torch.inference_mode():
-        times = interleave({name: calls(model) for name, model in models.items()}, budget_s=budget_s)
+        times = interleave(calls, budget_s=budget_s)
     return {name: timing.min_us / 1000 for name, timing in times.items()}
 
 
@@ -88,7 +88,6 @@ def latency(name: str) -> list[dict[str, Any]]:
         rows.append(
             {
                 "model": name,
-                "dense_ms": dense_ms,
                 "target_ms": part * dense_ms,
                 "predicted_ms": report.milliseconds[0],
                 "measured_ms": report.milliseconds[1],
@@ -113,12 +112,10 @@ def main() -> None:
         rows[case] = [half(getattr(torch, what))] if kind == "half" else latency(what)
         Console(stderr=True).print(case, rows[case])
         if options.json:
-            write(options.json, rows, options.threads)
-
-
-def write(path: Path, rows: dict[str, Any], threads: int) -> None:
-    old = json.loads(path.read_text())["cases"] if path.exists() else {}
-    write_json(path, {"machine": describe_machine("torch"), "threads": threads, "cases": {**old, **rows}})
+            done = json.loads(options.json.read_text())["cases"] if options.json.exists() else {}
+            machine = describe_machine("torch")
+            document = {"machine": machine, "threads": options.threads, "cases": {**done, **rows}}
+            write_json(options.json, document)
 
 
 if __name__ == "__main__":
