@@ -51,6 +51,8 @@ from sparseinfer.prune import (
     calibrate,
     finalize_,
     prune_,
+    prune_blocks_,
+    prune_structured_,
 )
 from sparseinfer.quantize import GPTQ, RoundToNearest, SmoothQuant, StaticInputs, quantize_
 
@@ -100,6 +102,8 @@ __all__ = [
     "latency_table",
     "load",
     "prune_",
+    "prune_blocks_",
+    "prune_structured_",
     "quantize_",
     "save",
     "save_pretrained",

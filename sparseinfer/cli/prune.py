@@ -24,11 +24,15 @@ def _run(options: argparse.Namespace) -> int:
         filled(Job, options),
         on_step=lambda step: steps.print(step, highlight=False, soft_wrap=True, markup=False),
     )
-    out.print(table(result))
+    if result.structured is not None:
+        out.print(str(result.structured), highlight=False, soft_wrap=True, markup=False)
+    if result.report.layers:
+        out.print(table(result))
     if result.report.unlooked:
         out.print(result.report.unlooked_text, highlight=False, soft_wrap=True, markup=False)
     if result.before is not None and result.after is not None:
-        text = f"{result.quality}: {result.before:.3f} before, {result.after:.3f} after"
+        smaller = "" if result.smaller is None else f"{result.smaller:.3f} with fewer units, "
+        text = f"{result.quality}: {result.before:.3f} before, {smaller}{result.after:.3f} after"
         in_int8 = "" if result.in_int8 is None else f", {result.in_int8:.3f} in int8"
         out.print(text + in_int8, highlight=False)
     if result.quantized is not None:

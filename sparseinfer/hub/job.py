@@ -9,8 +9,10 @@ from typing import Any
 
 from sparseinfer._arguments import argument, arguments, positive
 from sparseinfer.prune import NM, Pattern, SparseMethod, registry
-from sparseinfer.prune.checks import check_int
+from sparseinfer.prune.checks import check_fraction, check_int
 from sparseinfer.prune.methods.threshold import Scope
+from sparseinfer.prune.structured import Importance
+from sparseinfer.prune.structured.importance import importance_of
 from sparseinfer.quantize.registry import quantizers
 
 
@@ -52,6 +54,22 @@ class Job:
     scope: Scope | None = field(
         default=None,
         metadata=argument(f"what one count covers: {', '.join(registry.SCOPES)}; default: the method's own"),
+    )
+    structured: float | None = field(
+        default=None,
+        metadata=argument(
+            "first remove this part of all heads and neurons, in [0, 1); without --sparsity that is all",
+            read=float,
+            metavar="R",
+        ),
+    )
+    importance: str = field(
+        default="magnitude",
+        metadata=argument(f"by which heads and neurons are chosen: {', '.join(Importance.by_name())}"),
+    )
+    update: bool = field(
+        default=False,
+        metadata=argument("fit the weights that read what is left by least squares; needs --calibration"),
     )
     calibration: Path | None = field(
         default=None,
@@ -108,12 +126,17 @@ class Job:
         for name, asked in arguments(Job).items():
             if asked.read is positive:
                 check_int(name, getattr(self, name), 1)
+        if self.structured is not None:
+            check_fraction("structured", self.structured)
+            importance_of(self.importance)
         self.pruning_method()
         if self.quantize is not None and self.quantize not in quantizers():
             raise ValueError(f"quantize: expected one of {', '.join(quantizers())}, got {self.quantize!r}")
 
-    def pruning_method(self) -> SparseMethod:
-        """The pruning method with its sparsity, scope, pattern and budget."""
+    def pruning_method(self) -> SparseMethod | None:
+        """The pruning method with its sparsity, scope, pattern and budget; None: only units are removed."""
+        if self.structured is not None and self.sparsity is None and self.pattern is None:
+            return None
         methods, budgets = registry.methods(), registry.budgets()
         if self.method not in methods:
             raise ValueError(f"method: expected one of {', '.join(methods)}, got {self.method!r}")

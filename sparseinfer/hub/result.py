@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from sparseinfer.prune import PrunedLayer, PruneReport
+from sparseinfer.prune import PrunedLayer, PruneReport, StructuredReport
 from sparseinfer.quantize import QuantizeReport
 
 
@@ -16,6 +16,8 @@ class Result:
     """`before` and `after` are values of the measure `quality`; None and "" without text to evaluate on.
 
     quantized  the report of quantization, and `in_int8` the quality after it; None if it was not asked for
+    structured the report of the units that were removed first, and `smaller` the quality after it; None
+               likewise
     """
 
     report: PruneReport
@@ -24,6 +26,8 @@ class Result:
     after: float | None
     quantized: QuantizeReport | None = None
     in_int8: float | None = None
+    structured: StructuredReport | None = None
+    smaller: float | None = None
 
 
 def table(result: Result) -> Table:

@@ -12,7 +12,16 @@ from sparseinfer.hub.folder import Checkpoint, check_out, copy_modules, load, sa
 from sparseinfer.hub.job import Job
 from sparseinfer.hub.quality import Quality, token_loss
 from sparseinfer.hub.result import Result
-from sparseinfer.prune import Budget, CalibrationStats, PruneReport, calibrate, prune_
+from sparseinfer.prune import (
+    Budget,
+    CalibrationStats,
+    PruneReport,
+    StructuredReport,
+    calibrate,
+    prune_,
+    prune_structured_,
+)
+from sparseinfer.prune.structured.importance import importance_of
 from sparseinfer.quantize import QuantizeReport, quantize_
 from sparseinfer.quantize.registry import quantizers
 
@@ -20,6 +29,7 @@ from sparseinfer.quantize.registry import quantizers
 def run(job: Job, on_step: Callable[[str], None] = lambda step: None) -> Result:
     """Loads, evaluates, calibrates, prunes, evaluates again and saves; `on_step` gets the name of each step.
 
+    Where the job says so, units are removed first, with calibration and evaluation of their own.
     Where the job says so, the pruned model is calibrated again, quantized, and evaluated once more.
     Nothing is written before all of it is done. TypeError or ValueError: a folder or text is not as
     described, or the job does not suit the model. RuntimeError: transformers is missing.
@@ -37,6 +47,8 @@ def run(job: Job, on_step: Callable[[str], None] = lambda step: None) -> Result:
     if quality:
         on_step(f"evaluating on {len(held_out)} samples")
     before = quality.measure() if quality else None
+    structured = _prune_structured(job, checkpoint, batches, on_step) if job.structured else None
+    smaller = quality.measure() if quality and structured else None
     report = _prune(job, checkpoint, batches, on_step)
     if quality:
         on_step("evaluating again")
@@ -44,12 +56,13 @@ def run(job: Job, on_step: Callable[[str], None] = lambda step: None) -> Result:
     quantized = _quantize(job, checkpoint, batches, on_step) if job.quantize else None
     in_int8 = quality.measure() if quality and quantized else None
     on_step(f"writing {job.out}")
-    if job.compress:
+    if job.compress or structured:
         save_sparse(checkpoint, checkpoint.model, job.out)
     else:
         save(checkpoint, job.out)
     copy_modules(job.model, job.out)
-    result = Result(report, quality.name if quality else "", before, after, quantized, in_int8)
+    name = quality.name if quality else ""
+    result = Result(report, name, before, after, quantized, in_int8, structured, smaller)
     history.write(job.out, history.of(job, result))
     return result
 
@@ -68,6 +81,35 @@ def _samples(
     )
 
 
+def _prune_structured(
+    job: Job,
+    checkpoint: Checkpoint,
+    batches: Sequence[text.Sample],
+    on_step: Callable[[str], None],
+) -> StructuredReport:
+    needs = importance_of(job.importance).needs | ({"gram"} if job.update else set())
+    if needs and not batches:
+        raise ValueError(f"calibration: expected a text for {job.importance} or --update, got none")
+    stats: CalibrationStats | None = None
+    ignore = _ignored(job, checkpoint)
+    if needs:
+        on_step(f"calibrating on {len(batches)} samples")
+        loss_fn = _loss if "gradients" in needs else None
+        stats = calibrate(checkpoint.model, batches, gram="gram" in needs, loss_fn=loss_fn, ignore=ignore)
+    on_step(f"removing {job.structured:g} of the heads and neurons by {job.importance}")
+    example = batches[0] if batches else text.any_sample(checkpoint)
+    assert job.structured is not None
+    return prune_structured_(
+        checkpoint.model,
+        example,
+        job.importance,
+        ratio=job.structured,
+        stats=stats,
+        update=job.update,
+        ignore=job.ignore,
+    )
+
+
 def _prune(
     job: Job,
     checkpoint: Checkpoint,
@@ -75,6 +117,8 @@ def _prune(
     on_step: Callable[[str], None],
 ) -> PruneReport:
     model, method = checkpoint.model, job.pruning_method()
+    if method is None:
+        return PruneReport(())
     needs = method.all_needs
     if needs and not batches:
         name = job.method if method.needs else job.budget

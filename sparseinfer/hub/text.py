@@ -71,6 +71,14 @@ def _decoded(sample: Sample) -> Sample:
     return {**sample, "decoder_input_ids": sample["input_ids"]}
 
 
+def any_sample(checkpoint: Checkpoint) -> Sample:
+    """A sample of a few ids, to run the model with."""
+    ids = torch.arange(1, 9)[None]
+    if checkpoint.is_seq2seq:
+        return {"input_ids": ids, "decoder_input_ids": ids}
+    return _decoded({"input_ids": ids}) if checkpoint.has_decoder else {"input_ids": ids}
+
+
 def held_out(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
     """The samples without the last fifth, and that fifth. ValueError if there is only one sample."""
     if len(samples) < 2:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -13,10 +14,30 @@ from sparseinfer.formats import CSR
 from sparseinfer.io.fill import Filling
 from sparseinfer.io.packings import Packings
 from sparseinfer.io.reader import Contents
+from sparseinfer.prune.structured.structure import Structure, build
 
 
 def filled(file: Contents, model: nn.Module, plan: Planning) -> nn.Module:
-    """The dense model with these tensors, in place, converted as the manifest says; errors as in `load`."""
+    """The dense model with these tensors, in place, of the structure that the manifest says, and converted as
+    it says; errors as in `load`.
+    """
+    back = shaped(file.path, model, file.manifest.structure)
+    try:
+        return _filled(file, model, plan)
+    except BaseException:
+        back()
+        raise
+
+
+def shaped(path: Path, model: nn.Module, structure: Structure) -> Callable[[], None]:
+    """Give the model a structure; returns what takes it back. ValueError with the path: it does not fit."""
+    try:
+        return build(model, structure)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _filled(file: Contents, model: nn.Module, plan: Planning) -> nn.Module:
     filling = Filling(file, model)
     filling.check()
     records = _records(file, model)

@@ -26,7 +26,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sparseinfer.convert import convert_
 from sparseinfer.io.fill import quantization_buffers
-from sparseinfer.io.filled import filled
+from sparseinfer.io.filled import filled, shaped
 from sparseinfer.io.header import Entry
 from sparseinfer.io.manifest import KEY, VERSION, Manifest, parse_manifest
 from sparseinfer.io.mapped import Mapped
@@ -91,6 +91,7 @@ class SparseInferQuantizer(HfQuantizer):
         stored: dict[str, Entry] = {}
         for file in checkpoint_files or ():
             stored |= self._read_header(Path(file))
+        shaped(self._folder, model, self._manifest.structure)
         modules = dict(model.named_modules())
         self._buffers = list(quantization_buffers(self._manifest.derived, modules))
         for key in self._buffers:

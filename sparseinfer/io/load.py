@@ -13,7 +13,7 @@ from torch import nn
 from sparseinfer import _packages
 from sparseinfer.convert.reload import Planning
 from sparseinfer.io.fill import Filling
-from sparseinfer.io.filled import filled
+from sparseinfer.io.filled import filled, shaped
 from sparseinfer.io.others import contents_of
 from sparseinfer.io.reader import Contents
 
@@ -73,7 +73,10 @@ def _without_data(file: Contents, factory: Callable[[], nn.Module]) -> nn.Module
             made = factory()
     except Exception:
         return None  # its own errors come again in earnest
-    return None if Filling(file, _checked(made)).missing_on_meta() else made
+    back = shaped(file.path, _checked(made), file.manifest.structure)
+    lacks = Filling(file, made).missing_on_meta()
+    back()
+    return None if lacks else made
 
 
 def _checked(made: object) -> nn.Module:

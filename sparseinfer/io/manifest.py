@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from sparseinfer.io.header import DTYPE_NAMES, DTYPES, parse_json
+from sparseinfer.prune.structured.structure import Structure, from_json
 
-VERSION = 1
+VERSION = 2
 # In the header's metadata.
 KEY = "sparseinfer"
 
@@ -65,6 +66,7 @@ class Manifest:
     channels_last names of tensors whose memory format is channels_last
     extra         extra states by the names of their modules: plain JSON
     conversions   records of `convert`, in order, by the name of the converted module
+    structure     what `prune_structured_` removed, as plain JSON; since version 2
     """
 
     model: str = ""
@@ -75,10 +77,12 @@ class Manifest:
     channels_last: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
     conversions: Mapping[str, Any] = field(default_factory=dict)
+    structure: Structure = field(default_factory=Structure)
 
     def to_text(self) -> str:
         content: dict[str, Any] = {"version": VERSION, **vars(self)}
         content["sparse"] = {name: _as_json(sparse) for name, sparse in self.sparse.items()}
+        content["structure"] = self.structure.to_json()
         return json.dumps(content, separators=(",", ":"), ensure_ascii=False)
 
 
@@ -91,6 +95,8 @@ def parse_manifest(text: str, file_bytes: int) -> Manifest:
     if version > VERSION:
         hint = "install a newer sparseinfer"
         raise ValueError(f"manifest: expected a version up to {VERSION}, got {version} ({hint})")
+    if version == 1:
+        content.setdefault("structure", Structure().to_json())
     known = set(Manifest.__dataclass_fields__)
     if set(content) != known | {"version"}:
         raise ValueError(
@@ -112,6 +118,7 @@ def parse_manifest(text: str, file_bytes: int) -> Manifest:
         sparse=sparse,
         derived=tuple(content["derived"]),
         channels_last=tuple(content["channels_last"]),
+        structure=from_json(content["structure"]),
         **given,
     )
 

@@ -15,6 +15,7 @@ from sparseinfer.convert.survey.chains import base_class
 from sparseinfer.io.manifest import Manifest
 from sparseinfer.io.state import State, state_of
 from sparseinfer.io.writer import write
+from sparseinfer.prune.structured.structure import structure_of
 
 
 def save(model: nn.Module, path: str | os.PathLike[str], *, progress: bool = True) -> Path:
@@ -54,6 +55,7 @@ def manifest_of(model: nn.Module, state: State) -> Manifest:
         channels_last=tuple(state.channels_last),
         extra=state.extra,
         conversions={fqn: list(map(to_json, records)) for fqn, records in _records(model).items()},
+        structure=structure_of(model),
     )
 
 

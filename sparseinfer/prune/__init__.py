@@ -3,6 +3,7 @@
 Modules import only what is below them in this list:
 
     training      pruning during training, and recovery
+    structured    `prune_structured_`: heads, neurons, channels and blocks go, a smaller dense model is left
     apply         `prune_`; changes.py writes its results to a model
     solvers       methods that give kept weights new values
     methods       criteria, and the base of all methods
@@ -45,6 +46,13 @@ from sparseinfer.prune.methods.sparse import SparseMethod
 from sparseinfer.prune.patterns import NM, Block, Column, Pattern, Row, Unstructured
 from sparseinfer.prune.report import PrunedLayer, PruneReport, UnlookedWeight
 from sparseinfer.prune.solvers import ADMM, Reconstruct, SparseGPT
+from sparseinfer.prune.structured import (
+    PrunedGroup,
+    Structured,
+    StructuredReport,
+    prune_blocks_,
+    prune_structured_,
+)
 from sparseinfer.prune.training.at_init import snip_, synflow_
 from sparseinfer.prune.training.corrections import correct_bias_, reestimate_batch_norm_
 from sparseinfer.prune.training.pruner import Pruner
@@ -79,6 +87,7 @@ __all__ = [
     "Pattern",
     "PruneReport",
     "Pruned",
+    "PrunedGroup",
     "PrunedLayer",
     "Pruner",
     "Random",
@@ -89,6 +98,8 @@ __all__ = [
     "Sensitivity",
     "SparseGPT",
     "SparseMethod",
+    "Structured",
+    "StructuredReport",
     "Taylor",
     "UnlookedWeight",
     "Unstructured",
@@ -103,6 +114,8 @@ __all__ = [
     "masks_of",
     "prunable_layers",
     "prune_",
+    "prune_blocks_",
+    "prune_structured_",
     "recover_",
     "reestimate_batch_norm_",
     "snip_",

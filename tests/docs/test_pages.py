@@ -72,6 +72,15 @@ def _converting(found: Names, told: str) -> None:
         torch.testing.assert_close(found["y"], expected[:1], rtol=1e-4, atol=1e-5)
 
 
+def _structured(found: Names, told: str) -> None:
+    assert "0.up.weight: 256 -> 128 neurons" in told
+    assert found["report"].groups[0].kind == "blocks"
+    assert found["pruner"].done
+    # 30 % of 256, to the next multiple of 16.
+    assert found["student"][0].up.out_features == 176
+    assert found["history"].steps == 20
+
+
 def _recovery(found: Names, told: str) -> None:
     errors = found["errors"]
     assert list(errors) == ["magnitude", "admm", "bias corrected", "trained"]
@@ -96,6 +105,7 @@ CHECKS: dict[str, Callable[[Names, str], None]] = {
     "pruning": _pruning,
     "quantization": _quantization,
     "converting": _converting,
+    "structured": _structured,
     "recovery": _recovery,
     "language_models": _language_models,
     "files": _files,

@@ -21,6 +21,7 @@ from sparseinfer.prune.masks.held import all_held_masks, held_masks
 from sparseinfer.prune.methods.method import Method, check_method
 from sparseinfer.prune.methods.sparse import SparseMethod
 from sparseinfer.prune.report import PruneReport
+from sparseinfer.prune.structured import Structured, StructuredReport
 from sparseinfer.prune.training.schedules import OneShot, Schedule
 from sparseinfer.select import FilterFn, Patterns
 
@@ -36,26 +37,27 @@ class Pruner:
         finalize_(model)
 
     method       the method with the final sparsity: of all layers, of each (a mapping), or of a budget such
-                 as ERK(0.9). Before the end the schedule sets the sparsity
+                 as ERK(0.9). Before the end the schedule sets the sparsity. A `Structured` removes units
+                 instead, of those that the model has now
     schedule     when to prune, and to which sparsity: OneShot, Linear, Cubic or Geometric
     calibration  () -> CalibrationStats, called before each pruning, for methods that need them, such as
                  lambda: calibrate(model, batches)
     rewind_to    a step before the first pruning: after each pruning the kept weights and buffers are reset
                  to their values after that step (0: now). Frankle et al., "Linear Mode
                  Connectivity and the Lottery Ticket Hypothesis" (2020)
-    optimizer    with rewind_to: its state is rewound too
+    optimizer    with rewind_to: its state is rewound too; with Structured: its state gets smaller too
     filter_fn, targets, ignore  which layers, default all: see sparseinfer.select.select_modules
 
     The masks are those of `prune_`: they stay on the model until `finalize_`. To resume, hold the saved masks
     (`hold_masks_(model, masks_of(state))`), load the model's state, and give `load_state_dict` this one's.
     TypeError or ValueError: an argument of the wrong kind, a method without a sparsity to schedule, or a
-    rewind to a step at or after the first pruning.
+    rewind to a step at or after the first pruning, or with Structured.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        method: Method,
+        method: Method | Structured,
         schedule: Schedule,
         *,
         calibration: Callable[[], CalibrationStats] | None = None,
@@ -72,7 +74,12 @@ class Pruner:
         first = schedule.events[0]
         if rewind_to is not None and not 0 <= rewind_to < first:
             raise ValueError(f"rewind_to: expected a step from 0 to {first - 1}, got {rewind_to}")
-        if optimizer is not None and rewind_to is None:
+        structured = isinstance(method, Structured)
+        if structured and rewind_to is not None:
+            raise ValueError(
+                "rewind_to: expected None with Structured, got a step (weights change their shapes)"
+            )
+        if optimizer is not None and rewind_to is None and not structured:
             raise ValueError("optimizer: expected None without rewind_to, got one")
         self._model = model
         self._method = method
@@ -80,8 +87,15 @@ class Pruner:
         self._calibration = calibration
         self._rewind_to = rewind_to
         self._optimizer = optimizer
-        self._ignore = ignore
-        self._layers = frozenset(prunable_layers(model, filter_fn, targets, ignore))
+        self._targets, self._ignore = targets, ignore
+        self._sizes: dict[str, int] = {}
+        self._layers: frozenset[str] = frozenset()
+        if isinstance(method, Structured):
+            if filter_fn is not None:
+                raise ValueError("filter_fn: expected None with Structured, got one (use targets or ignore)")
+            self._sizes = method.sizes(model, targets, ignore)
+        else:
+            self._layers = frozenset(prunable_layers(model, filter_fn, targets, ignore))
         self._step = 0
         self._snapshot: dict[str, Any] | None = None
         self._take_snapshot()
@@ -91,7 +105,7 @@ class Pruner:
         """Whether the last pruning is done."""
         return self._step >= self._schedule.events[-1]
 
-    def step(self) -> PruneReport | None:
+    def step(self) -> PruneReport | StructuredReport | None:
         """Count one training step, and prune if scheduled: returns the report, else None."""
         self._step += 1
         self._take_snapshot()
@@ -99,6 +113,15 @@ class Pruner:
             return None
         stats = None if self._calibration is None else self._calibration()
         method = _at(self._method, self._schedule, self._step)
+        if isinstance(method, Structured):
+            return method.prune(
+                self._model,
+                self._sizes,
+                stats=stats,
+                optimizer=self._optimizer,
+                targets=self._targets,
+                ignore=self._ignore,
+            )
         layers = layers_named(self._model, self._layers)
         unlooked = unknown_weights(self._model, self._ignore)
         report = prune_layers(self._model, layers, method, stats=stats, unlooked=unlooked)
@@ -107,12 +130,13 @@ class Pruner:
 
     def state_dict(self) -> dict[str, Any]:
         """The step and the values to rewind to. Masks are in the model's state_dict."""
-        return {"step": self._step, "snapshot": copy.deepcopy(self._snapshot)}
+        return {"step": self._step, "snapshot": copy.deepcopy(self._snapshot), "sizes": dict(self._sizes)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from the state of another Pruner with the same arguments."""
         self._step = int(state["step"])
         self._snapshot = copy.deepcopy(state["snapshot"])
+        self._sizes = dict(state.get("sizes", {}))
 
     def _take_snapshot(self) -> None:
         if self._step == self._rewind_to:
@@ -145,18 +169,21 @@ class Pruner:
         }
 
 
-def _check_method(method: Method, schedule: Schedule) -> None:
-    check_method(method)
+def _check_method(method: Method | Structured, schedule: Schedule) -> None:
+    if not isinstance(method, Structured):
+        check_method(method)
     if not isinstance(schedule, Schedule):
         raise TypeError(f"schedule: expected one such as Cubic(100, 1000, 100), got {schedule!r}")
     if not isinstance(schedule, OneShot):
         _at(method, schedule, schedule.events[0])
 
 
-def _at(method: Method, schedule: Schedule, step: int) -> Method:
+def _at(method: Method | Structured, schedule: Schedule, step: int) -> Method | Structured:
     """The method with the sparsity of this step."""
     if isinstance(schedule, OneShot):
         return method
+    if isinstance(method, Structured):
+        return method.at(schedule.sparsity(step, method.sparsity))
     final = method.sparsity if isinstance(method, SparseMethod) else None
     scheduled: float | Mapping[str, float] | Budget
     if isinstance(final, Mapping):

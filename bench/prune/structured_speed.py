@@ -1,0 +1,122 @@
+"""What structured pruning gains: BERT-base with half of its heads and neurons, and latencies asked for.
+
+    python bench/prune/structured_speed.py --json bench/results/structured_speed_zen5.json
+
+Random weights, one sequence of 128 tokens or one image. Dense and pruned model take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from sparseinfer._machine import describe_machine
+from sparseinfer._running import call
+from sparseinfer._timing import interleave
+from sparseinfer.bench.models import MODELS
+from sparseinfer.bench.report import write_json
+from sparseinfer.prune import prune_structured_
+
+CASES = ("half float32", "half bfloat16", "latency bert-base", "latency resnet-50")
+# Of the dense time.
+TARGETS = (0.6,)
+
+
+def milliseconds(models: dict[str, nn.Module], inputs: Any, budget_s: float = 4.0) -> dict[str, float]:
+    calls = {name: [partial(call, model, inputs)] for name, model in models.items()}
+    with torch.inference_mode():
+        times = interleave(calls, budget_s=budget_s)
+    return {name: timing.min_us / 1000 for name, timing in times.items()}
+
+
+def bert() -> nn.Module:
+    """Random weights that are drawn quickly: times do not depend on them, and units go at random."""
+    from transformers import BertConfig, BertModel
+
+    with torch.device("meta"):
+        model = BertModel(BertConfig(), add_pooling_layer=False)
+    model = model.to_empty(device="cpu").eval()
+    with torch.no_grad():
+        for t in model.parameters():
+            t.uniform_(-0.05, 0.05)
+        model.embeddings.position_ids.copy_(torch.arange(512)[None])
+        model.embeddings.token_type_ids.zero_()
+    return model
+
+
+def half(dtype: torch.dtype) -> dict[str, Any]:
+    """BERT-base, 6 of 12 heads and 1536 of 3072 neurons of each layer."""
+    dense, inputs = bert().to(dtype), MODELS["bert-base"].inputs(1)
+    pruned = copy.deepcopy(dense)
+    report = prune_structured_(pruned, inputs, "random", ratio=0.5)
+    times = milliseconds({"dense": dense, "pruned": pruned}, inputs)
+    return {
+        "model": "bert-base",
+        "dtype": str(dtype).removeprefix("torch."),
+        "flops": report.flops,
+        "parameters": report.parameters,
+        "dense_ms": times["dense"],
+        "pruned_ms": times["pruned"],
+        "speedup": times["dense"] / times["pruned"],
+    }
+
+
+def latency(name: str) -> list[dict[str, Any]]:
+    """Targets, what was predicted and measured, and what the finished model takes beside the dense one."""
+    spec = MODELS[name]
+    dense, inputs = (bert if name == "bert-base" else spec.build)(), spec.inputs(1)
+    if name == "resnet-50":
+        inputs = tuple(x.contiguous(memory_format=torch.channels_last) for x in inputs)
+        dense = dense.to(memory_format=torch.channels_last)
+    dense_ms = milliseconds({"dense": dense}, inputs, 3.0)["dense"]
+    rows = []
+    for part in TARGETS:
+        pruned = copy.deepcopy(dense)
+        report = prune_structured_(
+            pruned, inputs, "random", latency=part * dense_ms, ignore=list(spec.ignore)
+        )
+        assert report.milliseconds is not None
+        times = milliseconds({"dense": dense, "pruned": pruned}, inputs, 4.0)
+        rows.append(
+            {
+                "model": name,
+                "target_ms": part * dense_ms,
+                "predicted_ms": report.milliseconds[0],
+                "measured_ms": report.milliseconds[1],
+                "afterwards_ms": times["pruned"],
+                "dense_afterwards_ms": times["dense"],
+                "flops": report.flops[1] / report.flops[0],
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--case", nargs="+", choices=CASES, default=CASES)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path, help="file; rows of cases that are not run stay in it")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows = {}
+    for case in options.case:
+        kind, what = case.split()
+        rows[case] = [half(getattr(torch, what))] if kind == "half" else latency(what)
+        Console(stderr=True).print(case, rows[case])
+        if options.json:
+            done = json.loads(options.json.read_text())["cases"] if options.json.exists() else {}
+            machine = describe_machine("torch")
+            document = {"machine": machine, "threads": options.threads, "cases": {**done, **rows}}
+            write_json(options.json, document)
+
+
+if __name__ == "__main__":
+    main()
