@@ -56,10 +56,15 @@ def test_other_threads_run_during_a_sparse_call() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # a core is left for the other thread
     try:
-        x, begun = torch.randn(64, 2048), time.perf_counter()
+        x = torch.randn(64, 2048)
         with torch.inference_mode():
             call(x)
-            x = x.repeat(max(1, int(0.12 / (time.perf_counter() - begun))), 1)
+            taken = 0.0
+            while taken < 0.1:
+                begun = time.perf_counter()
+                call(x)
+                taken = time.perf_counter() - begun
+                x = x.repeat(2, 1)
             gaps, over = [], threading.Event()
 
             def beat() -> None:
@@ -80,9 +85,8 @@ def test_other_threads_run_during_a_sparse_call() -> None:
             thread.join()
     finally:
         torch.set_num_threads(before)
-    # With the lock held there is one gap, as long as all calls.
-    assert len(gaps) > 5
-    assert np.percentile(gaps, 90) < taken / 4
+    # With the lock held each gap would be as long as a call.
+    assert np.median(gaps) < taken / 10
 
 
 FORK = """

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import asdict
-from importlib import resources
+from importlib import metadata, resources
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -15,7 +15,6 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Res
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
-from sparseinfer import __version__
 from sparseinfer.serve.server import answers
 from sparseinfer.serve.server.backend import Backend, BackendError
 from sparseinfer.serve.server.guard import Refusal
@@ -25,6 +24,8 @@ from sparseinfer.serve.server.schema import Chat, Completions, Embeddings, Error
 from sparseinfer.serve.server.served import Served
 
 T = TypeVar("T")
+
+_VERSION = metadata.version("sparseinfer")
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": text}
@@ -65,7 +66,7 @@ class Paths:
                 "model": self._name,
                 "kind": "decoder" if backend.ready.generates else "encoder",
                 "max_length": backend.ready.max_length,
-                "version": __version__,
+                "version": _VERSION,
                 "layers": None if layers is None else asdict(layers),
                 "running": backend.load.running,
                 "waiting": backend.load.waiting,
@@ -287,7 +288,7 @@ async def _gone(request: Request) -> None:
 
 def create_app(served: Served, metrics: Metrics) -> FastAPI:
     """All paths, and answers in OpenAI's form to requests that are not as described."""
-    app = FastAPI(title="sparseinfer", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="sparseinfer", version=_VERSION, docs_url=None, redoc_url=None)
     paths = Paths(served, metrics)
 
     def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
