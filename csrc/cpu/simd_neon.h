@@ -234,6 +234,8 @@ struct Level {
   using Row = F32x4;
   using Transposer = F32x4;
   using Ints = I32x4Of<F32x4>;
+  template <int>
+  using Finisher = Ints;  // vectors of rows, in which the epilogue writes y
   static constexpr int kRegisters = 32;
   static constexpr bool kPairDot = false;  // no instruction multiplies pairs of bf16
   static constexpr int kSellTokens = 3;    // as many windows and sums as the registers hold

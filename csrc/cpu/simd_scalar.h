@@ -118,6 +118,8 @@ struct Level {
   using Row = F32x1;
   using Transposer = F32x1;
   using Ints = I32x1Of<F32x1>;
+  template <int>
+  using Finisher = Ints;  // vectors of rows, in which the epilogue writes y
   static constexpr int kRegisters = 16;
   static constexpr bool kPairDot = false;  // no instruction multiplies pairs of bf16
   static constexpr int kSellTokens = 1;

@@ -229,12 +229,19 @@ struct F32x8 {
     }
   }
 
+  // Four floats, and those kHalf floats behind them.
+  template <int kHalf>
+  static V join(const float* p) {
+    if constexpr (kHalf == 4) return load(p);
+    return join(p, p + kHalf);
+  }
+
   // sums[8 rows][tokens] -> one vector of 8 rows per token; tokens 4 to 7 lie kHalf floats behind tokens 0 to 3.
   template <int kTokens, int kHalf>
   static void to_rows(const float* sums, int64_t stride, V (&out)[kTokens]) {
     if constexpr (kTokens == 8) {
       SI_UNROLL
-      for (int i = 0; i < 8; ++i) out[i] = join(sums + i * stride, sums + i * stride + kHalf);
+      for (int i = 0; i < 8; ++i) out[i] = join<kHalf>(sums + i * stride);
       transpose(out);
     } else {
       SI_UNROLL

@@ -11,6 +11,12 @@ namespace {
 
 constexpr int kPrefetchBytes = 2048;
 
+// The tokens at a position of the tile. The product is unsigned: a signed one would be extended again for each address.
+template <class S, class Element>
+SI_INLINE const Element* tokens_of(const Element* x, size_t position) {
+  return x + position * S::kTokens;
+}
+
 template <class S, TileMode = S::kMode>
 struct Step;
 
@@ -23,7 +29,7 @@ struct Step<S, TileMode::kFloat> {
   static constexpr int kPositions = 1;
 
   static SI_INLINE void load(const float* x, const uint16_t* offsets, V (&out)[S::kSums]) {
-    const float* from = x + offsets[0] * S::kTokens;
+    const float* from = tokens_of<S>(x, offsets[0]);
     SI_UNROLL
     for (int t = 0; t < S::kSums; ++t) out[t] = Vec::load(from + t * Vec::L);
   }
@@ -44,8 +50,8 @@ struct Step<S, TileMode::kPairs> {
   static constexpr int kPositions = 2;
 
   static SI_INLINE void load(const uint16_t* x, const uint16_t* offsets, X (&out)[S::kSums]) {
-    const uint16_t* first = x + offsets[0] * S::kTokens;
-    const uint16_t* second = x + offsets[1] * S::kTokens;
+    const uint16_t* first = tokens_of<S>(x, offsets[0]);
+    const uint16_t* second = tokens_of<S>(x, offsets[1]);
     SI_UNROLL
     for (int t = 0; t < S::kLoads; ++t) {
       X both[2];
@@ -87,8 +93,8 @@ struct Step<S, TileMode::kBytes> {
   static_assert(S::kLoads == 1, "the order of the tokens is that of one vector (token_at)");
 
   static SI_INLINE void load(const uint8_t* x, const uint16_t* offsets, X (&out)[4]) {
-    Vec::interleave(Vec::load_bytes(x + offsets[0] * S::kTokens), Vec::load_bytes(x + offsets[1] * S::kTokens),
-                    Vec::load_bytes(x + offsets[2] * S::kTokens), Vec::load_bytes(x + offsets[3] * S::kTokens), out);
+    Vec::interleave(Vec::load_bytes(tokens_of<S>(x, offsets[0])), Vec::load_bytes(tokens_of<S>(x, offsets[1])),
+                    Vec::load_bytes(tokens_of<S>(x, offsets[2])), Vec::load_bytes(tokens_of<S>(x, offsets[3])), out);
   }
   static SI_INLINE typename Vec::W weight(const int8_t* values) { return Vec::set1_quad(values); }
   template <int I>
