@@ -79,7 +79,10 @@ struct F32x16 {
   static V scale(V a, V e) { return _mm512_scalef_ps(a, e); }
   static float sum(V a) { return _mm512_reduce_add_ps(a); }
   using Quad = V;
-  static Quad load_quad(const float* p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
+  template <class T>
+  static Quad load_quad(const T* p) {
+    return _mm512_broadcast_f32x4(F32x4::load(p));
+  }
   template <int I>
   static V lane(Quad q) {
     return _mm512_permute_ps(q, I * 0x55);

@@ -105,7 +105,10 @@ struct F32x4 {
 
   // Four weights: one load for four multiplies, each of which takes its weight from a lane.
   using Quad = V;
-  static Quad load_quad(const float* p) { return load(p); }
+  template <class T>
+  static Quad load_quad(const T* p) {
+    return load(p);
+  }
   template <int I>
   static V lane(Quad q) {
     return vdupq_laneq_f32(q, I);

@@ -53,10 +53,13 @@ struct F32x1 {
 
   // Four weights, or pairs of them.
   using Quad = const float*;
-  static Quad load_quad(const float* p) { return p; }
-  template <int I>
-  static V lane(Quad q) {
-    return q[I];
+  template <class T>
+  static const T* load_quad(const T* p) {
+    return p;
+  }
+  template <int I, class T>
+  static V lane(const T* quad) {
+    return widen(quad[I]);
   }
   template <int I>
   static Dword lane_pair(Quad q) {

@@ -36,7 +36,10 @@ struct F32x4 {
   static V mul(V a, V b) { return _mm_mul_ps(a, b); }
   static V fma(V a, V b, V c) { return _mm_fmadd_ps(a, b, c); }
   using Quad = V;
-  static Quad load_quad(const float* p) { return load(p); }
+  template <class T>
+  static Quad load_quad(const T* p) {
+    return load(p);
+  }
   template <int I>
   static V lane(Quad q) {
     return _mm_permute_ps(q, I * 0x55);
@@ -152,6 +155,11 @@ struct F32x8 {
   // Four weights in every 128-bit lane: one load for four broadcasts, which are in-lane permutes off the load ports.
   using Quad = V;
   static Quad load_quad(const float* p) { return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p)); }
+  template <class T>
+  static Quad load_quad(const T* p) {
+    const __m128 four = F32x4::load(p);
+    return _mm256_set_m128(four, four);
+  }
   template <int I>
   static V lane(Quad q) {
     return _mm256_permute_ps(q, I * 0x55);

@@ -73,12 +73,11 @@ def test_cpu_candidates_are_layouts_that_may_win(w_dtype: torch.dtype, x_dtype: 
 
 
 def test_convolutions_are_offered_what_reads_windows() -> None:
-    wide = [Layout("rowgroup", panel=384), Layout("rowlist", panel=384)]
-    for dtype in (F32, BF16, F16):
-        few = ops.candidate_layouts("cpu", dtype, dtype, 1, 0.8, conv=True)
-        assert few == (Layout("rowgroup"), Layout("rowlist"), *wide)
-        many = ops.candidate_layouts("cpu", dtype, dtype, 100, 0.8, conv=True)
-        assert many == (Layout("rowgroup"), Layout("rowlist"))
+    for dtype, storages in ((F32, ["f32"]), (BF16, ["f32", "wbf16"]), (F16, ["f32", "wf16"])):
+        narrow = [Layout(packing, s) for packing in ("rowgroup", "rowlist") for s in storages]
+        wide = [Layout(packing, s, 384) for packing in ("rowgroup", "rowlist") for s in storages]
+        assert ops.candidate_layouts("cpu", dtype, dtype, 1, 0.8, conv=True) == (*narrow, *wide)
+        assert ops.candidate_layouts("cpu", dtype, dtype, 100, 0.8, conv=True) == tuple(narrow)
     assert Layout("bitmap").conv_kernel() == "spmm_bitmap_f32_t64"
     assert Layout("bitmap").conv_buckets(1) == (ops.Bucket(None, 1, "spmm_bitmap_f32_t64"),)
     assert Layout("bitmap").buckets(1)[0] == ops.Bucket(15, 1, "spmm_bitmap_f32_r1")
