@@ -12,6 +12,7 @@
 
 #include "cpu/activation-inl.h"
 #include "cpu/conv-inl.h"
+#include "cpu/conv_bytes-inl.h"
 #include "cpu/quantize-inl.h"
 #include "cpu/types-inl.h"
 #include "sparseinfer/kernel.h"
@@ -171,7 +172,7 @@ struct PackedPanels {
 template <class Body>
 struct Tiled {
   static constexpr TileMode kMode = Body::kMode;
-  static constexpr bool kTakesConv = kMode == TileMode::kFloat;
+  static constexpr bool kTakesConv = kMode == TileMode::kFloat || kMode == TileMode::kBytes;
   static constexpr bool kBytes = is_int8(kMode);
   static constexpr bool kNative = kMode == TileMode::kFloat || kBytes || Level::kPairDot;
   static constexpr int64_t kTileTokens = [] {
@@ -194,7 +195,10 @@ struct Tiled {
   static int64_t workspace_bytes(const SpmmArgs& a) { return tiles(a) * tile_bytes(a); }
   static constexpr int64_t kSumBytes = (kChunkRows + R) * kTileTokens * 4;  // with rows that the epilogue may read
   static int64_t scratch_bytes(const SpmmArgs& a) { return kSumBytes + Body::scratch_bytes(a.w); }
-  static int64_t prepare_items(const SpmmArgs& a) { return tiles(a) * (kBytes ? kTileTokens / kGroup : panels(a.w)); }
+  static bool by_tokens(const SpmmArgs& a) { return kBytes && a.conv == nullptr; }
+  static int64_t prepare_items(const SpmmArgs& a) {
+    return tiles(a) * (by_tokens(a) ? kTileTokens / kGroup : panels(a.w));
+  }
 
   template <class F>
   static SI_INLINE void with_shape(const SpmmArgs& a, int64_t tile, F f) {
@@ -208,6 +212,7 @@ struct Tiled {
   }
 
   static void prepare(const SpmmArgs& a, int64_t begin, int64_t end) {
+    if (kBytes && a.conv != nullptr) return prepare_images(a, begin, end);
     if constexpr (kBytes) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t tile = i * kGroup / kTileTokens;
@@ -239,6 +244,33 @@ struct Tiled {
           pack_bf16<S::kTokens, uint16_t>(a, token, first, columns, reinterpret_cast<uint16_t*>(out));
         }
       });
+    }
+  }
+
+  // Tiles of pixels of images that are bytes already.
+  static void prepare_images(const SpmmArgs& a, int64_t begin, int64_t end) {
+    if constexpr (kMode == TileMode::kBytes) {
+      const int64_t plane = a.conv->out_h * a.conv->out_w;
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t tile = i / panels(a.w), panel = i % panels(a.w), token = tile * kTileTokens;
+        with_shape(a, tile, [&](auto shape) {
+          using S = decltype(shape);
+          char* base = a.workspace + tile * tile_bytes(a);
+          Scales scales;
+          for (int t = 0; t < S::kTokens; ++t) {
+            const bool there = token + t < a.m;
+            const TokenScale own = there ? a.image_scales[(a.first_token + token + t) / plane] : TokenScale{0.0f, 0};
+            scales.scales[t] = own.scale;
+            scales.zeros[t] = own.zero;
+          }
+          if (panel == 0) memcpy(base, &scales, sizeof scales);
+          const int64_t first = panel * Body::panel(a.w), left = a.w->k - first;
+          const int64_t columns = left < Body::panel(a.w) ? left : Body::panel(a.w);
+          auto* out = reinterpret_cast<uint8_t*>(base + kScaleBytes + panel * positions(a.w) * S::kTokens);
+          pack_pixel_bytes<S::kTokens>(a, token, first, columns, scales.zeros, out);
+          memset(out + (positions(a.w) - 1) * S::kTokens, 0, S::kTokens);
+        });
+      }
     }
   }
 
@@ -330,8 +362,11 @@ struct Tiled {
       });
     } else if constexpr (kBytes) {
       const auto& scales = *reinterpret_cast<const Scales*>(a.workspace + token / kTileTokens * tile_bytes(a));
+      if (a.conv != nullptr) make_real<typename S::Vec, S::kTokens>(a.w, sums, row, rows, scales);
       with_type(a.dtype, [&](auto type) {
-        finish_tile<S::kTokens, kPairLanes, decltype(type)>(a, sums, row, rows, token, scales);
+        using T = decltype(type);
+        if (a.conv != nullptr) return finish_pixels<S::kTokens, T>(a, sums, row, rows, token);
+        finish_tile<S::kTokens, kPairLanes, T>(a, sums, row, rows, token, scales);
       });
     } else if (a.dtype == DType::kF32) {
       finish_tile<S::kTokens, kPairLanes, float>(a, sums, row, rows, token, NoScales{});
