@@ -83,6 +83,22 @@ def test_convolutions_are_offered_what_reads_windows() -> None:
     assert Layout("bitmap").buckets(1)[0] == ops.Bucket(15, 1, "spmm_bitmap_f32_r1")
 
 
+def test_weights_of_two_bytes_are_offered_in_every_way_that_may_be_fastest() -> None:
+    pairs = any(row.native and row.storage == "bf16" for row in ops.kernels_for("cpu", BF16, BF16))
+    for w_dtype, x_dtype, expected in (
+        (BF16, BF16, {"bf16", "wbf16"} if pairs else {"f32", "wbf16"}),
+        (BF16, F32, {"f32", "wbf16"}),
+        (F16, F16, {"f32", "wf16"}),
+        (F32, F32, {"f32"}),
+    ):
+        many = ops.candidate_layouts("cpu", w_dtype, x_dtype, 64, 0.8)
+        for packing in ("rowgroup", "rowlist"):
+            assert {layout.storage for layout in many if layout.packing == packing} == expected
+        # Few tokens: what has the fewest bytes.
+        few = ops.candidate_layouts("cpu", w_dtype, x_dtype, 1, 0.8)
+        assert len({layout.storage for layout in few if layout.packing == "sell"}) == 1
+
+
 @on_every_device
 def test_a_plan_of_one_layout_names_its_kernel_everywhere(device: str) -> None:
     for dtype in (F32, BF16, F16):
