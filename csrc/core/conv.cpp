@@ -1,6 +1,7 @@
 // Convolutions: checks their sizes for overflow, and runs each group as a convolution by itself.
 #include "sparseinfer/conv.h"
 
+#include <cstring>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -95,7 +96,42 @@ SpmmArgs group_of(SpmmArgs args, const ConvShape& shape, const PackingHeader* w,
   return args;
 }
 
+struct Rounding {
+  const SpmmKernel* kernel;
+  const SpmmArgs* args;
+  ValueRange* ranges;
+};
+
+void find_ranges(int64_t begin, int64_t end, void* ctx) {
+  const auto& r = *static_cast<Rounding*>(ctx);
+  r.kernel->find_ranges(*r.args, r.ranges, begin, end);
+}
+
+void round_pieces(int64_t begin, int64_t end, void* ctx) {
+  const auto& r = *static_cast<Rounding*>(ctx);
+  r.kernel->round_images(*r.args, r.ranges, begin, end);
+}
+
 }  // namespace
+
+void round_images(const SpmmKernel& kernel, SpmmArgs& args, ConvShape& rounded, Spread spread) {
+  if (kernel.round_images == nullptr) return;
+  rounded = *args.conv;
+  rounded.x_image = rounded.channels * rounded.height * rounded.width;
+  // Images without pixels have no pieces. A scale of 0 is theirs.
+  const int64_t pixels = rounded.batch * rounded.x_image, pieces = pixels > 0 ? rounded.batch * rounded.channels : 0;
+  const int64_t scales = rounded.batch * static_cast<int64_t>(sizeof(TokenScale));
+  const int64_t ranges = pieces * static_cast<int64_t>(sizeof(ValueRange));
+  char* memory = thread_scratch(ScratchSlot::kImages, scales + ranges + pixels + 2 * kImageMargin);
+  std::memset(memory, 0, static_cast<size_t>(scales));
+  args.image_scales = reinterpret_cast<TokenScale*>(memory);
+  args.bytes = reinterpret_cast<uint8_t*>(memory + scales + ranges + kImageMargin);
+  if (spread.parts == 0 && pixels < kSerialPrepare) spread = Spread::serial();
+  Rounding rounding{&kernel, &args, reinterpret_cast<ValueRange*>(memory + scales)};
+  parallel_for(pieces, spread, find_ranges, &rounding);
+  parallel_for(pieces, spread, round_pieces, &rounding);
+  args.conv = &rounded;
+}
 
 void run_conv(const SpmmKernel& kernel, const SpmmArgs& call, const ConvSizes& s,
               const std::vector<const PackingHeader*>& packed, Spread spread) {
@@ -127,7 +163,11 @@ void run_conv(const SpmmKernel& kernel, const SpmmArgs& call, const ConvSizes& s
     check_conv(shape, w);
     calls.push_back(group_of(call, shape, w, group));
   }
-  for (const SpmmArgs& args : calls) run_spmm(kernel, args, spread);
+  for (SpmmArgs& args : calls) {
+    ConvShape rounded;
+    round_images(kernel, args, rounded, spread);
+    run_spmm(kernel, args, spread);
+  }
 }
 
 }  // namespace sparseinfer

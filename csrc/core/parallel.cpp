@@ -71,7 +71,7 @@ void parallel_for(int64_t items, Spread spread, RangeFn fn, void* ctx) {
 }
 
 char* thread_scratch(ScratchSlot slot, int64_t bytes) {
-  thread_local Buffer buffers[3];
+  thread_local Buffer buffers[kScratchSlots];
   Buffer& buffer = buffers[static_cast<int>(slot)];
   if (buffer.size < bytes) {
     std::free(buffer.data);

@@ -18,9 +18,6 @@ constexpr int64_t kPassTokens = 64;  // passes are cut at multiples of the wides
 // Below this many multiply-adds a parallel region (5-12 us) costs more than a second core saves.
 constexpr double kSerialWork = 1.0e6;
 
-// The same for copying x, in elements; chosen, not measured.
-constexpr int64_t kSerialPrepare = int64_t{1} << 16;
-
 // There are two ways to share work. Threads may split the rows of W over one repacked x, which is written to and read
 // from the last-level cache by all of them. Or each takes tokens of its own and multiplies all rows by them, and its x
 // never leaves its L2. At 64 rows of density 0.2, usual in convolutions, an element of x is multiplied 13 times, 0.4

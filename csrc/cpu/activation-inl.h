@@ -77,15 +77,19 @@ template <class S, int N, class V = typename S::V>
 SI_INLINE void activate_all(V (&v)[N], Activation activation) {
   switch (activation) {
     case Activation::kRelu:
+      SI_UNROLL
       for (int i = 0; i < N; ++i) v[i] = activate<S>(v[i], Activation::kRelu);
       break;
     case Activation::kGelu:
+      SI_UNROLL
       for (int i = 0; i < N; ++i) v[i] = gelu_erf<S>(v[i]);
       break;
     case Activation::kGeluTanh:
+      SI_UNROLL
       for (int i = 0; i < N; ++i) v[i] = gelu_tanh<S>(v[i]);
       break;
     case Activation::kSilu:
+      SI_UNROLL
       for (int i = 0; i < N; ++i) v[i] = gate<S>(v[i], v[i]);
       break;
     case Activation::kNone:

@@ -136,9 +136,9 @@ struct BitmapTile {
       cursors[r] += count;
       if constexpr (kWidened) {
         for (int i = 0; i < count; i += R) Row::store(widened + i, Row::load(stored + i));
-        Rowlist<kMode>::template row<S, false>(x, positions, widened, count, sums);
+        Rowlist<kMode, float>::template row<S, false>(x, positions, widened, count, sums);
       } else {
-        Rowlist<kMode>::template row<S, false>(x, positions, stored, count, sums);
+        Rowlist<kMode, T>::template row<S, false>(x, positions, stored, count, sums);
       }
     }
   }

@@ -39,8 +39,17 @@ struct Bsr : PackedPanels {
       Step<S>::load(x, out);
     } else {
       constexpr uint16_t kHere = 0;
-      Step<S>::load(x, &kHere, out);
+      Step<S>::load(x, Positions<1>(&kHere), out);
     }
+  }
+
+  // Block kLane of four neighbours of one position each. One load for the weights of all of them and one, `at`, for
+  // where they are, because loads are what binds.
+  template <class S, int kLane, class Multiply>
+  static SI_INLINE void one_of_four(uint32_t at, typename S::Vec::Floats::Quad weights, Multiply multiply) {
+    using Vec = typename S::Vec;
+    const auto weight = Vec::weights(Vec::bits(Vec::Floats::template lane<kLane>(weights)));
+    multiply(kLane % 2, size_t{at >> 8 * kLane & 255}, weight);
   }
 
   // A strip of one row of integers, whose sums may be added up in any order: two sets of them, each of every second
@@ -51,33 +60,44 @@ struct Bsr : PackedPanels {
     using Vec = typename S::Vec;
     typename Vec::V sum[2][S::kSums];
     SI_UNROLL
-    for (int t = 0; t < S::kSums; ++t) {
-      sum[0][t] = Vec::load(sums + t * Vec::L);
-      sum[1][t] = Vec::zero();
-    }
-    auto step = [&](int set, const float* from, const typename Step<S>::Payload* at) __attribute__((always_inline)) {
+    for (int t = 0; t < 2 * S::kSums; ++t) sum[t / S::kSums][t % S::kSums] = Vec::zero();
+    auto multiply = [&](int set, size_t position, auto weight) __attribute__((always_inline)) {
       typename Step<S>::X xv[S::kSums];
-      load<S>(from, xv);
-      const auto weight = Step<S>::weight(at);
+      load<S>(tokens_of<S>(x, position), xv);
       SI_UNROLL
       for (int t = 0; t < S::kSums; ++t) sum[set][t] = Step<S>::multiply(weight, xv[t], sum[set][t]);
     };
-    const int64_t size = positions * kColumns, block_x = positions * S::kTokens;
     int block = 0;
-    for (; block + 2 <= blocks; block += 2, values += 2 * size) {
-      const float *first = x + offsets[block] * block_x, *second = x + offsets[block + 1] * block_x;
-      for (int64_t c = 0; c < positions; ++c) {
-        step(0, first + c * S::kTokens, values + c * kColumns);
-        step(1, second + c * S::kTokens, values + size + c * kColumns);
+    if constexpr (Vec::L >= 8) {
+      for (; positions == 1 && block + 4 <= blocks; block += 4, values += 4 * kColumns) {
+        uint32_t at;
+        memcpy(&at, offsets + block, sizeof at);
+        const auto weights = Vec::Floats::load_quad(reinterpret_cast<const float*>(values));
+        one_of_four<S, 0>(at, weights, multiply);
+        one_of_four<S, 1>(at, weights, multiply);
+        one_of_four<S, 2>(at, weights, multiply);
+        one_of_four<S, 3>(at, weights, multiply);
       }
     }
+    // One position at a time, of every second block in the second set.
+    for (; block + 2 <= blocks; block += 2) {
+      const int64_t first = offsets[block] * positions, second = offsets[block + 1] * positions;
+      for (int64_t c = 0; c < positions; ++c, values += kColumns) {
+        multiply(0, static_cast<size_t>(first + c), Step<S>::weight(values));
+        multiply(1, static_cast<size_t>(second + c), Step<S>::weight(values + positions * kColumns));
+      }
+      values += positions * kColumns;
+    }
     if (block < blocks) {
-      for (int64_t c = 0; c < positions; ++c) {
-        step(0, x + offsets[block] * block_x + c * S::kTokens, values + c * kColumns);
+      for (int64_t c = 0; c < positions; ++c, values += kColumns) {
+        multiply(0, static_cast<size_t>(offsets[block] * positions + c), Step<S>::weight(values));
       }
     }
     SI_UNROLL
-    for (int t = 0; t < S::kSums; ++t) Vec::store(sums + t * Vec::L, Vec::add(sum[0][t], sum[1][t]));
+    for (int t = 0; t < S::kSums; ++t) {
+      float* to = sums + t * Vec::L;
+      Vec::store(to, Vec::add(Vec::load(to), Vec::add(sum[0][t], sum[1][t])));
+    }
   }
 
   // Strips of kStored rows, of which kStrip are multiplied together.

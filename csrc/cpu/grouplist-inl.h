@@ -205,7 +205,7 @@ struct ListStrips {
     }
     for (int64_t i = 0; i < steps; ++i, offsets += kColumns, values += kColumns * each) {
       typename Step<S>::X xv[S::kSums];
-      Step<S>::load(x, offsets, xv);
+      Step<S>::load(x, Positions<kColumns>(offsets), xv);
       if constexpr (kIsFirst) __builtin_prefetch(reinterpret_cast<const char*>(values) + kPrefetchBytes);
       SI_UNROLL
       for (int r = 0; r < kStrip; ++r) {

@@ -4,8 +4,8 @@
 // 0, which is always exact. One value is (max - min) / 255 apart from the next. A sum over the weights w of a row is
 // then scale * (sum of q * w - zero * sum of w), the parts in brackets in int32, exactly (packings/scales.cpp), and y
 // that times the row's scale. A scale is at least the smallest normal number: what is far below it counts as zero, as a
-// token of zeros does. A NaN or an infinity in a token makes all its results NaN. Scales that were found beforehand
-// would take the place of `find_scale`.
+// token of zeros does. A NaN or an infinity in a token makes all its results NaN.
+// An image of a convolution is rounded as one token is, before its pixels are gathered.
 #pragma once
 
 #include <string.h>
@@ -18,11 +18,6 @@ namespace {
 
 using Ints = Level::Ints;
 
-struct TokenScale {
-  float scale;
-  int32_t zero;
-};
-
 // Calls f(vector, first element) for x[k], filled up with zeros.
 template <class T, class F>
 SI_INLINE void for_vectors(const T* x, int64_t k, F f) {
@@ -32,8 +27,7 @@ SI_INLINE void for_vectors(const T* x, int64_t k, F f) {
 }
 
 template <class T>
-TokenScale find_scale(const T* x, int64_t k) {
-  constexpr float kLeast = 1.17549435e-38f;
+ValueRange find_range(const T* x, int64_t k) {
   constexpr int kSets = 4;  // against the latency of each
   Row::V low[kSets], high[kSets], odd[kSets];
   SI_UNROLL
@@ -55,8 +49,6 @@ TokenScale find_scale(const T* x, int64_t k) {
     high[0] = Row::max(high[s], high[0]);
     odd[0] = Row::add(odd[s], odd[0]);
   }
-  const float none = Row::sum(odd[0]);
-  if (none != none) return {none, 0};
   float lows[R], highs[R], least = 0.0f, most = 0.0f;
   Row::store(lows, low[0]);
   Row::store(highs, high[0]);
@@ -64,9 +56,20 @@ TokenScale find_scale(const T* x, int64_t k) {
     least = lows[lane] < least ? lows[lane] : least;
     most = highs[lane] > most ? highs[lane] : most;
   }
-  const float scale = static_cast<float>((static_cast<double>(most) - static_cast<double>(least)) / 255.0);
+  return {least, most, Row::sum(odd[0])};
+}
+
+SI_INLINE TokenScale scale_of(ValueRange range) {
+  constexpr float kLeast = 1.17549435e-38f;
+  if (range.odd != range.odd) return {range.odd, 0};
+  const float scale = static_cast<float>((static_cast<double>(range.most) - static_cast<double>(range.least)) / 255.0);
   const float used = scale > kLeast ? scale : kLeast;
-  return {used, static_cast<int32_t>(0.5f - least * (1.0f / used))};
+  return {used, static_cast<int32_t>(0.5f - range.least * (1.0f / used))};
+}
+
+template <class T>
+TokenScale find_scale(const T* x, int64_t k) {
+  return scale_of(find_range(x, k));
 }
 
 // x[count] -> out[count], and behind them up to R - 1 bytes more. Zeros for a token without a scale.
@@ -78,6 +81,49 @@ SI_INLINE void quantize(const T* x, int64_t count, TokenScale token, uint8_t* ou
   }
   const Row::V inverse = Row::set1(1.0f / token.scale);
   for_vectors(x, count, [&](Row::V v, int64_t i) { Ints::store_bytes(out + i, Row::mul(v, inverse), token.zero); });
+}
+
+// The values of one channel of an image.
+template <class T>
+SI_INLINE const T* channel_of(const SpmmArgs& a, int64_t piece) {
+  const ConvShape& c = *a.conv;
+  return static_cast<const T*>(a.x) + piece / c.channels * c.x_image + piece % c.channels * c.height * c.width;
+}
+
+// SpmmKernel::find_ranges
+static inline void find_ranges(const SpmmArgs& a, ValueRange* ranges, int64_t begin, int64_t end) {
+  const int64_t plane = a.conv->height * a.conv->width;
+  with_type(a.dtype, [&](auto type) {
+    for (int64_t i = begin; i < end; ++i) ranges[i] = find_range(channel_of<decltype(type)>(a, i), plane);
+  });
+}
+
+// The scale of all channels of an image: what lies outside of it is 0, which is exact.
+static inline TokenScale image_scale(const ValueRange* channels, int64_t count) {
+  ValueRange all = {0.0f, 0.0f, 0.0f};
+  for (int64_t i = 0; i < count; ++i) {
+    all.least = channels[i].least < all.least ? channels[i].least : all.least;
+    all.most = channels[i].most > all.most ? channels[i].most : all.most;
+    all.odd += channels[i].odd;
+  }
+  return scale_of(all);
+}
+
+// SpmmKernel::round_images
+static inline void round_images(const SpmmArgs& a, const ValueRange* ranges, int64_t begin, int64_t end) {
+  const int64_t channels = a.conv->channels, plane = a.conv->height * a.conv->width, whole = plane / R * R;
+  TokenScale scale = {0.0f, 0};
+  for (int64_t i = begin; i < end; ++i) {
+    if (i == begin || i % channels == 0) scale = image_scale(ranges + i / channels * channels, channels);
+    if (i % channels == 0) a.image_scales[i / channels] = scale;
+    with_type(a.dtype, [&](auto type) {
+      const auto* x = channel_of<decltype(type)>(a, i);
+      uint8_t last[R];  // whole vectors are written, and behind these lies the next channel
+      quantize(x, whole, scale, a.bytes + i * plane);
+      quantize(x + whole, plane - whole, scale, last);
+      if (plane > whole) memcpy(a.bytes + i * plane + whole, last, static_cast<size_t>(plane - whole));
+    });
+  }
 }
 
 // The token whose bytes lie at a position of a tile [columns][kTokens], such that interleaving four columns, which

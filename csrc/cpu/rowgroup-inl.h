@@ -14,14 +14,16 @@
 namespace sparseinfer {
 namespace {
 
-template <TileMode kMode_>
+template <TileMode kMode_, class Payload>
 struct Rowgroup : PackedPanels {
+  template <class S>
+  using Step = sparseinfer::Step<S, Payload>;
   static constexpr TileMode kMode = kMode_;
   static constexpr int kRows = kGroupRows;
 
   template <class S, int Pattern>
   static SI_INLINE void pattern(const typename S::Element* x, int count, const uint16_t*& offsets,
-                                const typename Step<S>::Payload*& values, typename S::Vec::V (&sum)[4][S::kSums]) {
+                                const Payload*& values, typename S::Vec::V (&sum)[4][S::kSums]) {
     using Vec = typename S::Vec;
     constexpr int kStored = __builtin_popcount(Pattern), kPositions = Step<S>::kPositions;
     // Multiplies of a step (rowgroup_step): those of a quad of weights, one load for four broadcasts.
@@ -32,9 +34,9 @@ struct Rowgroup : PackedPanels {
     for (int i = 0; i < kSets * kStored * S::kSums; ++i) (&more[0][0][0])[i] = Vec::zero();
 
     for (; count > 0; --count, offsets += kMultiplies * kPositions, values += kMultiplies * kStored * kPositions) {
-      const typename Vec::Quad quad = Vec::load_quad(reinterpret_cast<const float*>(values));
+      const typename Step<S>::Quad quad = Step<S>::quad(values);
       __builtin_prefetch(reinterpret_cast<const char*>(values) + kPrefetchBytes);
-      multiply<S, Pattern, 0, kMultiplies, kSets>(x, offsets, quad, sum, more);
+      multiply<S, Pattern, 0, kMultiplies, kSets>(x, Positions<kMultiplies * kPositions>(offsets), quad, sum, more);
     }
     SI_UNROLL
     for (int s = 1; s < kSets; ++s) {
@@ -50,23 +52,23 @@ struct Rowgroup : PackedPanels {
   }
 
   // Multiply `kIndex` of a step and those after it.
-  template <class S, int Pattern, int kIndex, int kMultiplies, int kSets, int kStored>
-  static SI_INLINE void multiply(const typename S::Element* x, const uint16_t* offsets, typename S::Vec::Quad quad,
-                                 typename S::Vec::V (&sum)[4][S::kSums],
+  template <class S, int Pattern, int kIndex, int kMultiplies, int kSets, int N, int kStored>
+  static SI_INLINE void multiply(const typename S::Element* x, const Positions<N>& positions,
+                                 typename Step<S>::Quad quad, typename S::Vec::V (&sum)[4][S::kSums],
                                  typename S::Vec::V (&more)[kSets][kStored][S::kSums]) {
     typename Step<S>::X xv[S::kSums];
-    Step<S>::load(x, offsets, xv);
+    Step<S>::template load<kIndex * Step<S>::kPositions>(x, positions, xv);
     rows<S, Pattern, 0, kIndex * kStored>(quad, xv, [&](int r, int stored, int t) -> typename S::Vec::V& {
       return kIndex % kSets == 0 ? sum[r][t] : more[kIndex % kSets][stored][t];
     });
     if constexpr (kIndex + 1 < kMultiplies) {
-      multiply<S, Pattern, kIndex + 1, kMultiplies, kSets>(x, offsets + Step<S>::kPositions, quad, sum, more);
+      multiply<S, Pattern, kIndex + 1, kMultiplies, kSets>(x, positions, quad, sum, more);
     }
   }
 
   // Row `kRow` of the pattern and those after it, with weights from lane `kLane` on.
   template <class S, int Pattern, int kRow, int kLane, class Sum>
-  static SI_INLINE void rows(typename S::Vec::Quad quad, const typename Step<S>::X (&xv)[S::kSums], Sum sum) {
+  static SI_INLINE void rows(typename Step<S>::Quad quad, const typename Step<S>::X (&xv)[S::kSums], Sum sum) {
     if constexpr (kRow < 4) {
       constexpr bool kHas = Pattern >> kRow & 1;
       if constexpr (kHas) {
@@ -92,7 +94,7 @@ struct Rowgroup : PackedPanels {
     const Cell& cell = section<Cell>(w, w->cells)[split * w->panels + panel];
     const PatternCounts* counts = section<PatternCounts>(w, w->counts) + cell.counts;
     const uint16_t* offsets = section<uint16_t>(w, w->offsets) + cell.offsets;
-    const auto* values = section<typename Step<S>::Payload>(w, w->values) + cell.values;
+    const Payload* values = section<Payload>(w, w->values) + cell.values;
 
     for (int64_t g = 0; g < groups; ++g, ++counts, sums += 4 * S::kTokens) {
       typename Vec::V sum[4][S::kSums];
@@ -116,6 +118,12 @@ struct Rowgroup : PackedPanels {
     }
   }
 };
+
+using RowgroupF32 = Rowgroup<TileMode::kFloat, float>;
+using RowgroupWBF16 = Rowgroup<TileMode::kFloat, BF16>;
+using RowgroupWF16 = Rowgroup<TileMode::kFloat, F16>;
+using RowgroupBF16 = Rowgroup<TileMode::kPairs, uint16_t>;
+using RowgroupI8 = Rowgroup<TileMode::kBytes, int8_t>;
 
 }  // namespace
 }  // namespace sparseinfer

@@ -14,37 +14,41 @@
 namespace sparseinfer {
 namespace {
 
-template <TileMode kMode_>
+template <TileMode kMode_, class Payload>
 struct Rowlist : PackedPanels {
+  template <class S>
+  using Step = sparseinfer::Step<S, Payload>;
   static constexpr TileMode kMode = kMode_;
   static constexpr int kRows = 1;
 
-  template <class S, class W>
-  static SI_INLINE void step(const typename S::Element* x, const uint16_t* offsets, W w,
+  // One multiply, the positions of which are those from kFirst on.
+  template <class S, int kFirst = 0, int N, class W>
+  static SI_INLINE void step(const typename S::Element* x, const Positions<N>& positions, W w,
                              typename S::Vec::V (&sum)[S::kSums]) {
     typename Step<S>::X xv[S::kSums];
-    Step<S>::load(x, offsets, xv);
+    Step<S>::template load<kFirst>(x, positions, xv);
     SI_UNROLL
     for (int t = 0; t < S::kSums; ++t) sum[t] = Step<S>::multiply(w, xv[t], sum[t]);
   }
 
-  // Four steps with one load of weights: the load ports are what binds.
+  // Four steps with one load of weights, and few of positions: the load ports are what binds.
   template <class S, int Sets>
-  static SI_INLINE void quad(const typename S::Element* x, const uint16_t* offsets,
-                             const typename Step<S>::Payload* values, typename S::Vec::V (&sum)[Sets][S::kSums]) {
+  static SI_INLINE void quad(const typename S::Element* x, const uint16_t* offsets, const Payload* values,
+                             typename S::Vec::V (&sum)[Sets][S::kSums]) {
     constexpr int kOffsets = Step<S>::kPositions;
-    const typename S::Vec::Quad w = S::Vec::load_quad(reinterpret_cast<const float*>(values));
+    const typename Step<S>::Quad w = Step<S>::quad(values);
     __builtin_prefetch(reinterpret_cast<const char*>(values) + kPrefetchBytes);
-    step<S>(x, offsets, Step<S>::template lane<0>(w), sum[0]);
-    step<S>(x, offsets + kOffsets, Step<S>::template lane<1>(w), sum[1 % Sets]);
-    step<S>(x, offsets + 2 * kOffsets, Step<S>::template lane<2>(w), sum[2 % Sets]);
-    step<S>(x, offsets + 3 * kOffsets, Step<S>::template lane<3>(w), sum[3 % Sets]);
+    const Positions<4 * kOffsets> at(offsets);
+    step<S>(x, at, Step<S>::template lane<0>(w), sum[0]);
+    step<S, kOffsets>(x, at, Step<S>::template lane<1>(w), sum[1 % Sets]);
+    step<S, 2 * kOffsets>(x, at, Step<S>::template lane<2>(w), sum[2 % Sets]);
+    step<S, 3 * kOffsets>(x, at, Step<S>::template lane<3>(w), sum[3 % Sets]);
   }
 
   // sum[tokens] of one row += its list. `kWhole`: the list is one of whole steps; else a last unit may stand alone.
   template <class S, bool kWhole>
-  static SI_INLINE void row(const typename S::Element* x, const uint16_t* offsets,
-                            const typename Step<S>::Payload* values, int length, float* out) {
+  static SI_INLINE void row(const typename S::Element* x, const uint16_t* offsets, const Payload* values, int length,
+                            float* out) {
     using Vec = typename S::Vec;
     constexpr int Sets = S::kSums >= 8 ? 1 : S::kSums >= 4 ? 2 : 4;
     constexpr int kOffsets = Step<S>::kPositions;
@@ -57,11 +61,13 @@ struct Rowlist : PackedPanels {
     }
     int i = 0;
     for (; i + 4 * kOffsets <= length; i += 4 * kOffsets) quad<S, Sets>(x, offsets + i, values + i, sum);
-    for (; i + kOffsets <= length; i += kOffsets) step<S>(x, offsets + i, Step<S>::weight(values + i), sum[0]);
+    for (; i + kOffsets <= length; i += kOffsets) {
+      step<S>(x, Positions<kOffsets>(offsets + i), Step<S>::weight(values + i), sum[0]);
+    }
     if constexpr (!kWhole && kOffsets == 2) {
       // The value behind it belongs to another row: it must not meet x, were it NaN.
-      const typename Step<S>::Payload alone[2] = {values[i < length ? i : 0], 0};
-      if (i < length) step<S>(x, offsets + i, Step<S>::weight(alone), sum[0]);
+      const Payload alone[2] = {values[i < length ? i : 0], 0};
+      if (i < length) step<S>(x, Positions<kOffsets>(offsets + i), Step<S>::weight(alone), sum[0]);
     }
     SI_UNROLL
     for (int t = 0; t < S::kSums; ++t) {
@@ -81,7 +87,7 @@ struct Rowlist : PackedPanels {
     const Run* last = section<Run>(w, w->counts) + cell[1].counts;
     const uint16_t* rows = section<uint16_t>(w, w->rows) + cell->rows;
     const uint16_t* offsets = section<uint16_t>(w, w->offsets) + cell->offsets;
-    const auto* values = section<typename Step<S>::Payload>(w, w->values) + cell->values;
+    const Payload* values = section<Payload>(w, w->values) + cell->values;
     for (; run < last; ++run) {
       const int length = run->length;
       for (const uint16_t* end = rows + run->rows; rows < end; ++rows, offsets += length, values += length) {
@@ -90,6 +96,12 @@ struct Rowlist : PackedPanels {
     }
   }
 };
+
+using RowlistF32 = Rowlist<TileMode::kFloat, float>;
+using RowlistWBF16 = Rowlist<TileMode::kFloat, BF16>;
+using RowlistWF16 = Rowlist<TileMode::kFloat, F16>;
+using RowlistBF16 = Rowlist<TileMode::kPairs, uint16_t>;
+using RowlistI8 = Rowlist<TileMode::kBytes, int8_t>;
 
 }  // namespace
 }  // namespace sparseinfer

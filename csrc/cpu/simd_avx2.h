@@ -60,6 +60,8 @@ struct Level {
   };
   using Transposer = F32x8;
   using Ints = I32x8;
+  template <int>
+  using Finisher = Ints;  // vectors of rows, in which the epilogue writes y
   static constexpr int kRegisters = 16;
   static constexpr bool kPairDot = false;  // no instruction multiplies pairs of bf16
   static constexpr int kSellTokens = 4;

@@ -79,7 +79,10 @@ struct F32x16 {
   static V scale(V a, V e) { return _mm512_scalef_ps(a, e); }
   static float sum(V a) { return _mm512_reduce_add_ps(a); }
   using Quad = V;
-  static Quad load_quad(const float* p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
+  template <class T>
+  static Quad load_quad(const T* p) {
+    return _mm512_broadcast_f32x4(F32x4::load(p));
+  }
   template <int I>
   static V lane(Quad q) {
     return _mm512_permute_ps(q, I * 0x55);
@@ -165,15 +168,58 @@ struct F32x16 {
   static V low(P p) { return _mm512_castsi512_ps(_mm512_slli_epi32(p, 16)); }
   static V high(P p) { return _mm512_castsi512_ps(_mm512_and_si512(p, _mm512_set1_epi32(-65536))); }
 
+  // sums[16 rows][tokens] -> one vector of 16 rows per token; tokens 4 to 7 lie kHalf floats behind tokens 0 to 3.
+  template <int kTokens, int kHalf>
+  static void to_rows(const float* sums, int64_t stride, V (&out)[kTokens]) {
+    static_assert(kTokens == 8);
+    // Rows i and i + 4 in one vector, transposed in parts of 4 rows and 4 tokens.
+    V low[4], high[4];
+    SI_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      low[i] = join(F32x8::join<kHalf>(sums + i * stride), F32x8::join<kHalf>(sums + (i + 4) * stride));
+      high[i] = join(F32x8::join<kHalf>(sums + (i + 8) * stride), F32x8::join<kHalf>(sums + (i + 12) * stride));
+    }
+    transpose_lanes(low);
+    transpose_lanes(high);
+    SI_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      out[i] = _mm512_shuffle_f32x4(low[i], high[i], 0x88);
+      out[i + 4] = _mm512_shuffle_f32x4(low[i], high[i], 0xdd);
+    }
+  }
+
  private:
+  static V join(__m256 low, __m256 high) { return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1); }
+  // In all 128-bit lanes: rows[i][c] -> rows[c][i].
+  static void transpose_lanes(V (&rows)[4]) {
+    const __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(rows[0], rows[1]));
+    const __m512d high01 = _mm512_castps_pd(_mm512_unpackhi_ps(rows[0], rows[1]));
+    const __m512d low23 = _mm512_castps_pd(_mm512_unpacklo_ps(rows[2], rows[3]));
+    const __m512d high23 = _mm512_castps_pd(_mm512_unpackhi_ps(rows[2], rows[3]));
+    rows[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(low01, low23));
+    rows[1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low01, low23));
+    rows[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high01, high23));
+    rows[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high01, high23));
+  }
   static __mmask16 first(int count) { return static_cast<__mmask16>((1u << count) - 1); }
   static V widen(__m256i halves) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16)); }
+};
+
+template <bool kWide>
+struct FinisherOf {
+  using type = I32x16Of<F32x16>;
+};
+template <>
+struct FinisherOf<false> {
+  using type = I32x8;
 };
 
 struct Level {
   using Row = F32x16;  // vectors of rows or columns, for few tokens
   using Transposer = F32x8;
   using Ints = I32x16Of<F32x16>;
+  template <int kTokens>
+  using Finisher = typename FinisherOf<(kTokens >= 8)>::type;  // vectors of rows, in which the epilogue writes y
   static constexpr int kRegisters = 32;
 #if defined(__AVX512BF16__)
   static constexpr bool kPairDot = true;  // an instruction multiplies pairs of bf16

@@ -105,7 +105,10 @@ struct F32x4 {
 
   // Four weights: one load for four multiplies, each of which takes its weight from a lane.
   using Quad = V;
-  static Quad load_quad(const float* p) { return load(p); }
+  template <class T>
+  static Quad load_quad(const T* p) {
+    return load(p);
+  }
   template <int I>
   static V lane(Quad q) {
     return vdupq_laneq_f32(q, I);
@@ -234,6 +237,8 @@ struct Level {
   using Row = F32x4;
   using Transposer = F32x4;
   using Ints = I32x4Of<F32x4>;
+  template <int>
+  using Finisher = Ints;  // vectors of rows, in which the epilogue writes y
   static constexpr int kRegisters = 32;
   static constexpr bool kPairDot = false;  // no instruction multiplies pairs of bf16
   static constexpr int kSellTokens = 3;    // as many windows and sums as the registers hold

@@ -53,10 +53,13 @@ struct F32x1 {
 
   // Four weights, or pairs of them.
   using Quad = const float*;
-  static Quad load_quad(const float* p) { return p; }
-  template <int I>
-  static V lane(Quad q) {
-    return q[I];
+  template <class T>
+  static const T* load_quad(const T* p) {
+    return p;
+  }
+  template <int I, class T>
+  static V lane(const T* quad) {
+    return widen(quad[I]);
   }
   template <int I>
   static Dword lane_pair(Quad q) {
@@ -118,6 +121,8 @@ struct Level {
   using Row = F32x1;
   using Transposer = F32x1;
   using Ints = I32x1Of<F32x1>;
+  template <int>
+  using Finisher = Ints;  // vectors of rows, in which the epilogue writes y
   static constexpr int kRegisters = 16;
   static constexpr bool kPairDot = false;  // no instruction multiplies pairs of bf16
   static constexpr int kSellTokens = 1;

@@ -36,7 +36,10 @@ struct F32x4 {
   static V mul(V a, V b) { return _mm_mul_ps(a, b); }
   static V fma(V a, V b, V c) { return _mm_fmadd_ps(a, b, c); }
   using Quad = V;
-  static Quad load_quad(const float* p) { return load(p); }
+  template <class T>
+  static Quad load_quad(const T* p) {
+    return load(p);
+  }
   template <int I>
   static V lane(Quad q) {
     return _mm_permute_ps(q, I * 0x55);
@@ -152,6 +155,11 @@ struct F32x8 {
   // Four weights in every 128-bit lane: one load for four broadcasts, which are in-lane permutes off the load ports.
   using Quad = V;
   static Quad load_quad(const float* p) { return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p)); }
+  template <class T>
+  static Quad load_quad(const T* p) {
+    const __m128 four = F32x4::load(p);
+    return _mm256_set_m128(four, four);
+  }
   template <int I>
   static V lane(Quad q) {
     return _mm256_permute_ps(q, I * 0x55);
@@ -229,12 +237,19 @@ struct F32x8 {
     }
   }
 
+  // Four floats, and those kHalf floats behind them.
+  template <int kHalf>
+  static V join(const float* p) {
+    if constexpr (kHalf == 4) return load(p);
+    return join(p, p + kHalf);
+  }
+
   // sums[8 rows][tokens] -> one vector of 8 rows per token; tokens 4 to 7 lie kHalf floats behind tokens 0 to 3.
   template <int kTokens, int kHalf>
   static void to_rows(const float* sums, int64_t stride, V (&out)[kTokens]) {
     if constexpr (kTokens == 8) {
       SI_UNROLL
-      for (int i = 0; i < 8; ++i) out[i] = join(sums + i * stride, sums + i * stride + kHalf);
+      for (int i = 0; i < 8; ++i) out[i] = join<kHalf>(sums + i * stride);
       transpose(out);
     } else {
       SI_UNROLL

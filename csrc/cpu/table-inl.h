@@ -22,6 +22,20 @@
 
 namespace sparseinfer {
 
+namespace {
+
+// Kernels that read images as bytes.
+template <class Kernel, class = void>
+struct ReadsBytes {
+  static constexpr bool value = false;
+};
+template <class Kernel>
+struct ReadsBytes<Kernel, decltype(void(Kernel::kBytes))> {
+  static constexpr bool value = Kernel::kBytes && Kernel::kTakesConv;
+};
+
+}  // namespace
+
 #if defined(SI_TILES)
 constexpr bool kLevelHasTiles = true;
 #else
@@ -49,6 +63,8 @@ const SpmmKernel SI_JOIN(kernels_, SI_ISA)[] = {
    max_sparsity,                                                                                            \
    wide_panel,                                                                                              \
    implementation::kTileTokens,                                                                             \
+   ReadsBytes<implementation>::value ? find_ranges : nullptr,                                               \
+   ReadsBytes<implementation>::value ? round_images : nullptr,                                              \
    implementation::workspace_bytes,                                                                         \
    implementation::scratch_bytes,                                                                           \
    implementation::prepare_items,                                                                           \

@@ -12,6 +12,7 @@
 
 #include "cpu/activation-inl.h"
 #include "cpu/conv-inl.h"
+#include "cpu/conv_bytes-inl.h"
 #include "cpu/quantize-inl.h"
 #include "cpu/types-inl.h"
 #include "sparseinfer/kernel.h"
@@ -95,12 +96,19 @@ void pack_bf16(const SpmmArgs& a, int64_t token, int64_t first, int64_t columns,
 //
 // Interleaving bf16 works in lanes of 128 bits: in vectors longer than that (kPairLanes > 0: their length) the sums of
 // 8 tokens are 4 in one vector and 4 in the next.
-template <int kTokens, int kPairLanes, class T>
-void finish_tile(const SpmmArgs& a, const float* sums, int64_t row, int64_t rows, int64_t token) {
+// Sums of bytes, of a tile with Scales, become real numbers here, where vectors hold rows of one token.
+struct NoScales {};
+template <int kTokens, int kPairLanes, class T, class Scales>
+void finish_tile(const SpmmArgs& a, const float* sums, int64_t row, int64_t rows, int64_t token, const Scales& scales) {
+  using Whole = typename Level::template Finisher<kTokens>;
+  using F = typename Whole::Floats;
+  constexpr bool kScaled = sizeof(Scales) > 1;
   constexpr int kGroup = kTokens < G ? kTokens : G;
   constexpr int kPair = kPairLanes > 0 ? 2 * kPairLanes : 1, kHalf = kPairLanes > 0 ? kPairLanes : G / 2;
   const int64_t ldy = a.ldy, m = a.m;  // locals: stores to y could alias the arguments
   const Activation activation = a.activation;
+  const float* row_scales = section<float>(a.w, a.w->scales) + row;
+  const float* row_sums = section<float>(a.w, a.w->row_sums) + row;
   // Blocks of rows that stay in L1 for all their tokens; inside one, G tokens at a time are written along, because
   // the rows of y often lie at multiples of 4 KB, which share one set of the cache.
   for (int64_t block = 0; block < rows; block += kBlockRows) {
@@ -111,19 +119,34 @@ void finish_tile(const SpmmArgs& a, const float* sums, int64_t row, int64_t rows
       T* y = static_cast<T*>(a.y) + (token + group) * ldy + row;
       const int first = kPairLanes > 0 ? group - group % kPair + group % kPair / 2 : group;
       const float* from = sums + first + block * kTokens;
-      for (int64_t r = block; r < block_end; r += G, from += G * kTokens) {
-        const int count = rows - r < G ? static_cast<int>(rows - r) : G;
-        const Tr::V b = a.bias ? load_bias<Tr, T>(a, row + r, count) : Tr::zero();
-        Tr::V v[kGroup];
-        Tr::template to_rows<kGroup, kHalf>(from, kTokens, v);  // scratch has G rows to spare
-        SI_UNROLL
-        for (int i = 0; i < kGroup; ++i) v[i] = Tr::add(v[i], b);
-        activate_all<Tr>(v, activation);
-        if (tokens == kGroup && count == G) {
+      for (int64_t r = block; r < block_end; r += F::L, from += F::L * kTokens) {
+        const int count = rows - r < F::L ? static_cast<int>(rows - r) : F::L;
+        typename F::V v[kGroup];
+        F::template to_rows<kGroup, kHalf>(from, kTokens, v);  // scratch has rows to spare
+        if constexpr (kScaled) {
+          const typename Whole::V row_sum = Whole::bits(F::load_partial(row_sums + r, count));
+          const typename F::V row_scale = F::load_partial(row_scales + r, count);
           SI_UNROLL
-          for (int i = 0; i < kGroup; ++i) Tr::store(y + i * ldy + r, v[i]);
+          for (int i = 0; i < kGroup; ++i) {
+            const int t = group + i;
+            v[i] = Whole::real(Whole::bits(v[i]), row_sum, Whole::set1(scales.zeros[t]), row_scale,
+                               F::set1(scales.scales[t]));
+          }
+        }
+        if (a.bias) {
+          const typename F::V b = load_bias<F, T>(a, row + r, count);
+          SI_UNROLL
+          for (int i = 0; i < kGroup; ++i) v[i] = F::add(v[i], b);
+        }
+        activate_all<F>(v, activation);
+        if (tokens == kGroup && count == F::L) {
+          SI_UNROLL
+          for (int i = 0; i < kGroup; ++i) F::store(y + i * ldy + r, v[i]);
         } else {
-          for (int i = 0; i < tokens; ++i) Tr::store_partial(y + i * ldy + r, v[i], count);
+          SI_UNROLL
+          for (int i = 0; i < kGroup; ++i) {
+            if (i < tokens) F::store_partial(y + i * ldy + r, v[i], count);
+          }
         }
       }
     }
@@ -149,7 +172,7 @@ struct PackedPanels {
 template <class Body>
 struct Tiled {
   static constexpr TileMode kMode = Body::kMode;
-  static constexpr bool kTakesConv = kMode == TileMode::kFloat;
+  static constexpr bool kTakesConv = kMode == TileMode::kFloat || kMode == TileMode::kBytes;
   static constexpr bool kBytes = is_int8(kMode);
   static constexpr bool kNative = kMode == TileMode::kFloat || kBytes || Level::kPairDot;
   static constexpr int64_t kTileTokens = [] {
@@ -170,9 +193,12 @@ struct Tiled {
     return kScaleBytes + panels(a.w) * positions(a.w) * kTileTokens * kElement;
   }
   static int64_t workspace_bytes(const SpmmArgs& a) { return tiles(a) * tile_bytes(a); }
-  static constexpr int64_t kSumBytes = (kChunkRows + G) * kTileTokens * 4;
+  static constexpr int64_t kSumBytes = (kChunkRows + R) * kTileTokens * 4;  // with rows that the epilogue may read
   static int64_t scratch_bytes(const SpmmArgs& a) { return kSumBytes + Body::scratch_bytes(a.w); }
-  static int64_t prepare_items(const SpmmArgs& a) { return tiles(a) * (kBytes ? kTileTokens / kGroup : panels(a.w)); }
+  static bool by_tokens(const SpmmArgs& a) { return kBytes && a.conv == nullptr; }
+  static int64_t prepare_items(const SpmmArgs& a) {
+    return tiles(a) * (by_tokens(a) ? kTileTokens / kGroup : panels(a.w));
+  }
 
   template <class F>
   static SI_INLINE void with_shape(const SpmmArgs& a, int64_t tile, F f) {
@@ -186,6 +212,7 @@ struct Tiled {
   }
 
   static void prepare(const SpmmArgs& a, int64_t begin, int64_t end) {
+    if (kBytes && a.conv != nullptr) return prepare_images(a, begin, end);
     if constexpr (kBytes) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t tile = i * kGroup / kTileTokens;
@@ -217,6 +244,33 @@ struct Tiled {
           pack_bf16<S::kTokens, uint16_t>(a, token, first, columns, reinterpret_cast<uint16_t*>(out));
         }
       });
+    }
+  }
+
+  // Tiles of pixels of images that are bytes already.
+  static void prepare_images(const SpmmArgs& a, int64_t begin, int64_t end) {
+    if constexpr (kMode == TileMode::kBytes) {
+      const int64_t plane = a.conv->out_h * a.conv->out_w;
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t tile = i / panels(a.w), panel = i % panels(a.w), token = tile * kTileTokens;
+        with_shape(a, tile, [&](auto shape) {
+          using S = decltype(shape);
+          char* base = a.workspace + tile * tile_bytes(a);
+          Scales scales;
+          for (int t = 0; t < S::kTokens; ++t) {
+            const bool there = token + t < a.m;
+            const TokenScale own = there ? a.image_scales[(a.first_token + token + t) / plane] : TokenScale{0.0f, 0};
+            scales.scales[t] = own.scale;
+            scales.zeros[t] = own.zero;
+          }
+          if (panel == 0) memcpy(base, &scales, sizeof scales);
+          const int64_t first = panel * Body::panel(a.w), left = a.w->k - first;
+          const int64_t columns = left < Body::panel(a.w) ? left : Body::panel(a.w);
+          auto* out = reinterpret_cast<uint8_t*>(base + kScaleBytes + panel * positions(a.w) * S::kTokens);
+          pack_pixel_bytes<S::kTokens>(a, token, first, columns, scales.zeros, out);
+          memset(out + (positions(a.w) - 1) * S::kTokens, 0, S::kTokens);
+        });
+      }
     }
   }
 
@@ -278,9 +332,10 @@ struct Tiled {
     using Element = typename S::Element;
     const int64_t* split_rows = section<int64_t>(a.w, a.w->split_rows);
     const Element* x = reinterpret_cast<const Element*>(a.workspace + tile * tile_bytes(a) + kScaleBytes);
+    const int64_t most = panels(a.w) > 1 ? kChunkRows : kBlockRows;  // one panel: sums stay in L1
     for (int64_t s = begin; s < end;) {
       int64_t chunk_end = s + 1;
-      while (chunk_end < end && split_rows[chunk_end + 1] - split_rows[s] <= kChunkRows) ++chunk_end;
+      while (chunk_end < end && split_rows[chunk_end + 1] - split_rows[s] <= most) ++chunk_end;
       const int64_t row = split_rows[s], rows = split_rows[chunk_end] - row;
       memset(sums, 0, rows * S::kTokens * sizeof(float));
       for (int64_t panel = 0; panel < panels(a.w); ++panel) {
@@ -297,33 +352,26 @@ struct Tiled {
 
   template <class S>
   static void finish(const SpmmArgs& a, float* sums, int64_t row, int64_t rows, int64_t token) {
-    // Blocks of sums that stay in L1 while they are scaled and turned.
-    if (a.w->scales != 0 && rows > kBlockRows) {
-      for (int64_t block = 0; block < rows; block += kBlockRows) {
-        const int64_t here = rows - block < kBlockRows ? rows - block : kBlockRows;
-        finish<S>(a, sums + block * S::kTokens, row + block, here, token);
-      }
-      return;
-    }
-    if constexpr (kBytes) {
-      const char* base = a.workspace + token / kTileTokens * tile_bytes(a);
-      make_real<typename S::Vec, S::kTokens>(a.w, sums, row, rows, *reinterpret_cast<const Scales*>(base));
-    } else if constexpr (kMode == TileMode::kFloat) {
-      if (a.w->scales != 0) scale_rows<typename S::Vec, S::kTokens>(a.w, sums, row, rows);
-    }
     constexpr int kPairLanes = kMode == TileMode::kPairs && S::Vec::L > 4 ? S::Vec::L : 0;
     if constexpr (kMode == TileMode::kFloat) {
+      if (a.w->scales != 0) scale_rows<typename S::Vec, S::kTokens>(a.w, sums, row, rows);
       with_type(a.dtype, [&](auto type) {
         using T = decltype(type);
         if (a.conv != nullptr) return finish_pixels<S::kTokens, T>(a, sums, row, rows, token);
-        finish_tile<S::kTokens, kPairLanes, T>(a, sums, row, rows, token);
+        finish_tile<S::kTokens, kPairLanes, T>(a, sums, row, rows, token, NoScales{});
       });
     } else if constexpr (kBytes) {
-      with_type(a.dtype, [&](auto type) { finish_tile<S::kTokens, 0, decltype(type)>(a, sums, row, rows, token); });
+      const auto& scales = *reinterpret_cast<const Scales*>(a.workspace + token / kTileTokens * tile_bytes(a));
+      if (a.conv != nullptr) make_real<typename S::Vec, S::kTokens>(a.w, sums, row, rows, scales);
+      with_type(a.dtype, [&](auto type) {
+        using T = decltype(type);
+        if (a.conv != nullptr) return finish_pixels<S::kTokens, T>(a, sums, row, rows, token);
+        finish_tile<S::kTokens, kPairLanes, T>(a, sums, row, rows, token, scales);
+      });
     } else if (a.dtype == DType::kF32) {
-      finish_tile<S::kTokens, kPairLanes, float>(a, sums, row, rows, token);
+      finish_tile<S::kTokens, kPairLanes, float>(a, sums, row, rows, token, NoScales{});
     } else {
-      finish_tile<S::kTokens, kPairLanes, BF16>(a, sums, row, rows, token);
+      finish_tile<S::kTokens, kPairLanes, BF16>(a, sums, row, rows, token, NoScales{});
     }
   }
 };

@@ -2,6 +2,8 @@
 // to one blob.
 #include "sparseinfer/pack.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
@@ -19,6 +21,15 @@
 #include "sparseinfer/row_split.h"
 
 namespace sparseinfer {
+
+int64_t l1_bytes() {
+#if defined(_SC_LEVEL1_DCACHE_SIZE)
+  static const long bytes = sysconf(_SC_LEVEL1_DCACHE_SIZE);
+  if (bytes > 0) return bytes;
+#endif
+  return int64_t{32} << 10;
+}
+
 namespace {
 
 std::vector<int64_t> row_bounds(const SparseView& w, const Packing& packing, const PackingHeader& h,

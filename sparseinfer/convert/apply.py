@@ -66,7 +66,8 @@ def convert(
     precision        "bf16": layers of a float32 model on the CPU may be computed in bfloat16, sparse or
                      dense, weights alone or inputs too; each gets what is fastest, and returns float32.
                      "int8": layers may also hold int8 weights, rounded by the largest magnitude of each row
-                     or as `quantize_` left them, and round each token of their inputs to 8 bits.
+                     or as `quantize_` left them, and round each token of their inputs to 8 bits, sparse
+                     convolutions each image (an image with NaN or inf then gives NaN everywhere).
                      "int8-weights": the weights alone, to bfloat16 or int8.
                      "keep": only what `weights` and `activations` say is rounded; not with "bf16"
     weights          torch.bfloat16 or torch.float16: round the sparse weights to it; default: keep them

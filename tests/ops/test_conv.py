@@ -142,7 +142,7 @@ def test_the_registry_has_convolutions_at_every_level() -> None:
     levels = {k.isa for k in ops.kernels()} - {"amx"}
     for packing in ("bitmap", "rowgroup", "rowlist", "bsr", "grouplist"):
         assert {k.isa for k in ops.kernels() if k.packing == packing and k.conv} == levels
-    assert {k.storage for k in ops.kernels() if k.conv} == {*DTYPES, "wi8"}
+    assert {k.storage for k in ops.kernels() if k.conv} == {*DTYPES, "wi8", "i8"}
 
 
 @kernel

@@ -9,6 +9,20 @@
 
 namespace sparseinfer {
 
+// How x of storage i8 is rounded to bytes q: x = scale * (q - zero), q and zero in [0, 255].
+struct TokenScale {
+  float scale;
+  int32_t zero;
+};
+
+// The least and the largest of some values and 0; `odd` is NaN where one of them is NaN or not finite, else 0.
+struct ValueRange {
+  float least, most, odd;
+};
+
+// Bytes before and behind images of bytes that may be read.
+constexpr int64_t kImageMargin = 128;
+
 // y[m, n] = activation(x[m, k] . W[n, k]^T + bias[n])
 struct SpmmArgs {
   const void* x;           // [m, k], dtype, row stride ldx elements, last dimension contiguous
@@ -25,6 +39,10 @@ struct SpmmArgs {
   // `first_token` on.
   const ConvShape* conv;
   int64_t first_token;  // of the whole call; x and y are those of this token where there is no convolution
+
+  // The images of storage i8: x rounded to bytes beforehand, as `conv` says, and the scale of each image.
+  uint8_t* bytes;            // behind kImageMargin bytes, and before as many
+  TokenScale* image_scales;  // [conv->batch]
 };
 
 struct SpmmKernel {
@@ -45,6 +63,11 @@ struct SpmmKernel {
   // Tokens that are computed together: calls for whole tiles give the same bits as one call for all tokens. 0: tokens
   // are not cut into tiles, and there may be no such number.
   int64_t tile_tokens;
+
+  // Nullable: kernels that read images as bytes. x is rounded image by image, in two steps of one piece for each
+  // channel of each image, which may run in any order on any thread. Pieces write nothing but their own bytes.
+  void (*find_ranges)(const SpmmArgs&, ValueRange* ranges, int64_t begin, int64_t end);
+  void (*round_images)(const SpmmArgs&, const ValueRange* ranges, int64_t begin, int64_t end);
 
   int64_t (*workspace_bytes)(const SpmmArgs&);
   int64_t (*scratch_bytes)(const SpmmArgs&);  // per thread

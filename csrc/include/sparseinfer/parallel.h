@@ -29,8 +29,12 @@ int64_t num_ranges(Spread spread);
 // std::runtime_error: this process was made by fork and the pool's threads stayed in its parent.
 void parallel_for(int64_t items, Spread spread, RangeFn fn, void* ctx);
 
+// Fewer elements of x are copied by one thread: a parallel region costs more. Chosen, not measured.
+constexpr int64_t kSerialPrepare = int64_t{1} << 16;
+
 // Memory that lives as long as the calling thread, grows on demand and is 64-byte aligned. Each slot is one buffer.
-enum class ScratchSlot { kWorkspace, kThread, kStraddling };
+enum class ScratchSlot { kWorkspace, kThread, kStraddling, kImages };
+constexpr int kScratchSlots = 4;
 char* thread_scratch(ScratchSlot slot, int64_t bytes);
 
 }  // namespace sparseinfer

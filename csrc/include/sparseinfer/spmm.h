@@ -21,6 +21,10 @@ struct OutputPart {
 // convolutions. The bits are the same.
 void run_spmm(const SpmmKernel& kernel, const SpmmArgs& call, Spread spread, const std::vector<OutputPart>& parts = {});
 
+// Rounds the images of `args`, a convolution, where the kernel reads them as bytes; they then lie in this thread's
+// scratch memory as `rounded` says, and `args` names both. Otherwise it changes nothing.
+void round_images(const SpmmKernel& kernel, SpmmArgs& args, ConvShape& rounded, Spread spread);
+
 // A convolution of all groups: images [batch, channels, height, width], contiguous, and (height, width) of the rest.
 struct ConvSizes {
   std::array<int64_t, 4> x, y;

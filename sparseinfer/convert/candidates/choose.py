@@ -71,7 +71,8 @@ def _of_one_dtype(
         by_tokens = {matrix.tokens(shape): shape for shape in shapes}
         counts = spread(sorted(by_tokens))
         if not dense.on_gpu:
-            return ConvCandidates(dense, sparse, conv, by_tokens), counts
+            rounded_x = torch.uint8 if torch.uint8 in activations else None
+            return ConvCandidates(dense, sparse, conv, by_tokens, rounded_x=rounded_x), counts
         return CudaConvCandidates(dense, sparse, conv, by_tokens, conv in recording.channels_last), counts
     asked = {matrix.tokens(shape) for shape in shapes} | set(options.tokens or ())
     counts = spread(sorted({min(count, MAX_TOKENS) for count in asked})) or DEFAULT_TOKENS

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -24,15 +25,19 @@ class ConvCandidates(BaseCandidates):
 
     `shapes` gives for each number of tokens the shape of x [b, c, ...] or [c, ...] that brings them. The
     weights are matrices [n, c / groups * kernel's size].
+
+    rounded_x   what kernels may round x to; None: nothing
     """
 
     conv: nn.Conv1d | nn.Conv2d
     shapes: Mapping[int, tuple[int, ...]]
+    rounded_x: torch.dtype | None = field(default=None, kw_only=True)
 
     @property
     def kind(self) -> str:
-        dtype = self.dense_weights.weight.dtype
-        return kind_text("conv", dtype, self.weights.weight.dtype, dtype)
+        dense, sparse = self.dense_weights.weight.dtype, self.weights.weight.dtype
+        x_dtypes = (dense,) if self.rounded_x is None else (dense, self.rounded_x)
+        return " or ".join(kind_text("conv", dense, sparse, x_dtype) for x_dtype in x_dtypes)
 
     @property
     def shape(self) -> tuple[object, ...]:
@@ -47,7 +52,12 @@ class ConvCandidates(BaseCandidates):
 
     def layouts(self, tokens: int) -> tuple[Layout, ...]:
         dtype, sparsity = self.weights.weight.dtype, self.weights.sparsity
-        return ops.candidate_layouts("cpu", dtype, dtype, tokens, sparsity, conv=True, block=self._block)
+        by_x = (
+            ops.candidate_layouts("cpu", dtype, x_dtype, tokens, sparsity, conv=True, block=self._block)
+            for x_dtype in (dtype, self.rounded_x)
+            if x_dtype is not None
+        )
+        return tuple(dict.fromkeys(itertools.chain(*by_x)))
 
     @property
     def _block(self) -> tuple[int, int] | None:

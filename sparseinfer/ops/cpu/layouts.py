@@ -32,12 +32,14 @@ def computing(dtype: torch.dtype, x_dtype: torch.dtype, isa: str = "") -> tuple[
 def preferred(
     dtype: torch.dtype, x_dtype: torch.dtype, *, conv: bool = False, block: tuple[int, int] | None = None
 ) -> tuple[KernelInfo, ...]:
-    """The kernels at the active level that plans choose from: for each packing those of one storage.
+    """The kernels at the active level that plans choose from.
 
     block  only those that read such blocks
 
-    This is the storage of fewest bytes. If two storages take two bytes, pairs are faster where one
-    instruction multiplies them, else single widened weights are (KernelInfo.native).
+    For each packing these are the kernels of the storage of fewest bytes; where the level has no instruction
+    for it, of the next (KernelInfo.native). In a packing that only tiles read, a weight is read once for all
+    tokens of a tile, and bytes decide less. Weights of two bytes are there in pairs and widened, because
+    CPUs multiply pairs at very different rates, and where there are no pairs in fp32 as well.
     """
     usable = [row for row in computing(dtype, x_dtype) if row.native and (row.conv or not conv)]
     if block is not None:
@@ -45,8 +47,18 @@ def preferred(
     best: dict[str, str] = {}
     for row in usable:
         best[row.packing] = min(row.storage, best.get(row.packing, row.storage), key=_cost)
-    return tuple(row for row in usable if row.storage == best[row.packing])
+    few_tokens = {row.packing for row in rows() if not row.tile_tokens}
+    return tuple(
+        row
+        for row in usable
+        if row.storage == best[row.packing]
+        or (row.packing not in few_tokens and _may_be_faster(row.storage, best[row.packing]))
+    )
 
 
 def _cost(storage: str) -> tuple[int, bool]:
     return STORAGES[storage].nbytes, STORAGES[storage].x_dtype is None
+
+
+def _may_be_faster(storage: str, best: str) -> bool:
+    return STORAGES[best].x_dtype is None or STORAGES[storage].nbytes == STORAGES[best].nbytes
