@@ -19,6 +19,7 @@ F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 # Weight and activation dtypes that each storage takes.
 DTYPES = {
     "f32": [(F32, F32), (BF16, BF16), (F16, F16), (BF16, F32)],
+    "bf16": [(BF16, BF16), (BF16, F32)],
     "wbf16": [(BF16, F32), (BF16, BF16)],
     "wf16": [(F16, F32), (F16, F16)],
 }

@@ -75,13 +75,31 @@ def test_cpu_candidates_are_layouts_that_may_win(w_dtype: torch.dtype, x_dtype: 
 def test_convolutions_are_offered_what_reads_windows() -> None:
     wide = [Layout("rowgroup", panel=384), Layout("rowlist", panel=384)]
     for dtype in (F32, BF16, F16):
+        on_tiles = [Layout("tilemap", "bf16")] if dtype == BF16 and ops.active_isa() == "amx" else []
         few = ops.candidate_layouts("cpu", dtype, dtype, 1, 0.8, conv=True)
-        assert few == (Layout("rowgroup"), Layout("rowlist"), *wide)
+        # Where a kernel is meant for a single pixel, the others are not tried.
+        assert set(few) == set(on_tiles or [Layout("rowgroup"), Layout("rowlist"), *wide])
         many = ops.candidate_layouts("cpu", dtype, dtype, 100, 0.8, conv=True)
-        assert many == (Layout("rowgroup"), Layout("rowlist"))
+        assert set(many) == {Layout("rowgroup"), Layout("rowlist"), *on_tiles}
     assert Layout("bitmap").conv_kernel() == "spmm_bitmap_f32_t64"
     assert Layout("bitmap").conv_buckets(1) == (ops.Bucket(None, 1, "spmm_bitmap_f32_t64"),)
     assert Layout("bitmap").buckets(1)[0] == ops.Bucket(15, 1, "spmm_bitmap_f32_r1")
+
+
+@pytest.mark.skipif("amx" not in {row.isa for row in ops.kernels()}, reason="not a build for x86-64")
+def test_kernels_on_tiles_name_their_unit_and_the_blocks_they_take() -> None:
+    rows = {(row.packing, row.storage): row for row in ops.kernels() if row.isa == "amx"}
+    for packing in ("tilemap", "bsr", "grouptile"):
+        assert rows[packing, "bf16"].unit == "tile_bf16"
+        assert rows[packing, "i8"].unit == "tile_int8"
+    assert rows["tilemap", "wi8"].unit == "tile_bf16"  # integers that become bf16
+    for storage in ("bf16", "i8"):
+        blocks = [
+            block
+            for block in ((16, 1), (32, 5), (8, 1), (1, 4))
+            if rows["grouptile", storage].takes_block(block)
+        ]
+        assert blocks == [(16, 1), (32, 5)]
 
 
 @on_every_device
