@@ -43,6 +43,7 @@ py::list kernels() {
     const auto packing = parse<PackingKind>(r.kernel.packing, kPackingNames, "packing");
     row["format"] = packing_format(packing);
     row["panelled"] = has_panels(packing);
+    row["block_rows"] = block_rows(packing);
     row["block_columns"] = block_columns(packing, parse<Storage>(r.kernel.storage, kStorageNames, "storage"));
     list.append(row);
   }

@@ -3,7 +3,8 @@
 // on any CPU with avx512bf16.
 //
 // A tile is 16 rows of 64 bytes. Product: C[16 tokens][16 outputs] += A[16 tokens][depth] . B[depth][16 outputs], where
-// a row of B holds the 2 (bf16) or 4 (int8) inputs that one step multiplies, for each output side by side.
+// a row of B holds the 2 (bf16) or 4 (int8) inputs that one step multiplies, for each output side by side. Or, with
+// weights as A and x as B, C[16 outputs][16 tokens].
 #pragma once
 
 #include <immintrin.h>
@@ -40,6 +41,13 @@ SI_INLINE TileConfig tile_config(int64_t tokens) {
   return config;
 }
 
+// Of products whose left operand is the weights: x and sums have rows of `bytes` bytes.
+SI_INLINE TileConfig turned_config(int64_t bytes) {
+  TileConfig config = tile_config(kTileRows);
+  for (int i = 0; i < kTileWeights; ++i) config.row_bytes[i] = static_cast<uint16_t>(bytes);
+  return config;
+}
+
 }  // namespace
 }  // namespace sparseinfer
 
@@ -52,7 +60,7 @@ namespace {
 namespace tile {
 
 // The operands in memory say what is read and written: the intrinsics of GCC 12 do not, and stores before them may be
-// moved behind them. All tiles lie in memory as they are, row after row.
+// moved behind them. Most tiles lie in memory as they are, row after row.
 struct Memory {
   char bytes[kTileBytes];
 };
@@ -76,14 +84,24 @@ SI_INLINE void store(void* to) {
                    : "r"(to), "r"(kTileRowBytes), "i"(T));
 }
 
+// The same with rows further apart.
+template <int T>
+SI_INLINE void load_rows(const void* from, int64_t step) {
+  __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(step), "i"(T) : "memory");
+}
+template <int T>
+SI_INLINE void store_rows(void* to, int64_t step) {
+  __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(step), "i"(T) : "memory");
+}
+
 #define SI_TILE_DOT(name, instruction)                                                      \
   template <int C, int A, int B>                                                            \
   SI_INLINE void name() {                                                                   \
     __asm__ volatile(instruction " %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B)); \
   }
 SI_TILE_DOT(dot_bf16, "tdpbf16ps")
-SI_TILE_DOT(dot_i8, "tdpbssd")
 SI_TILE_DOT(dot_u8_i8, "tdpbusd")
+SI_TILE_DOT(dot_i8_u8, "tdpbsud")
 #undef SI_TILE_DOT
 
 }  // namespace tile

@@ -57,19 +57,27 @@ inline void zero() {
   memset(usable(T).bytes, 0, sizeof registers[T].bytes);
 }
 template <int T>
-inline void load(const void* from) {
+inline void load_rows(const void* from, int64_t step) {
   Register& to = usable(T);
   memset(to.bytes, 0, sizeof to.bytes);
   for (int r = 0; r < to.rows; ++r) {
-    memcpy(to.bytes[r], static_cast<const char*>(from) + r * kTileRowBytes, static_cast<size_t>(to.row_bytes));
+    memcpy(to.bytes[r], static_cast<const char*>(from) + r * step, static_cast<size_t>(to.row_bytes));
   }
 }
 template <int T>
-inline void store(void* to) {
+inline void store_rows(void* to, int64_t step) {
   const Register& from = usable(T);
   for (int r = 0; r < from.rows; ++r) {
-    memcpy(static_cast<char*>(to) + r * kTileRowBytes, from.bytes[r], static_cast<size_t>(from.row_bytes));
+    memcpy(static_cast<char*>(to) + r * step, from.bytes[r], static_cast<size_t>(from.row_bytes));
   }
+}
+template <int T>
+inline void load(const void* from) {
+  load_rows<T>(from, kTileRowBytes);
+}
+template <int T>
+inline void store(void* to) {
+  store_rows<T>(to, kTileRowBytes);
 }
 
 inline void check_sizes(const Register& c, const Register& a, const Register& b) {
@@ -106,14 +114,14 @@ inline void dot_bf16() {
 }
 
 // Sums of 32 bits that wrap around.
-template <class X>
+template <class X, class W>
 inline void dot_bytes(Register& c, const Register& a, const Register& b) {
   check_sizes(c, a, b);
   for (int m = 0; m < c.rows; ++m) {
     for (int n = 0; n < c.row_bytes / 4; ++n) {
       uint32_t sum = c.get<uint32_t>(m, n);
       for (int k = 0; k < 4 * b.rows; ++k) {
-        const int product = a.get<X>(m, k) * b.get<int8_t>(k / 4, 4 * n + k % 4);
+        const int product = a.get<X>(m, k) * b.get<W>(k / 4, 4 * n + k % 4);
         sum += static_cast<uint32_t>(product);
       }
       c.set<uint32_t>(m, n, sum);
@@ -121,12 +129,12 @@ inline void dot_bytes(Register& c, const Register& a, const Register& b) {
   }
 }
 template <int C, int A, int B>
-inline void dot_i8() {
-  dot_bytes<int8_t>(usable(C), usable(A), usable(B));
+inline void dot_u8_i8() {
+  dot_bytes<uint8_t, int8_t>(usable(C), usable(A), usable(B));
 }
 template <int C, int A, int B>
-inline void dot_u8_i8() {
-  dot_bytes<uint8_t>(usable(C), usable(A), usable(B));
+inline void dot_i8_u8() {
+  dot_bytes<int8_t, uint8_t>(usable(C), usable(A), usable(B));
 }
 
 }  // namespace tile

@@ -1,6 +1,6 @@
-// Kernel for `bsr` at levels with tiles. Blocks of 16 x 32 and multiples, packed for such a level, are tiles as they
-// lie in memory: they go straight into the tile unit, one strip of 16 rows x up to 4 token tiles at a time. Other
-// blocks are multiplied with vectors (bsr-inl.h).
+// Kernel for `bsr` at levels with tiles. Blocks of 16 x 32 and multiples, of int8 of 16 x 64, packed for such a level,
+// are tiles as they lie in memory: they go straight into the tile unit, one strip of 16 rows x up to 4 token tiles at a
+// time. Other blocks are multiplied with vectors (bsr-inl.h).
 //
 // Sums stay in registers for a panel, which holds 255 blocks; between panels, and for the epilogue, in scratch [strips
 // of the split][token tiles]. All weights of a block are stored, zeros too, and multiplied.
@@ -15,8 +15,10 @@
 namespace sparseinfer {
 namespace {
 
+template <Storage kStorage>
 struct BsrTiles {
-  using Vectors = Tiled<Bsr<TileMode::kDwords>>;
+  static constexpr bool kBytes = kStorage == Storage::kI8;
+  using Vectors = Tiled<Bsr<kBytes ? TileMode::kQuads : TileMode::kDwords>>;
   static constexpr bool kTakesConv = false;
   static constexpr bool kNative = true;
   static constexpr int64_t kTileTokens = Vectors::kTileTokens;
@@ -24,7 +26,7 @@ struct BsrTiles {
 
   static bool in_tiles(const SpmmArgs& a) { return a.w->strip == kTileOutputs; }
   static int64_t workspace_bytes(const SpmmArgs& a) {
-    return in_tiles(a) ? TileTokens(a).bytes() : Vectors::workspace_bytes(a);
+    return in_tiles(a) ? TileTokens(a).workspace_bytes() : Vectors::workspace_bytes(a);
   }
   static int64_t scratch_bytes(const SpmmArgs& a) {
     return in_tiles(a) ? kMaxSplitRows / kTileOutputs * kStripFloats * 4 : Vectors::scratch_bytes(a);
@@ -67,14 +69,14 @@ struct BsrTiles {
     const PackingHeader* w = a.w;
     const int64_t* split_rows = section<int64_t>(w, w->split_rows);
     const int64_t row = split_rows[split], strips = (split_rows[split + 1] - row) / kTileOutputs;
-    const int64_t per_block = w->block_cols / kTileInputs, step = x.input_bytes();
+    const int64_t inputs = tile_inputs(kStorage), per_block = w->block_cols / inputs, step = x.input_bytes();
     if (w->panels == 0) memset(sums, 0, static_cast<size_t>(strips * kStripFloats) * sizeof(float));
     for (int64_t panel = 0; panel < w->panels; ++panel) {
       const Cell& cell = section<Cell>(w, w->cells)[split * w->panels + panel];
       const uint8_t* counts = section<uint8_t>(w, w->counts) + cell.counts;
       const uint8_t* offsets = section<uint8_t>(w, w->offsets) + cell.offsets;
-      const char* values = reinterpret_cast<const char*>(section<uint16_t>(w, w->values) + cell.values);
-      const char* from = x.tile(first_tile) + panel * w->panel / kTileInputs * step;
+      const char* values = section<char>(w, w->values) + cell.values * payload_bytes(kStorage);
+      const char* from = x.tile(first_tile) + panel * w->panel / inputs * step;
       for (int64_t s = 0; s < strips; ++s) {
         float* to = sums + s * kStripFloats;
         for_each<kTiles>([&](auto t) {
@@ -95,14 +97,14 @@ struct BsrTiles {
       }
     }
     for (int64_t t = 0; t < kTiles; ++t) {
-      const float* from = sums + t * kTileRows * R;
+      float* from = sums + t * kTileRows * R;
       int64_t s = 0;
       const int64_t token = (first_tile + t) * kTileRows;
       for (; s + 4 <= strips; s += 4) {
-        finish_strips<4>(a, from + s * kStripFloats, kStripFloats, token, row + s * kTileOutputs);
+        finish_strips<kStorage, 4>(a, x, from + s * kStripFloats, kStripFloats, token, row + s * kTileOutputs);
       }
       for (; s < strips; ++s) {
-        finish_strips<1>(a, from + s * kStripFloats, kStripFloats, token, row + s * kTileOutputs);
+        finish_strips<kStorage, 1>(a, x, from + s * kStripFloats, kStripFloats, token, row + s * kTileOutputs);
       }
     }
   }
@@ -113,7 +115,11 @@ struct BsrTiles {
     for_each<kTiles>([&](auto t) {
       constexpr int T = decltype(t)::value, A = kTileX + T % 2;
       tile::load<A>(x + T * token_bytes);
-      tile::dot_bf16<T, A, kTileWeights>();
+      if constexpr (kBytes) {
+        tile::dot_u8_i8<T, A, kTileWeights>();
+      } else {
+        tile::dot_bf16<T, A, kTileWeights>();
+      }
     });
   }
 };

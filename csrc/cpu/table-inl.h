@@ -12,6 +12,7 @@
 #include "cpu/sell-inl.h"
 #if defined(SI_TILES)
 #include "cpu/bsr_tiles-inl.h"
+#include "cpu/grouptile-inl.h"
 #include "cpu/tilemap-inl.h"
 #endif
 

@@ -1,21 +1,22 @@
-// Kernel for `tilemap`: tiles of weights are expanded from their masks into a ring in L1 and multiplied by the tile
-// unit, for any number of tokens. Values are read a vector at a time, so up to 64 bytes past the last one.
+// Kernel for `tilemap`: tiles of weights are expanded from their masks (tile_weights-inl.h) into a ring in L1 and
+// multiplied by the tile unit, for any number of tokens. Tiles without weights are not stored, and take no time.
 //
 // Up to 64 tokens: sums of 4 strips x 1 token tile, 2 x 2 or 1 x 4 (or 3) stay in registers for all of k. In program
 // order a tile is multiplied between the expansion of the tiles that come 4 later: a tile cannot be loaded before the
 // stores to it have left the core. More tokens: within panels of 8 input tiles, whose sums go through L2, two strips at
 // a time are expanded, while the two before them are multiplied with up to 256 tokens; then as above, 2 x 2.
 //
+// Strips that are multiplied together share x where their tiles lie in the same places, as they do where no tile is
+// empty. Where they do not, each has its own list of them, and the lists are walked side by side, as far as the
+// shortest goes: what branches depend on is a strip, not a tile.
+//
 // Sums: every y is one sum over k in ascending order, of one tile after another, whatever the number of tokens.
 //
-// Computed, not measured (published port tables of Golden Cove). Expanding a row takes two operations of port 5, 32
-// cycles a tile; with masks from `kmovd`, a third one, it were 48. Hence a mask is made by a broadcast, on the load
-// ports, and a shift and `vpmovw2m`, on port 0, another 32 cycles. llvm-mca 14 (-mcpu=sapphirerapids, whose ports are
-// those of Skylake) gives 36 cycles a tile for what GCC 12 makes of it, at 5.9 of 6 operations a cycle, stores counted
-// twice. A product takes the tile unit 16 cycles, one per token tile, beside that: up to two of them are free.
+// Computed, not measured: a product takes the tile unit 16 cycles, one per token tile and part of x, beside the 32 that
+// a tile takes to expand. So of bf16 and i8 all products of up to 32 tokens are free.
 #pragma once
 
-#include "cpu/amx_tokens-inl.h"
+#include "cpu/tile_weights-inl.h"
 
 namespace sparseinfer {
 namespace {
@@ -28,68 +29,7 @@ constexpr int64_t kRegisterTiles = 4;  // token tiles whose sums may stay in reg
 constexpr int64_t kPanelInputs = 8, kChunkStrips = 16, kMostTokenTiles = 16;
 constexpr int64_t kPairTiles = 2 * kPanelInputs;
 
-// The next tile of 16 rows of W.
-struct Strip {
-  const uint32_t* masks;
-  const uint16_t* values;
-};
-
-// The tiles of strips in the order of rows, from the first of split `split` on.
-class StripReader {
- public:
-  StripReader(const PackingHeader* w, int64_t split)
-      : split_rows_(section<int64_t>(w, w->split_rows)),
-        cells_(section<Cell>(w, w->cells)),
-        starts_(section<int64_t>(w, w->counts)),
-        masks_(section<uint32_t>(w, w->rows)),
-        values_(section<uint16_t>(w, w->values)),
-        inputs_((w->k + kTileInputs - 1) / kTileInputs),
-        split_(split),
-        strip_(split_rows_[split] / kTileRows) {}
-
-  Strip next() {
-    while (split_rows_[split_ + 1] <= strip_ * kTileRows) ++split_;
-    if (inputs_ == 0) return {masks_, values_};
-    const Strip strip = {masks_ + strip_ * inputs_ * kTileRows, values_ + cells_[split_].values + starts_[strip_]};
-    ++strip_;
-    return strip;
-  }
-
- private:
-  const int64_t* split_rows_;
-  const Cell* cells_;
-  const int64_t* starts_;
-  const uint32_t* masks_;
-  const uint16_t* values_;
-  int64_t inputs_, split_, strip_;
-};
-
-// Bit 2 i + p of the result, weight 2 i + p of a row of a tile: bit i of half p of the mask. The shifts move it to the
-// sign of its word.
-SI_INLINE __mmask32 stored_weights(const uint32_t* mask) {
-  const __m512i shifts = _mm512_set_epi16(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 8, 9, 9, 10, 10, 11, 11,
-                                          12, 12, 13, 13, 14, 14, 15, 15);
-  __m512i halves;  // from memory: from a register it is an operation of port 5
-  __asm__("vpbroadcastd %1, %0" : "=v"(halves) : "m"(*mask));
-  return _mm512_movepi16_mask(_mm512_sllv_epi16(halves, shifts));
-}
-
-SI_INLINE __m512i expand_row(const uint32_t* mask, const uint16_t* values) {
-  return _mm512_maskz_expand_epi16(stored_weights(mask), _mm512_loadu_si512(values));
-}
-
-SI_INLINE void expand_tile(Strip& strip, char* to) {
-  const uint32_t* const masks = strip.masks;
-  const uint16_t* values = strip.values;
-  const char* const ahead = reinterpret_cast<const char*>(values) + kPrefetchBytes;
-  SI_UNROLL
-  for (int row = 0; row < kTileRows; ++row) {
-    _mm512_store_si512(to + row * kTileRowBytes, expand_row(masks + row, values));
-    values += __builtin_popcount(masks[row]);
-    if (row % 2 == 0) __builtin_prefetch(ahead + row * 32);
-  }
-  strip = {masks + kTileRows, values};
-}
+constexpr int64_t kTileFloats = kTileRows * R;
 
 // Registers of sums [kStrips][kTokenTiles].
 template <int kStrips, int kTokenTiles>
@@ -97,99 +37,115 @@ SI_INLINE void zero_sums() {
   for_each<kStrips * kTokenTiles>([&](auto c) { tile::zero<decltype(c)::value>(); });
 }
 template <int kStrips, int kTokenTiles>
-SI_INLINE void load_sums(const float* sums, int64_t strip_step, int64_t token_step) {
+SI_INLINE void load_sums(const float* sums, int64_t strip_step) {
   for_each<kStrips * kTokenTiles>([&](auto c) {
     constexpr int C = decltype(c)::value;
-    tile::load<C>(sums + C / kTokenTiles * strip_step + C % kTokenTiles * token_step);
+    tile::load<C>(sums + C / kTokenTiles * strip_step + C % kTokenTiles * kTileFloats);
   });
 }
 template <int kStrips, int kTokenTiles>
-SI_INLINE void store_sums(float* sums, int64_t strip_step, int64_t token_step) {
+SI_INLINE void store_sums(float* sums, int64_t strip_step) {
   for_each<kStrips * kTokenTiles>([&](auto c) {
     constexpr int C = decltype(c)::value;
-    tile::store<C>(sums + C / kTokenTiles * strip_step + C % kTokenTiles * token_step);
+    tile::store<C>(sums + C / kTokenTiles * strip_step + C % kTokenTiles * kTileFloats);
   });
 }
 
-// One input tile: x of token tile t at `x + t * token_bytes`, weights of strip s at `weights(s)`; `between(s)` is what
-// the core does while the unit multiplies.
-template <int kStrips, int kTokenTiles, class Weights, class Between>
-SI_INLINE void multiply_input(const char* x, int64_t token_bytes, Weights weights, Between between) {
-  for_each<kStrips>([&](auto s) {
+// One tile of each of kCount strips, whose sums are those of strip kFirst on: x of token tile t at `from(s) + t *
+// tile_bytes`, the same for all strips if kAlike, weights of strip s at `weights(s)`; `between(s)` is what the core
+// does while the unit multiplies.
+template <class W, int kFirst, int kCount, int kTokenTiles, bool kAlike, class From, class Weights, class Between>
+SI_INLINE void multiply_input(const TileTokens& x, From from, Weights weights, Between between) {
+  for_each<kCount>([&](auto s) {
     constexpr int S = decltype(s)::value, B = kTileWeights + S % 2;
     tile::load<B>(weights(S));
-    for_each<kTokenTiles>([&](auto t) {
+    const char* at = from(S);
+    auto multiply = [&](auto t) __attribute__((always_inline)) {
       constexpr int T = decltype(t)::value, A = kTileX + T % 2;
-      if constexpr (S == 0 || kTokenTiles > 2) tile::load<A>(x + T * token_bytes);
-      tile::dot_bf16<S * kTokenTiles + T, A, B>();
-    });
+      constexpr bool kIsThere = S > 0 && kAlike && kTokenTiles <= 2 && W::kStorage != Storage::kWI8;
+      if constexpr (!kIsThere) tile::load<A>(at + T * x.tile_bytes());
+      W::template dot<(kFirst + S) * kTokenTiles + T, A, B>();
+    };
+    for_each<kTokenTiles>(multiply);
+    if constexpr (W::kStorage == Storage::kWI8) {
+      for (int64_t p = 1; p < x.parts; ++p) {
+        at += x.part_bytes();
+        for_each<kTokenTiles>(multiply);
+      }
+    }
     between(S);
   });
 }
 
-// sums [kStrips][kTokenTiles] tiles of the strips, for all of k and up to 64 tokens.
-template <int kStrips, int kTokenTiles>
-void multiply_strips(const TileTokens& x, Strip (&strips)[kStrips], char* ring, float* sums) {
-  constexpr int64_t kAhead = kTilesAhead / kStrips;  // input tiles
-  const int64_t inputs = x.inputs, step = x.input_bytes(), token_bytes = x.tile_bytes();
-  const char* from = x.tile(0);
-  auto slot = [&](int64_t input, int s) { return ring + ((input * kStrips + s) & (kRingTiles - 1)) * kTileBytes; };
-  zero_sums<kStrips, kTokenTiles>();
-  for (int64_t i = 0; i < kAhead && i < inputs; ++i) {
+// The next `tiles` tiles of strips kFirst to kFirst + kCount - 1.
+template <class W, int kFirst, int kCount, int kTokenTiles, bool kAlike>
+SI_INLINE void multiply_tiles(const TileTokens& x, Strip<W>* strips, int64_t tiles, char* ring) {
+  constexpr int64_t kAhead = kTilesAhead / kCount;  // of each strip
+  auto slot = [&](int64_t i, int s) { return ring + ((i * kCount + s) & (kRingTiles - 1)) * kTileBytes; };
+  auto expand = [&](int64_t i, int s) { expand_tile(strips[kFirst + s], slot(i, s)); };
+  const uint32_t* inputs[kCount];
+  for (int s = 0; s < kCount; ++s) inputs[s] = strips[kFirst + s].inputs;
+  auto from = [&](int64_t i, int s) { return x.tile(0) + inputs[kAlike ? 0 : s][i] * x.input_bytes(); };
+  for (int64_t i = 0; i < kAhead && i < tiles; ++i) {
     SI_UNROLL
-    for (int s = 0; s < kStrips; ++s) expand_tile(strips[s], slot(i, s));
+    for (int s = 0; s < kCount; ++s) expand(i, s);
   }
   int64_t i = 0;
-  for (; i + kAhead < inputs; ++i, from += step) {
-    multiply_input<kStrips, kTokenTiles>(
-        from, token_bytes, [&](int s) { return slot(i, s); },
-        [&](int s) { expand_tile(strips[s], slot(i + kAhead, s)); });
+  for (; i + kAhead < tiles; ++i) {
+    multiply_input<W, kFirst, kCount, kTokenTiles, kAlike>(
+        x, [&](int s) { return from(i, s); }, [&](int s) { return slot(i, s); }, [&](int s) { expand(i + kAhead, s); });
   }
-  for (; i < inputs; ++i, from += step) {
-    multiply_input<kStrips, kTokenTiles>(from, token_bytes, [&](int s) { return slot(i, s); }, [](int) {});
+  for (; i < tiles; ++i) {
+    multiply_input<W, kFirst, kCount, kTokenTiles, kAlike>(
+        x, [&](int s) { return from(i, s); }, [&](int s) { return slot(i, s); }, [](int) {});
   }
-  store_sums<kStrips, kTokenTiles>(sums, kTokenTiles * kTileRows * R, kTileRows * R);
 }
 
-// sums[16] of one token, from what is stored alone.
-static inline void sum_stored(Strip strip, const char* x, int64_t inputs, int64_t step, float* sums) {
-  __m512 sum = _mm512_setzero_ps();
-  for (int64_t i = 0; i < inputs; ++i, x += step, strip.masks += kTileRows) {
-    const BF16* from = reinterpret_cast<const BF16*>(x);
-    for (int row = 0; row < kTileRows; ++row, from += 2) {
-      const uint32_t mask = strip.masks[row];
-      const __m512i weights = expand_row(strip.masks + row, strip.values);
-      const __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(weights, 16));
-      const __m512 odd = _mm512_castsi512_ps(_mm512_and_si512(weights, _mm512_set1_epi32(-65536)));
-      sum = _mm512_mask3_fmadd_ps(even, _mm512_set1_ps(widen(from[0])), sum, static_cast<__mmask16>(mask));
-      sum = _mm512_mask3_fmadd_ps(odd, _mm512_set1_ps(widen(from[1])), sum, static_cast<__mmask16>(mask >> 16));
-      strip.values += __builtin_popcount(mask);
-    }
+// sums [kStrips][kTokenTiles] tiles of the strips, for all of k and up to 64 tokens.
+template <class W, int kStrips, int kTokenTiles>
+void multiply_strips(const TileTokens& x, Strip<W> (&strips)[kStrips], char* ring, float* sums) {
+  zero_sums<kStrips, kTokenTiles>();
+  bool same = true;
+  int64_t least = strips[0].tiles;
+  for (int s = 1; s < kStrips; ++s) {
+    same = same && alike(strips[0], strips[0].tiles, strips[s], strips[s].tiles);
+    if (strips[s].tiles < least) least = strips[s].tiles;
   }
-  _mm512_storeu_ps(sums, sum);
+  if (same) {
+    multiply_tiles<W, 0, kStrips, kTokenTiles, true>(x, strips, least, ring);
+  } else {
+    multiply_tiles<W, 0, kStrips, kTokenTiles, false>(x, strips, least, ring);
+    for_each<kStrips>([&](auto s) {
+      constexpr int S = decltype(s)::value;
+      multiply_tiles<W, S, 1, kTokenTiles, true>(x, strips, strips[S].tiles, ring);
+    });
+  }
+  store_sums<kStrips, kTokenTiles>(sums, kTokenTiles * kTileFloats);
 }
 
 // y of up to 4 strips and one token tile. `first`: the strips from their first tile on.
-template <int kStrips>
-void finish_strips_of(const SpmmArgs& a, const TileTokens& x, const Strip* first, float* sums, int64_t stride,
+template <class W, int kStrips>
+void finish_strips_of(const SpmmArgs& a, const TileTokens& x, const Strip<W>* first, float* sums, int64_t stride,
                       int64_t token_tile, int64_t row) {
-  for (uint32_t hostile = x.hostile_tokens(token_tile); hostile != 0; hostile &= hostile - 1) {
-    const int64_t token = __builtin_ctz(hostile);
-    for (int s = 0; s < kStrips; ++s) {
-      sum_stored(first[s], x.tile(token_tile) + token * kTileRowBytes, x.inputs, x.input_bytes(),
-                 sums + s * stride + token * R);
+  if constexpr (W::kStorage != Storage::kI8) {
+    for (uint32_t hostile = x.hostile_tokens(token_tile); hostile != 0; hostile &= hostile - 1) {
+      const int64_t token = __builtin_ctz(hostile);
+      for (int s = 0; s < kStrips; ++s) {
+        sum_stored(first[s], x.tile(token_tile) + token * kTileRowBytes, x, sums + s * stride + token * R);
+      }
     }
   }
-  finish_strips<kStrips>(a, sums, stride, token_tile * kTileRows, row);
+  finish_strips<W::kStorage, kStrips>(a, x, sums, stride, token_tile * kTileRows, row);
 }
 
+template <class W>
 struct Tilemap {
-  static constexpr bool kTakesConv = false;
+  static constexpr bool kTakesConv = W::kStorage != Storage::kI8;  // whose images are rounded as a whole
   static constexpr bool kNative = true;
   static constexpr int64_t kTileTokens = 0;  // threads that shared tokens would expand each weight again
 
   static bool is_few(const SpmmArgs& a) { return a.m <= kRegisterTiles * kTileRows; }
-  static int64_t workspace_bytes(const SpmmArgs& a) { return TileTokens(a).bytes(); }
+  static int64_t workspace_bytes(const SpmmArgs& a) { return TileTokens(a).workspace_bytes(); }
   static int64_t scratch_bytes(const SpmmArgs& a) {
     if (is_few(a)) return (kRingTiles + kRegisterTiles) * kTileBytes;
     return (2 * kPairTiles + kChunkStrips * kMostTokenTiles) * kTileBytes;
@@ -200,7 +156,7 @@ struct Tilemap {
   static void run(const SpmmArgs& a, int64_t begin, int64_t end, char* scratch) {
     const int64_t* split_rows = section<int64_t>(a.w, a.w->split_rows);
     const int64_t row = split_rows[begin], strips = (split_rows[end] - row + kTileRows - 1) / kTileRows;
-    StripReader reader(a.w, begin);
+    StripReader<W> reader(a.w, begin);
     const TileTokens x(a);
     tile::load_config(tile_config(x.rows));
     if (is_few(a)) {
@@ -225,15 +181,15 @@ struct Tilemap {
 
   // `strips` strips from `row` on: kStrips at a time, and the rest by half as many.
   template <int kStrips, int kTokenTiles>
-  static void few(const SpmmArgs& a, const TileTokens& x, StripReader& reader, int64_t strips, int64_t row,
+  static void few(const SpmmArgs& a, const TileTokens& x, StripReader<W>& reader, int64_t strips, int64_t row,
                   char* scratch) {
     float* sums = reinterpret_cast<float*>(scratch + kRingTiles * kTileBytes);
     for (; strips >= kStrips; strips -= kStrips, row += kStrips * kTileRows) {
-      Strip first[kStrips], now[kStrips];
+      Strip<W> first[kStrips], now[kStrips];
       for (int s = 0; s < kStrips; ++s) first[s] = now[s] = reader.next();
-      multiply_strips<kStrips, kTokenTiles>(x, now, scratch, sums);
+      multiply_strips<W, kStrips, kTokenTiles>(x, now, scratch, sums);
       for (int64_t t = 0; t < kTokenTiles; ++t) {
-        finish_strips_of<kStrips>(a, x, first, sums + t * kTileRows * R, kTokenTiles * kTileRows * R, t, row);
+        finish_strips_of<W, kStrips>(a, x, first, sums + t * kTileFloats, kTokenTiles * kTileFloats, t, row);
       }
     }
     if constexpr (kStrips > 1) {
@@ -241,11 +197,11 @@ struct Tilemap {
     }
   }
 
-  static void many(const SpmmArgs& a, const TileTokens& x, const StripReader& reader, int64_t strips, int64_t row,
+  static void many(const SpmmArgs& a, const TileTokens& x, const StripReader<W>& reader, int64_t strips, int64_t row,
                    char* scratch) {
     const int64_t blocks = (x.tiles + kMostTokenTiles - 1) / kMostTokenTiles;
     for (int64_t block = 0; block < blocks; ++block) {
-      StripReader from = reader;
+      StripReader<W> from = reader;
       const int64_t begin = x.tiles * block / blocks, end = x.tiles * (block + 1) / blocks;
       for (int64_t s = 0; s < strips; s += kChunkStrips) {
         const int64_t count = strips - s < kChunkStrips ? strips - s : kChunkStrips;
@@ -254,85 +210,108 @@ struct Tilemap {
     }
   }
 
-  // Strips of weights in a panel, tile by tile, in the order in which `step` is called.
+  // Up to two strips of weights in a panel, tile by tile, in the order in which `step` is called.
   struct Expansion {
-    Strip* strips;
-    int64_t count, inputs;  // strips, input tiles of the panel
-    char* to;               // [strips][kPanelInputs] tiles
-    int64_t strip = 0, input = 0;
+    Strip<W>* strips;
+    int64_t count;              // of strips
+    char* to;                   // [strips][kPanelInputs] tiles
+    int64_t tiles[2];           // of each strip in the panel
+    const uint32_t* inputs[2];  // of those tiles
+    bool same;                  // and both have the same ones
+    int64_t strip, tile;        // the next
 
+    Expansion(Strip<W>* strips_, int64_t count_, int64_t panel_end, char* to_)
+        : strips(strips_), count(count_), to(to_), tiles{}, inputs{}, same(count_ == 2), strip(0), tile(0) {
+      for (int64_t s = 0; s < count; ++s) {
+        inputs[s] = strips[s].inputs;
+        while (tiles[s] < strips[s].tiles && inputs[s][tiles[s]] < panel_end) ++tiles[s];
+      }
+      if (same) same = alike(strips[0], tiles[0], strips[1], tiles[1]);
+      skip_ended();
+    }
+    SI_INLINE void skip_ended() {
+      while (strip < count && tile == tiles[strip]) ++strip, tile = 0;
+    }
     SI_INLINE void step() {
       if (strip == count) return;
-      expand_tile(strips[strip], to + (strip * kPanelInputs + input) * kTileBytes);
-      if (++input == inputs) ++strip, input = 0;
+      expand_tile(strips[strip], to + (strip * kPanelInputs + tile) * kTileBytes);
+      ++tile;
+      skip_ended();
     }
   };
 
   // `count` strips from `row` on and token tiles [begin, end).
-  static void chunk(const SpmmArgs& a, const TileTokens& x, StripReader& reader, int64_t count, int64_t row,
+  static void chunk(const SpmmArgs& a, const TileTokens& x, StripReader<W>& reader, int64_t count, int64_t row,
                     int64_t begin, int64_t end, char* scratch) {
-    Strip first[kChunkStrips], now[kChunkStrips];
+    Strip<W> first[kChunkStrips], now[kChunkStrips];
     for (int64_t s = 0; s < count; ++s) first[s] = now[s] = reader.next();
     float* sums = reinterpret_cast<float*>(scratch + 2 * kPairTiles * kTileBytes);
-    const int64_t token_step = kTileRows * R, strip_step = (end - begin) * token_step;
+    const int64_t strip_step = (end - begin) * kTileFloats;
     const int64_t pairs = (count + 1) / 2, panels = (x.inputs + kPanelInputs - 1) / kPanelInputs;
     if (panels == 0) memset(sums, 0, static_cast<size_t>(count * strip_step) * sizeof(float));
 
     // Step i: pair i % pairs of panel i / pairs.
     auto expansion = [&](int64_t i) {
-      if (i == panels * pairs) return Expansion{nullptr, 0, 0, nullptr};
-      const int64_t s = i % pairs * 2, left = x.inputs - i / pairs * kPanelInputs;
-      return Expansion{now + s, count - s < 2 ? 1 : 2, left < kPanelInputs ? left : kPanelInputs,
-                       scratch + i % 2 * kPairTiles * kTileBytes};
+      const int64_t s = i % pairs * 2, left = i < panels * pairs ? count - s : 0;
+      return Expansion(now + s, left < 2 ? left : 2, (i / pairs + 1) * kPanelInputs,
+                       scratch + i % 2 * kPairTiles * kTileBytes);
     };
     Expansion weights = expansion(0);
     for (int64_t i = 0; i < panels * pairs; ++i) {
       while (weights.strip < weights.count) weights.step();
       Expansion next = expansion(i + 1);
       float* to = sums + i % pairs * 2 * strip_step;
-      const char* from = x.tile(begin) + i / pairs * kPanelInputs * x.input_bytes();
-      for (int64_t t = begin; t < end; t += 2, to += 2 * token_step, from += 2 * x.tile_bytes()) {
-        const bool is_pair = t + 1 < end, starts = i < pairs;
-        if (weights.count == 2) {
-          if (is_pair) panel<2, 2>(x, weights, from, starts, to, strip_step, next);
-          if (!is_pair) panel<2, 1>(x, weights, from, starts, to, strip_step, next);
+      for (int64_t t = begin; t < end; t += 2, to += 2 * kTileFloats) {
+        const bool starts = i < pairs;
+        if (t + 1 < end) {
+          panel<2>(x, weights, x.tile(t), starts, to, strip_step, next);
         } else {
-          if (is_pair) panel<1, 2>(x, weights, from, starts, to, strip_step, next);
-          if (!is_pair) panel<1, 1>(x, weights, from, starts, to, strip_step, next);
+          panel<1>(x, weights, x.tile(t), starts, to, strip_step, next);
         }
       }
       weights = next;
     }
     for (int64_t t = begin; t < end; ++t) {
-      float* from = sums + (t - begin) * token_step;
+      float* from = sums + (t - begin) * kTileFloats;
       int64_t s = 0;
       for (; s + 4 <= count; s += 4) {
-        finish_strips_of<4>(a, x, first + s, from + s * strip_step, strip_step, t, row + s * kTileRows);
+        finish_strips_of<W, 4>(a, x, first + s, from + s * strip_step, strip_step, t, row + s * kTileRows);
       }
       for (; s < count; ++s) {
-        finish_strips_of<1>(a, x, first + s, from + s * strip_step, strip_step, t, row + s * kTileRows);
+        finish_strips_of<W, 1>(a, x, first + s, from + s * strip_step, strip_step, t, row + s * kTileRows);
       }
     }
   }
 
-  // sums += weights . x in one panel, while the next weights are expanded.
-  template <int kStrips, int kTokenTiles>
+  // sums += weights . x in one panel, for kTokenTiles token tiles.
+  template <int kTokenTiles>
   static void panel(const TileTokens& x, const Expansion& weights, const char* from, bool starts, float* sums,
                     int64_t strip_step, Expansion& next) {
-    const int64_t token_step = kTileRows * R;
+    if (weights.same) return strips_of<2, kTokenTiles>(x, weights, 0, from, starts, sums, strip_step, next);
+    for (int64_t s = 0; s < weights.count; ++s) {
+      strips_of<1, kTokenTiles>(x, weights, s, from, starts, sums + s * strip_step, strip_step, next);
+    }
+  }
+
+  // The same for kStrips strips from strip s on, while the next weights are expanded.
+  template <int kStrips, int kTokenTiles>
+  static void strips_of(const TileTokens& x, const Expansion& weights, int64_t s, const char* from, bool starts,
+                        float* sums, int64_t strip_step, Expansion& next) {
     if (starts) {
       zero_sums<kStrips, kTokenTiles>();
     } else {
-      load_sums<kStrips, kTokenTiles>(sums, strip_step, token_step);
+      load_sums<kStrips, kTokenTiles>(sums, strip_step);
     }
-    for (int64_t i = 0; i < weights.inputs; ++i, from += x.input_bytes()) {
-      multiply_input<kStrips, kTokenTiles>(
-          from, x.tile_bytes(), [&](int s) { return weights.to + (s * kPanelInputs + i) * kTileBytes; },
-          [&](int s) {
-            if (s == 0) next.step();
+    const char* expanded = weights.to + s * kPanelInputs * kTileBytes;
+    for (int64_t i = 0; i < weights.tiles[s]; ++i) {
+      const char* at = from + weights.inputs[s][i] * x.input_bytes();
+      multiply_input<W, 0, kStrips, kTokenTiles, true>(
+          x, [&](int) { return at; }, [&](int strip) { return expanded + (strip * kPanelInputs + i) * kTileBytes; },
+          [&](int strip) {
+            if (strip == 0) next.step();
           });
     }
-    store_sums<kStrips, kTokenTiles>(sums, strip_step, token_step);
+    store_sums<kStrips, kTokenTiles>(sums, strip_step);
   }
 };
 

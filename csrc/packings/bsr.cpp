@@ -25,7 +25,7 @@ int64_t panel(const PackingHeader& h) {
 int64_t widest_panel(const PackingHeader& h) { return kMostBlocks * h.block_cols; }
 
 void choose_strip(const SparseView& w, Isa isa, PackingHeader& h) {
-  const bool tiles = isa == Isa::kAmx && h.storage == Storage::kBF16 && consists_of_tiles(w.block_rows, w.block_cols);
+  const bool tiles = isa == Isa::kAmx && consists_of_tiles(h.storage, w.block_rows, w.block_cols);
   h.strip = static_cast<uint32_t>(tiles ? kTileOutputs : strip_rows(w.block_rows));
 }
 int64_t row_multiple(const PackingHeader& h) { return h.strip; }
@@ -63,7 +63,7 @@ void pack_split(const PackingHeader& h, const SparseView& w, int64_t begin, int6
 void check_header(const PackingHeader& h) {
   require(h.n % h.block_rows == 0 && h.k % h.block_cols == 0 && h.panel % h.block_cols == 0, "header");
   require(h.block_cols % columns_per_step(h.storage) == 0, "header");
-  const bool tiles = h.storage == Storage::kBF16 && consists_of_tiles(h.block_rows, h.block_cols);
+  const bool tiles = consists_of_tiles(h.storage, h.block_rows, h.block_cols);
   require(h.strip == strip_rows(h.block_rows) || (tiles && h.strip == kTileOutputs), "header");
 }
 

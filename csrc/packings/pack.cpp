@@ -141,6 +141,11 @@ void check_view(PackingKind kind, const SparseView& w, Storage storage) {
     throw std::invalid_argument("block_size: expected a number of columns divisible by " + std::to_string(together) +
                                 " for storage " + name_of(storage) + ", got " + std::to_string(w.block_cols));
   }
+  if (w.block_rows % block_rows(kind) != 0) {
+    throw std::invalid_argument("block_size: expected a number of rows divisible by " +
+                                std::to_string(block_rows(kind)) + " for packing " + name_of(kind) + ", got " +
+                                std::to_string(w.block_rows));
+  }
   check_compressed(w.crow, w.col, w.n / w.block_rows, w.k / w.block_cols, w.nnz / (w.block_rows * w.block_cols));
   if (w.dtype == DType::kI8) check_scales(w);
 }
@@ -261,6 +266,8 @@ const Packing& packing_of(PackingKind kind) {
 }
 
 const char* packing_format(PackingKind kind) { return packing_of(kind).format; }
+
+int64_t block_rows(PackingKind kind) { return packing_of(kind).block_rows; }
 
 int64_t block_columns(PackingKind kind, Storage storage) {
   return packing_of(kind).pads_steps ? 1 : columns_per_step(storage);

@@ -83,6 +83,7 @@ struct PackInput {
 struct Packing {
   const char* format = nullptr;  // what it is made from: "csr" or "bsr"
   bool pads_steps = false;       // of bsr: blocks need no whole number of steps of the storage
+  int64_t block_rows = 1;        // of bsr: what the number of rows of a block has to be a multiple of
   int64_t min_rows = 1;          // fewer in a split are not worth a thread; chosen, not measured
   int64_t (*row_multiple)(const PackingHeader& h) = any_row;  // splits begin at multiples of this many rows
   const CellPacking* cells = nullptr;                         // nullptr: it does not consist of cells

@@ -72,7 +72,8 @@ void check_sizes() {
   }
   const std::vector<std::pair<int64_t, int64_t>> empty = {{0, 8}, {8, 0}, {0, 0}};
   for (auto [n, k] : empty) {
-    for (auto [r, c] : {std::pair<int64_t, int64_t>{1, 1}, {4, 4}}) {
+    for (auto [r, c] : {std::pair<int64_t, int64_t>{1, 1}, {4, 4}, {16, 1}}) {
+      if (n % r != 0) continue;
       check_exact("empty", filled(n, k, 17, Values::kIntegers, 0.5, r, c), {0, 1, 17});
     }
   }
@@ -82,6 +83,7 @@ void check_sizes() {
                       {48, 5},
                       {16, 16},
                       {16, 32},
+                      {16, 64},
                       {32, 32},
                       {48, 64},
                       {64, 64},
@@ -99,9 +101,57 @@ void check_sizes() {
   // More columns than 16 bits count, and more of x than one pass holds.
   check_exact("columns", filled(8, (1 << 16) + 200, 3, Values::kIntegers, 0.999), {3});
   check_exact("columns", filled(8, (1 << 16) + 200, 3, Values::kIntegers, 0.999, 4, 4), {3});
+  check_exact("columns", filled(16, (1 << 16) + 200, 3, Values::kIntegers, 0.999, 16, 1), {3});
   check_exact("passes", filled(5, 33000, 65, Values::kIntegers, 0.999), {65});
   // Enough tokens that every thread packs its own, and some are left.
   check_exact("own tokens", filled(20, 40, 600, Values::kIntegers, 0.8), {64, 256, 600});
+}
+
+// Weights at the ends of int8, and x at the ends of the range that its bytes span: what saturates in a product of
+// bytes, or in a sum of a few, shows.
+void check_extremes() {
+  for (auto [r, c] : {std::pair<int64_t, int64_t>{1, 1}, {1, 4}, {16, 1}, {16, 64}}) {
+    Problem p(96, 640, 65, r, c);
+    p.fill(Values::kIntegers, 0.4, 3);
+    Random random(9);
+    for (size_t i = 0; i < p.weight.size(); ++i) {
+      const int64_t row = static_cast<int64_t>(i) / p.k;
+      if (p.stored[i]) p.weight[i] = row == 0 ? 127.0 : row == 1 ? -127.0 : random.chance(0.5) ? 127.0 : -127.0;
+    }
+    for (size_t i = 0; i < p.x.size(); ++i) {
+      const int64_t token = static_cast<int64_t>(i) / p.k;
+      p.x[i] = token == 0 ? 135.0 : token == 1 ? -120.0 : random.chance(0.5) ? 135.0 : -120.0;
+    }
+    for (int64_t token : {0, 1}) {  // so that these span 255 too
+      p.x[static_cast<size_t>(token * p.k + 5)] = token == 0 ? -120.0 : 135.0;
+    }
+    p.finish();
+    check_exact("extremes", p, {1, 16, 33, 65}, {true});
+  }
+}
+
+// Tiles without a weight: everywhere, in all of some strips, in the same places of several strips, and in none.
+void check_empty_tiles() {
+  for (int64_t columns : {32, 64}) {
+    for (double empty : {0.1, 0.6, 0.95}) {
+      Problem p = filled(208, 1100, 129, Values::kIntegers, 0.7);
+      Random random(static_cast<uint64_t>(columns));
+      for (int64_t row = 0; row < p.n; row += 16) {
+        for (int64_t column = 0; column < p.k; column += columns) {
+          const bool strips = row / 16 % 5 == 1 || (row >= 160 && column % 128 == 0);
+          if (!strips && (row >= 128 || !random.chance(empty))) continue;
+          for (int64_t r = row; r < row + 16; ++r) {
+            for (int64_t c = column; c < std::min(p.k, column + columns); ++c) {
+              p.store(r, c, 0.0);
+              p.stored[static_cast<size_t>(r * p.k + c)] = false;
+            }
+          }
+        }
+      }
+      p.finish();
+      check_exact("empty tiles", p, {1, 16, 17, 40, 64, 129}, {false, {0}, 3});
+    }
+  }
 }
 
 void check_hostile() {
@@ -119,8 +169,12 @@ void check_hostile() {
     }
   }
   check_exact("NaN and infinity", filled(64, 96, 65, Values::kHostile, 0.6, 16, 32), {1, 3, 17, 65});
-  for (int64_t k : {40, 1600})
-    check_exact("NaN and infinity", filled(48, k, 65, Values::kHostile, 0.6, 16, 1), {1, 3, 5, 17, 65});
+  check_exact("NaN and infinity", filled(64, 1100, 65, Values::kHostile, 0.995), {1, 17, 40, 65});
+  for (int64_t k : {40, 1600}) {
+    for (Values values : {Values::kHostile, Values::kHostileX}) {
+      check_exact("NaN and infinity", filled(48, k, 65, values, 0.6, 16, 1), {1, 3, 5, 17, 65});
+    }
+  }
 }
 
 // One weight of 1 in every row: all numbers of 16 bits go in as x or as weights, and come out.
@@ -153,7 +207,7 @@ void check_every_half() {
 
 // The same bits however the work is cut, near the exact sums.
 void check_splits() {
-  for (auto [r, c] : {std::pair<int64_t, int64_t>{1, 1}, {4, 4}, {16, 32}}) {
+  for (auto [r, c] : {std::pair<int64_t, int64_t>{1, 1}, {4, 4}, {16, 32}, {16, 1}}) {
     const Problem reals = filled(400, 160, 70, Values::kReals, 0.7, r, c);
     const Problem real_x = filled(400, 160, 70, Values::kRealX, 0.7, r, c);
     for (Tested& tested : g_tested) {
@@ -179,7 +233,7 @@ void check_splits() {
 void check_parts() {
   const std::vector<std::vector<int64_t>> cuts = {
       {96}, {32, 64}, {1, 95}, {95, 1}, {17, 3, 5, 1, 70}, {16, 16, 16, 48}, std::vector<int64_t>(96, 1)};
-  for (auto [r, c] : {std::pair<int64_t, int64_t>{1, 1}, {8, 4}}) {
+  for (auto [r, c] : {std::pair<int64_t, int64_t>{1, 1}, {8, 4}, {16, 1}}) {
     const Problem reals = filled(96, 72, 600, Values::kReals, 0.8, r, c);
     const Problem real_x = filled(96, 72, 600, Values::kRealX, 0.8, r, c);
     for (Tested& tested : g_tested) {
@@ -225,9 +279,13 @@ double activated(double v, Activation activation) {
 
 // One weight in every row. Of int8 it is an integer, and so is x but for the scales.
 Problem diagonal(bool int8, int64_t r, int64_t c) {
-  Problem p(20, 20, 40, r, c);
+  const int64_t size = r == 16 ? 32 : 20;
+  Problem p(size, size, 40, r, c);
   for (int64_t i = 0; i < p.n; ++i) {
-    for (int64_t block = i / c * c, j = block; j < block + c; ++j) p.store(i, j, 0.0);
+    for (int64_t row = i / r * r; row < i / r * r + r; ++row) {
+      for (int64_t block = i / c * c, j = block; j < block + c; ++j)
+        p.stored[static_cast<size_t>(row * size + j)] = true;
+    }
     p.store(i, i, 1.0 + (int8 ? static_cast<double>(i % 3) : static_cast<double>(i) / 128));
     p.bias[static_cast<size_t>(i)] = static_cast<double>(i % 5) / 8;
   }
@@ -237,13 +295,14 @@ Problem diagonal(bool int8, int64_t r, int64_t c) {
     for (double& v : p.x) v = std::floor(v);
     p.span(random);
   }
-  p.x[3 * 20 + 19] = p.x[9 * 20] = std::numeric_limits<double>::quiet_NaN();
+  p.x[static_cast<size_t>(3 * size + 19)] = p.x[static_cast<size_t>(9 * size)] =
+      std::numeric_limits<double>::quiet_NaN();
   p.finish();
   return p;
 }
 
 void check_activations() {
-  for (auto [r, c] : {std::pair<int64_t, int64_t>{1, 1}, {2, 2}, {2, 4}}) {
+  for (auto [r, c] : {std::pair<int64_t, int64_t>{1, 1}, {2, 2}, {2, 4}, {16, 1}}) {
     const Problem floats = diagonal(false, r, c), integers = diagonal(true, r, c);
     for (Tested& tested : g_tested) {
       const Problem& p = tested.is_int8() ? integers : floats;
@@ -339,6 +398,8 @@ int main_(int argc, char** argv) {
 #endif
   check_tile_unit();
   check_sizes();
+  check_extremes();
+  check_empty_tiles();
   check_hostile();
   check_every_half();
   check_splits();

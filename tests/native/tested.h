@@ -50,7 +50,7 @@ struct Tested {
   bool takes(const Problem& p) const {
     if (is_int8() && !p.int8) return false;
     if (packing_format(kind) == std::string("csr")) return p.block_rows * p.block_cols == 1;
-    return p.block_cols % block_columns(kind, storage) == 0;
+    return p.block_rows % block_rows(kind) == 0 && p.block_cols % block_columns(kind, storage) == 0;
   }
 };
 
@@ -143,14 +143,16 @@ void for_packings(Tested& tested, const Problem& p, bool all_dtypes, const std::
   if (!all_dtypes) dtypes = {dtypes[static_cast<size_t>(tested.turn++) % dtypes.size()]};
   // A packing made for one level may be read at another.
   std::vector<Isa> isas{tested.kernel.isa};
-  if (tested.kind == PackingKind::kSell || (tested.kind == PackingKind::kBsr && tested.storage == Storage::kBF16)) {
+  if (tested.kind == PackingKind::kSell ||
+      (tested.kind == PackingKind::kBsr && (tested.storage == Storage::kBF16 || tested.storage == Storage::kI8))) {
     for (int i = 0; i < kNumIsas; ++i) {
       if (static_cast<Isa>(i) != tested.kernel.isa) isas.push_back(static_cast<Isa>(i));
     }
   }
-  const bool has_panels = tested.kind == PackingKind::kRowgroup || tested.kind == PackingKind::kRowlist ||
-                          (tested.kind == PackingKind::kBsr && p.block_cols > 1) ||
-                          (tested.kind == PackingKind::kGrouplist && p.block_cols == 1);
+  const bool has_panels =
+      tested.kind == PackingKind::kRowgroup || tested.kind == PackingKind::kRowlist ||
+      (tested.kind == PackingKind::kBsr && p.block_cols > 1) ||
+      ((tested.kind == PackingKind::kGrouplist || tested.kind == PackingKind::kGrouptile) && p.block_cols == 1);
   for (auto [w, x] : dtypes) {
     const Format format(p, w);
     for (Isa isa : isas) {

@@ -42,7 +42,7 @@ TileBytes product(int tokens, const TileBytes& c, const TileBytes& a, const Tile
   return memory[3];
 }
 
-template <class X, class Dot>
+template <class X, class W, class Dot>
 void check_bytes(const char* name, Dot dot) {
   Random random(11);
   for (int tokens : {1, 7, 16}) {
@@ -55,7 +55,7 @@ void check_bytes(const char* name, Dot dot) {
       for (int n = 0; n < 16; ++n) {
         int64_t sum = element<int32_t>(c, m, n);
         for (int k = 0; k < 64; ++k) {
-          sum += static_cast<int64_t>(element<X>(a, m, k)) * element<int8_t>(b, k / 4, n * 4 + k % 4);
+          sum += static_cast<int64_t>(element<X>(a, m, k)) * element<W>(b, k / 4, n * 4 + k % 4);
         }
         if (element<uint32_t>(y, m, n) != static_cast<uint32_t>(sum)) fail(std::string("tile unit: ") + name);
       }
@@ -111,8 +111,8 @@ void check_pairs() {
 }
 
 void check_tile_unit() {
-  check_bytes<int8_t>("signed bytes", [] { tile::dot_i8<0, kTileX, kTileWeights>(); });
-  check_bytes<uint8_t>("unsigned bytes", [] { tile::dot_u8_i8<0, kTileX, kTileWeights>(); });
+  check_bytes<uint8_t, int8_t>("unsigned by signed bytes", [] { tile::dot_u8_i8<0, kTileX, kTileWeights>(); });
+  check_bytes<int8_t, uint8_t>("signed by unsigned bytes", [] { tile::dot_i8_u8<0, kTileX, kTileWeights>(); });
   check_pairs();
 }
 

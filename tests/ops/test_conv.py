@@ -19,6 +19,7 @@ F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 # Weight and activation dtypes that each storage takes.
 DTYPES = {
     "f32": [(F32, F32), (BF16, BF16), (F16, F16), (BF16, F32)],
+    "bf16": [(BF16, F32), (BF16, BF16)],
     "wbf16": [(BF16, F32), (BF16, BF16)],
     "wf16": [(F16, F32), (F16, F16)],
 }
@@ -99,6 +100,7 @@ def packed(kernel: ops.KernelInfo, w: Tensor, groups: int = 1) -> list[Tensor]:
         fmt: CSR | BSR = CSR.from_dense(part)
         if kernel.format == "bsr":
             r, c = (max(d for d in (1, 2, 3, 4) if size % d == 0) for size in part.shape)
+            r = max(r, kernel.block_rows)
             fmt = BSR.from_dense(part, (r, c))
         found.append(ops.pack(fmt, kernel.packing, storage=kernel.storage, isa=kernel.isa))
     return found
@@ -178,6 +180,8 @@ def test_close_to_fp64(kernel: ops.KernelInfo, sparsity: float) -> None:
     bias = values(case.n)
     for w_dtype, x_dtype in DTYPES[kernel.storage]:
         x, w = case.x(integer=False).to(x_dtype), case.w(integer=False, sparsity=sparsity).to(w_dtype)
+        if kernel.storage == "bf16":
+            x = x.to(BF16).to(x_dtype)
         assert_close(forced(kernel, case, x, w, bias), case, x, w, bias)
 
 
@@ -324,7 +328,7 @@ def test_bad_arguments(change: dict[str, object], error: type[Exception], messag
 
 
 def test_kernels_for_few_tokens_refuse_a_convolution() -> None:
-    case = Case()
+    case = Case(n=16)
     for other in [k for k in ops.kernels() if k.available and not k.conv and k.storage not in ("i8", "wi8")]:
         dtype = F32 if other.storage == "f32" else F16 if other.storage == "wf16" else BF16
         w = case.w().to(dtype)

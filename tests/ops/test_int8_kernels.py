@@ -93,11 +93,11 @@ def test_equal_to_the_reference_at_ragged_sizes(kernel: ops.KernelInfo, size: tu
 def test_the_largest_products_do_not_saturate(kernel: ops.KernelInfo) -> None:
     """255 times 127 or -128 everywhere, and signs that alternate: pairs of these exceed 16 bits."""
     k = 4096
-    w = torch.full((8, k), 127, dtype=I8)
+    w = torch.full((16, k), 127, dtype=I8)
     w[1], w[2, ::2], w[3, 1::2], w[4, k // 2 :] = -128, -128, -127, -128
-    fmt: CSR | BSR = CSR.from_dense(w, torch.ones(8))
-    if kernel.packing == "bsr":
-        fmt = BSR.from_dense(w, (4, 4), torch.ones(8))
+    fmt: CSR | BSR = CSR.from_dense(w, torch.ones(16))
+    if kernel.format == "bsr":
+        fmt = BSR.from_dense(w, (4, 4) if kernel.takes_block((4, 4)) else (16, 4), torch.ones(16))
     x = torch.full((70, k), 255.0)
     x[1], x[2, ::2], x[3, 1::2], x[4] = -255.0, 0.0, -255.0, 0.0
     y = forced(kernel, fmt, x)

@@ -17,6 +17,7 @@ from sparseinfer.ops.cpu import linear as cpu
 BLOCKS = {
     "bsr": [(1, 4), (4, 1), (2, 2), (4, 4), (3, 5), (8, 8), (16, 16), (32, 32), (64, 64)],
     "grouplist": [(16, 1), (4, 4), (3, 5), (1, 1)],
+    "grouptile": [(16, 1), (16, 4), (48, 5), (32, 32)],
 }
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -52,6 +53,10 @@ def weight_for(kernel: ops.KernelInfo, n: int, k: int, sparsity: float, *, integ
     if kernel.format == "bsr" and n % 8 == 0 and k % 8 == 0:
         return block_weight(n, k, (8, 8), sparsity, integers=integers)
     return weight(n, k, sparsity, integers=integers)
+
+
+def small_block(kernel: ops.KernelInfo) -> tuple[int, int]:
+    return next(b for b in ((4, 4), (16, 4)) if kernel.takes_block(b))
 
 
 def formats_for(kernel: ops.KernelInfo, w: Tensor) -> list[CSR | BSR]:
@@ -116,8 +121,8 @@ def test_the_registry_covers_every_packing_at_every_level_but_that_of_tiles() ->
 @kernel
 @pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 8, 9, 15, 16, 17, 31, 33, 48, 63, 64, 65, 129])
 def test_integers_are_exact_at_every_token_count(kernel: ops.KernelInfo, m: int) -> None:
-    w = weight_for(kernel, 24, 40, 0.6, integers=True)
-    bias = torch.randint(-3, 4, (24,)).float()
+    w = weight_for(kernel, 48, 40, 0.6, integers=True)
+    bias = torch.randint(-3, 4, (48,)).float()
     x = integer_x(m, 40)
     for w_dtype, x_dtype in DTYPES[kernel.storage]:
         for fmt in formats_for(kernel, w.to(w_dtype)):
@@ -160,13 +165,15 @@ def test_integers_are_exact_at_every_panel(kernel: ops.KernelInfo, panel: int) -
 @kernel
 def test_more_columns_than_16_bits_count(kernel: ops.KernelInfo) -> None:
     k = (1 << 16) + 200
-    w = torch.zeros(8, k)
-    for row in range(8):
+    w = torch.zeros(16, k)
+    for row in range(16):
         w[row, row :: 997 + row] = 1.0
     w[:, -8:] = 2.0
     w_dtype, x_dtype = DTYPES[kernel.storage][0]
     fmt: CSR | BSR = (
-        BSR.from_dense(w.to(w_dtype), (4, 4)) if kernel.format == "bsr" else CSR.from_dense(w.to(w_dtype))
+        BSR.from_dense(w.to(w_dtype), small_block(kernel))
+        if kernel.format == "bsr"
+        else CSR.from_dense(w.to(w_dtype))
     )
     x = integer_x(3, k)
     y = forced(kernel, fmt, x.to(x_dtype))
@@ -211,9 +218,9 @@ def test_kernels_of_bf16_round_x_like_torch(kernel: ops.KernelInfo, k: int) -> N
 
 @kernel
 def test_bias_in_the_dtype_of_x(kernel: ops.KernelInfo) -> None:
-    bias = torch.randint(-3, 4, (24,)).float()
+    bias = torch.randint(-3, 4, (48,)).float()
     for w_dtype, x_dtype in DTYPES[kernel.storage]:
-        fmt = formats_for(kernel, weight_for(kernel, 24, 40, 0.6, integers=True).to(w_dtype))[0]
+        fmt = formats_for(kernel, weight_for(kernel, 48, 40, 0.6, integers=True).to(w_dtype))[0]
         for m in (1, 20):
             x = integer_x(m, 40).to(x_dtype)
             wanted = ops.reference_linear(x, fmt, bias).to(x_dtype)
@@ -260,9 +267,9 @@ def test_odd_distributions_of_rows(kernel: ops.KernelInfo) -> None:
 @pytest.mark.parametrize("m", [3, 100, 600])
 def test_results_do_not_depend_on_splits_or_threads(kernel: ops.KernelInfo, m: int) -> None:
     w_dtype, x_dtype = DTYPES[kernel.storage][0]
-    w = weight(600, 320, 0.7).to(w_dtype)
+    w = weight(608, 320, 0.7).to(w_dtype)
     x = torch.randn(m, 320).to(x_dtype)
-    fmt: CSR | BSR = BSR.from_dense(w, (4, 4)) if kernel.format == "bsr" else CSR.from_dense(w)
+    fmt: CSR | BSR = BSR.from_dense(w, small_block(kernel)) if kernel.format == "bsr" else CSR.from_dense(w)
     whole = forced(kernel, fmt, x, parts=1)
     for parts in (2, 7):
         assert torch.equal(forced(kernel, fmt, x, parts=parts), whole)
@@ -322,12 +329,12 @@ def test_packing_is_exact_both_ways(kernel: ops.KernelInfo) -> None:
 
 
 @kernel
-@pytest.mark.parametrize("shape", [(0, 8), (8, 0), (0, 0), (8, 8)])
+@pytest.mark.parametrize("shape", [(0, 8), (16, 0), (0, 0), (16, 8)])
 def test_empty_sizes(kernel: ops.KernelInfo, shape: tuple[int, int]) -> None:
     n, k = shape
     w_dtype, x_dtype = DTYPES[kernel.storage][0]
     w = torch.zeros(n, k, dtype=w_dtype)
-    fmt = BSR.from_dense(w, (4, 4)) if kernel.format == "bsr" else CSR.from_dense(w)
+    fmt = BSR.from_dense(w, small_block(kernel)) if kernel.format == "bsr" else CSR.from_dense(w)
     bias = torch.arange(n).float()
     for m in (0, 1, 17):
         y = forced(kernel, fmt, torch.randn(m, k).to(x_dtype), bias)
@@ -345,7 +352,7 @@ def test_a_kernel_refuses_another_packing(kernel: ops.KernelInfo) -> None:
 @kernel
 def test_a_kernel_refuses_activations_it_would_have_to_round(kernel: ops.KernelInfo) -> None:
     accepted = {x_dtype for _, x_dtype in DTYPES[kernel.storage]}
-    w = torch.eye(8).to(DTYPES[kernel.storage][0][0])
+    w = torch.eye(16).to(DTYPES[kernel.storage][0][0])
     for x_dtype in {F32, F16} - accepted if kernel.storage == "bf16" else set():
         with pytest.raises(ValueError, match=f"x: expected fp32 or bf16 for {kernel.name}"):
-            forced(kernel, formats_for(kernel, w)[0], torch.ones(2, 8, dtype=x_dtype))
+            forced(kernel, formats_for(kernel, w)[0], torch.ones(2, 16, dtype=x_dtype))

@@ -24,7 +24,8 @@ namespace sparseinfer {
 //   wf16    fp16, likewise
 //   i8      int8 in fours of columns for a dot product of bytes; x is rounded to 8 bits, each token by a scale of its
 //           own (cpu/quantize-inl.h); sums are int32, exactly
-//   wi8     int8, widened when it is read; x in any dtype is widened to fp32
+//   wi8     int8, widened when it is read; x in any dtype is widened to fp32, or cut into parts of bf16 that add up to
+//           it
 #define SI_STORAGES(X) \
   X(kF32, "f32")       \
   X(kBF16, "bf16")     \

@@ -66,7 +66,8 @@ void scatter_by_mask(const MaskView& mask, int64_t bytes, const void* values, vo
 // The format that a packing is made from: "csr" or "bsr".
 const char* packing_format(PackingKind kind);
 
-// What the number of columns of a block has to be a multiple of.
+// What the number of rows, and of columns, of a block has to be a multiple of.
+int64_t block_rows(PackingKind kind);
 int64_t block_columns(PackingKind kind, Storage storage);
 
 // Whether its columns are cut into panels, whose width may be chosen.

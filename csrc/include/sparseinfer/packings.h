@@ -15,15 +15,16 @@
 namespace sparseinfer {
 
 // Every packing: its number, and its name, which is that of its file in csrc/packings.
-#define SI_PACKINGS(X)   \
-  X(kCsr, csr)           \
-  X(kRowgroup, rowgroup) \
-  X(kRowlist, rowlist)   \
-  X(kBsr, bsr)           \
-  X(kSell, sell)         \
-  X(kBitmap, bitmap)     \
-  X(kTilemap, tilemap)   \
-  X(kGrouplist, grouplist)
+#define SI_PACKINGS(X)     \
+  X(kCsr, csr)             \
+  X(kRowgroup, rowgroup)   \
+  X(kRowlist, rowlist)     \
+  X(kBsr, bsr)             \
+  X(kSell, sell)           \
+  X(kBitmap, bitmap)       \
+  X(kTilemap, tilemap)     \
+  X(kGrouplist, grouplist) \
+  X(kGrouptile, grouptile)
 
 #define SI_PACKING_NAME(number, name) #name,
 enum class PackingKind : uint32_t { SI_PACKINGS(SI_NUMBER) };
@@ -48,16 +49,17 @@ struct PackingHeader {
   int64_t panel;   // columns per panel
   int64_t panels;  // ceil(k / panel)
   int64_t splits;
-  int64_t block_rows, block_cols;  // bsr and grouplist only
+  int64_t block_rows, block_cols;  // bsr, grouplist, grouptile
   int64_t window, steps;           // sell only: columns of x in registers at a time; steps before they move on
   int64_t units;                   // entries of `offsets`
   int64_t split_rows;              // int64[splits + 1], first row of each split
   int64_t cells;                   // Cell[splits * panels + 1]
   int64_t counts;    // csr: int64 crow[n + 1]; rowgroup: PatternCounts[]; rowlist: Run[]; bsr: uint8[]; sell: uint32[];
-                     // tilemap: int64[] first values; grouplist: uint16[]
+                     // tilemap: TileStrip[]; grouplist, grouptile: uint16[]
   int64_t rows;      // rowlist: uint16[] row within the split; sell: uint32[] first columns; bitmap: uint64[] masks;
-                     // tilemap: uint32[16] masks of a tile
-  int64_t offsets;   // rowgroup, rowlist, grouplist: uint16[] column in the panel; sell, bsr: uint8[]; csr: uint32[]
+                     // tilemap: masks of tiles, in pieces of 64 bytes
+  int64_t offsets;   // rowgroup, rowlist, grouplist, grouptile: uint16[] column in the panel; sell, bsr: uint8[];
+                     // csr, tilemap: uint32[]
   int64_t values;    // payloads in loop order
   int64_t scales;    // float[n], which multiply the sums of the rows; 0: there are none, the payloads are the weights
   int64_t row_sums;  // i8: int32[n], sums of each row's payloads, for the zero point of x; else 0
@@ -110,16 +112,24 @@ static inline bool steps_is_valid(int64_t steps) { return steps == 1 || steps ==
 constexpr int64_t kMaskColumns = 64;
 static inline int64_t mask_words(int64_t k) { return (k + kMaskColumns - 1) / kMaskColumns; }
 
-// A tile of weights, as the tile unit multiplies it (cpu/amx.h): row r holds inputs 2 r and 2 r + 1 of 16 outputs.
-constexpr int64_t kTileOutputs = 16, kTileInputs = 32;
+// A tile of weights, as the tile unit multiplies it (cpu/amx.h): 16 steps of 2 inputs of bf16, or 4 of int8, for each
+// of 16 outputs. Other storages become bf16.
+constexpr int64_t kTileOutputs = 16, kTileSteps = 16;
+static inline int64_t tile_inputs(Storage storage) { return kTileSteps * (storage == Storage::kI8 ? 4 : 2); }
+
+// tilemap: where a strip of kTileOutputs rows starts.
+struct TileStrip {
+  int64_t tiles, values;
+};
 
 // bsr: rows multiplied together; a strip never crosses a block. Blocks of whole tiles may have strips of kTileOutputs.
-static inline bool consists_of_tiles(int64_t block_rows, int64_t block_cols) {
-  return block_rows % kTileOutputs == 0 && block_cols % kTileInputs == 0;
+static inline bool consists_of_tiles(Storage storage, int64_t block_rows, int64_t block_cols) {
+  const bool multiplied = storage == Storage::kBF16 || storage == Storage::kI8;
+  return multiplied && block_rows % kTileOutputs == 0 && block_cols % tile_inputs(storage) == 0;
 }
 static inline int64_t strip_rows(int64_t block_rows) { return block_rows % 4 == 0 ? 4 : block_rows % 2 == 0 ? 2 : 1; }
 
-// grouplist: rows that share a list of columns; a group never crosses a block.
+// grouplist, grouptile: rows that share a list of columns; a group never crosses a block.
 constexpr int64_t kListRows = 16;
 static inline int64_t list_rows(int64_t block_rows) {
   for (int64_t rows = kListRows; rows > 4; rows /= 2) {

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+import torch
+
 from sparseinfer._native import core
 from sparseinfer.ops.kernel import Kernel
 from sparseinfer.ops.names import STORAGES
@@ -16,8 +18,8 @@ class KernelInfo(Kernel):
 
     `conv`: it also computes convolutions. `tiles`: it multiplies on tiles. `native`: its level has
     instructions for the storage's arithmetic; otherwise they are emulated. `panelled`: its packing has a
-    choice of panel widths. `block_columns`: of a packing of blocks, what their number of columns has to be a
-    multiple of. The other fields are those of `Kernel`.
+    choice of panel widths. `block_rows`, `block_columns`: of a packing of blocks, what their number of rows
+    and of columns has to be a multiple of. The other fields are those of `Kernel`.
     """
 
     name: str
@@ -39,17 +41,19 @@ class KernelInfo(Kernel):
     tile_tokens: int
     format: str
     panelled: bool
+    block_rows: int
     block_columns: int
 
     def takes_block(self, block: tuple[int, int]) -> bool:
         """Whether it reads blocks of r rows and c columns."""
-        return self.format == "bsr" and block[1] % self.block_columns == 0
+        whole = block[0] % self.block_rows == 0 and block[1] % self.block_columns == 0
+        return self.format == "bsr" and whole
 
     @property
     def unit(self) -> str:
         """What multiplies, by the keys of `names.UNITS`: tiles, or what the storage needs."""
         if self.tiles:
-            return "tile_int8" if STORAGES[self.storage].nbytes == 1 else "tile_bf16"
+            return "tile_int8" if STORAGES[self.storage].x_dtype == torch.uint8 else "tile_bf16"
         return STORAGES[self.storage].unit if self.native else "fma"
 
 
