@@ -20,9 +20,8 @@ from sparseinfer.convert.options import SPEED, ConvertOptions
 from sparseinfer.convert.plan import Plan
 from sparseinfer.convert.report import LayerReport
 from sparseinfer.convert.survey.survey import Survey
-from sparseinfer.modules.sparse_or_dense import DENSE_WAYS
 from sparseinfer.ops import Layout
-from sparseinfer.ops.dense import PLAIN
+from sparseinfer.ops.dense import DENSE_WAYS, PLAIN
 
 _ATTRIBUTE = "_sparseinfer_record"
 # Of an input: to measure, one is made, and a file may say anything.

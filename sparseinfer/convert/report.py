@@ -14,7 +14,7 @@ from torch import nn
 from sparseinfer import ops
 from sparseinfer._tables import as_text
 from sparseinfer.modules import SparseConv1d, SparseConv2d, SparseLinear
-from sparseinfer.modules.sparse_or_dense import DENSE_WAYS
+from sparseinfer.ops.dense import DENSE_WAYS
 
 _ATTRIBUTE = "_sparseinfer_report"
 _WITHOUT_TERMINAL = (160, 24)
