@@ -20,8 +20,9 @@ from sparseinfer.convert.options import SPEED, ConvertOptions
 from sparseinfer.convert.plan import Plan
 from sparseinfer.convert.report import LayerReport
 from sparseinfer.convert.survey.survey import Survey
+from sparseinfer.modules.sparse_or_dense import BESIDE
 from sparseinfer.ops import Layout
-from sparseinfer.ops.dense import DENSE_WAYS, PLAIN
+from sparseinfer.ops.dense import PLAIN
 
 _ATTRIBUTE = "_sparseinfer_record"
 # Of an input: to measure, one is made, and a file may say anything.
@@ -268,7 +269,7 @@ def _plan(content: Any) -> StoredPlan:
     way, dtype = str(content["dense_way"]), str(content["dtype"])
     # Files of before there was such a plan have none.
     dense_at = _sizes(content.get("dense_at", ()))
-    if dense_at and (not buckets or max(dense_at) >= len(ops.parse_plan(buckets)) or way not in DENSE_WAYS):
+    if dense_at and (not buckets or max(dense_at) >= len(ops.parse_plan(buckets)) or way not in BESIDE):
         raise ValueError("expected dense buckets of the plan and how they are computed, got others")
     (tokens,) = _sizes([content["tokens"]])
     pairs = tuple((r, c) for r, c in blocks)

@@ -246,8 +246,7 @@ class _Stored:
             expected = (n // groups, k, plan.dtype, plan.layouts[which], plan.blocks[which])
             if (info.n, info.k, info.dtype, ops.Layout.of(info), info.block_size) != expected:
                 return None
-        packings = tuple(tuple(found[i : i + groups]) for i in range(0, len(found), groups))
-        return Plan("stored", (), (), packings, ops.parse_plan(plan.buckets))
+        return _of_packings(plan, [tuple(found[i : i + groups]) for i in range(0, len(found), groups)])
 
     def _keep_packings(self, product: Product, layers: Sequence[str], planned: Plan) -> None:
         if planned.is_sparse and _is_packed_alone(product):
@@ -312,18 +311,20 @@ def _runs_here(plan: StoredPlan | None, product: Product) -> bool:
 
 def _plan(stored: StoredPlan, fmt: Sequence[CSR | BSR] | CSR | BSR | None, product: Product) -> Plan:
     """The stored plan with packings of a format, one for each layout or one for all."""
-    times = (Times(stored.tokens, {}, {}, "remembered"),) if stored.tokens else ()
     if not stored.buckets:
-        return Plan("stored", times, dense_way=stored.dense_way)
+        return _of_packings(stored, ())
     assert fmt is not None
     formats = fmt if isinstance(fmt, Sequence) else [fmt] * len(stored.layouts)
     groups = getattr(product.sites[0].module, "groups", 1)
-    packings = tuple(
-        tuple(pack_groups(one, [layout], groups)) for one, layout in zip(formats, stored.layouts, strict=True)
-    )
-    return Plan(
-        "stored", times, (), packings, ops.parse_plan(stored.buckets), stored.dense_way, stored.dense_at
-    )
+    pairs = zip(formats, stored.layouts, strict=True)
+    return _of_packings(stored, [tuple(pack_groups(one, [layout], groups)) for one, layout in pairs])
+
+
+def _of_packings(stored: StoredPlan, packings: Sequence[tuple[Tensor, ...]]) -> Plan:
+    """The stored plan with these packings, for each layout one or one per group; none if it stays dense."""
+    times = (Times(stored.tokens, {}, {}, "remembered"),) if stored.tokens else ()
+    buckets = ops.parse_plan(stored.buckets) if stored.buckets else ()
+    return Plan("stored", times, (), tuple(packings), buckets, stored.dense_way, stored.dense_at)
 
 
 def _format(weights: Weights, stored: StoredPlan) -> list[CSR | BSR] | None:

@@ -14,7 +14,7 @@ from torch import nn
 from sparseinfer import ops
 from sparseinfer._tables import as_text
 from sparseinfer.modules import SparseConv1d, SparseConv2d, SparseLinear
-from sparseinfer.ops.dense import DENSE_WAYS
+from sparseinfer.modules.sparse_or_dense import BESIDE
 
 _ATTRIBUTE = "_sparseinfer_report"
 _WITHOUT_TERMINAL = (160, 24)
@@ -150,7 +150,7 @@ def _kernels_of(plan: str) -> tuple[tuple[int | None, str], ...]:
 def units_of(kernels: Sequence[tuple[int | None, str]]) -> tuple[str, ...]:
     """The units of CPU kernels; () for those of a GPU."""
     known = {row.base_name for row in ops.kernels()}
-    if not all(name in known or name in DENSE_WAYS for _, name in kernels):
+    if not all(name in known or name in BESIDE for _, name in kernels):
         return ()
     return tuple(ops.UNITS[ops.kernel_info(name).unit] if name in known else "torch" for _, name in kernels)
 
