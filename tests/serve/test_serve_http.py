@@ -8,6 +8,7 @@ import json
 import re
 import socket
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,21 @@ from serve_helpers import KEY, TOLERANCE, Server, decoder, encoder, greedy
 openai = pytest.importorskip("openai", reason="openai is not installed (pip install '.[test]')")
 
 
-def client(server: Server, **how: Any) -> Any:
-    return openai.OpenAI(
-        base_url=f"{server.url}/v1", api_key=how.get("key", server.key or "none"), max_retries=0, timeout=60
-    )
+_OPEN: list[Any] = []
+
+
+@pytest.fixture(autouse=True)
+def _close_clients() -> Iterator[None]:
+    yield
+    while _OPEN:
+        _OPEN.pop().close()
+
+
+def client(server: Server) -> Any:
+    """OpenAI's, closed at the end of the test."""
+    made = openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.key or "none", max_retries=0, timeout=60)
+    _OPEN.append(made)
+    return made
 
 
 class TestCompletions:

@@ -85,7 +85,7 @@ class _Life:
         options = self._options
         app = create_app(served, metrics)
         config = uvicorn.Config(
-            Guard(app, options, self._key, {route.path for route in app.routes}, metrics),  # type: ignore[attr-defined]
+            Guard(app, options, self._key, {route.path for route in app.routes}, metrics),
             http=_protocol(options.read_timeout),
             ws="none",
             lifespan="off",
