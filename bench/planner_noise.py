@@ -30,10 +30,10 @@ from rich.table import Table
 from torch import nn
 
 from sparseinfer import convert, explain
+from sparseinfer._cache_files import DIRECTORY
 from sparseinfer._machine import describe_machine
 from sparseinfer.convert import apply
 from sparseinfer.convert.decisions import Decision
-from sparseinfer.convert.timing.verdicts import DIRECTORY
 from sparseinfer.convert.whole import REASON
 from sparseinfer.ops import active_isa
 

@@ -24,9 +24,9 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from sparseinfer import Magnitude, convert, explain, prune_
+from sparseinfer._cache_files import DIRECTORY
 from sparseinfer._machine import describe_machine
 from sparseinfer.bench.turns import time_models
-from sparseinfer.convert.timing.verdicts import DIRECTORY
 from sparseinfer.ops import active_isa
 
 STEPS, TAGS = 32, 17
