@@ -2,7 +2,7 @@
 
     python bench/prune/structured_speed.py --json bench/results/structured_speed_zen5.json
 
-Random weights, one sequence of 128 tokens or one image. Dense and pruned model take turns.
+Random weights, one sequence of 128 tokens or one image; models take turns.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def milliseconds(models: dict[str, nn.Module], inputs: Any, budget_s: float = 4.
     calls = {name: [partial(call, model, inputs)] for name, model in models.items()}
     with torch.inference_mode():
         times = interleave(calls, budget_s=budget_s)
-    return {name: timing.min_us / 1000 for name, timing in times.items()}
+    return {name: time.min_us / 1000 for name, time in times.items()}
 
 
 def bert() -> nn.Module:
@@ -62,7 +62,6 @@ def half(dtype: torch.dtype) -> dict[str, Any]:
         "model": "bert-base",
         "dtype": str(dtype).removeprefix("torch."),
         "flops": report.flops,
-        "parameters": report.parameters,
         "dense_ms": times["dense"],
         "pruned_ms": times["pruned"],
         "speedup": times["dense"] / times["pruned"],
@@ -70,7 +69,7 @@ def half(dtype: torch.dtype) -> dict[str, Any]:
 
 
 def latency(name: str) -> list[dict[str, Any]]:
-    """Targets, what was predicted and measured, and what the finished model takes beside the dense one."""
+    """What was asked for, predicted and measured, and both models once more in turns."""
     spec = MODELS[name]
     dense, inputs = (bert if name == "bert-base" else spec.build)(), spec.inputs(1)
     if name == "resnet-50":
@@ -102,7 +101,7 @@ def latency(name: str) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", nargs="+", choices=CASES, default=CASES)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="file; rows of cases that are not run stay in it")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -113,9 +112,8 @@ def main() -> None:
         Console(stderr=True).print(case, rows[case])
         if options.json:
             done = json.loads(options.json.read_text())["cases"] if options.json.exists() else {}
-            machine = describe_machine("torch")
-            document = {"machine": machine, "threads": options.threads, "cases": {**done, **rows}}
-            write_json(options.json, document)
+            document = {"machine": describe_machine("torch"), "threads": options.threads}
+            write_json(options.json, {**document, "cases": {**done, **rows}})
 
 
 if __name__ == "__main__":
