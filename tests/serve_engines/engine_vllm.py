@@ -52,6 +52,10 @@ def generated(caches: dict[str, str]) -> Any:
     return lambda model, **keywords: run(json.dumps({"model": str(model), "dtype": "float32", **keywords}))
 
 
+# Compiling takes most of a run: what does not depend on it is tested without.
+EAGER = {"enforce_eager": True}
+
+
 @pytest.fixture(scope="session")
 def dense(folders: Path, generated: Any) -> list[list[int]]:
     answer = generated(folders / "dense")
@@ -67,7 +71,7 @@ def test_zeros_are_packed_while_a_dense_folder_is_loaded(folders: Path, generate
 
 
 def test_a_folder_of_sparse_weights(folders: Path, generated: Any, dense: Any) -> None:
-    answer = generated(folders / "packed", load_format="sparseinfer")
+    answer = generated(folders / "packed", load_format="sparseinfer", **EAGER)
     assert answer["tokens"] == dense
     assert answer["sparse"][0] > 0
 
@@ -77,11 +81,6 @@ def test_two_ranks_share_each_layer(folders: Path, generated: Any, dense: Any) -
     assert answer["tokens"] == dense
     assert len(answer["sparse"]) == 2
     assert min(answer["sparse"]) > 0
-
-
-def test_without_compiling(folders: Path, generated: Any, dense: Any) -> None:
-    answer = generated(folders / "packed", load_format="sparseinfer", enforce_eager=True)
-    assert answer["tokens"] == dense
 
 
 def test_a_folder_of_compressed_tensors(folders: Path, tmp_path: Path, generated: Any, dense: Any) -> None:
@@ -94,21 +93,21 @@ def test_a_folder_of_compressed_tensors(folders: Path, tmp_path: Path, generated
     sparsity = {"format": "sparse-bitmask", "targets": ["Linear"], "ignore": ["lm_head"]}
     config["quantization_config"] = {"quant_method": "compressed-tensors", "sparsity_config": sparsity}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    answer = generated(tmp_path, load_format="sparseinfer")
+    answer = generated(tmp_path, load_format="sparseinfer", **EAGER)
     assert answer["tokens"] == dense
     assert answer["sparse"][0] > 0
 
 
 def test_options_come_from_the_folders_config(folders: Path, generated: Any, dense: Any) -> None:
     options = {"quant_method": "sparseinfer", "measure": False, "ignore": ["re:.*mlp", "re:.*k_proj"]}
-    answer = generated(folders / "dense", hf_overrides={"quantization_config": options})
+    answer = generated(folders / "dense", hf_overrides={"quantization_config": options}, **EAGER)
     assert answer["tokens"] == dense
     assert 0 < answer["sparse"][0] <= LAYERS  # the projections of the attention's output
 
 
 def test_sparse_weights_need_the_load_format(folders: Path, generated: Any) -> None:
     with pytest.raises(AssertionError, match="load_format: expected 'sparseinfer', got 'auto'"):
-        generated(folders / "packed")
+        generated(folders / "packed", **EAGER)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+# Ray reads some of them when it is imported: import this module first.
 _SETTINGS = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING": "0",  # or the head's proxy would ask its own replica only
@@ -16,6 +17,7 @@ _SETTINGS = {
     "RAY_DEDUP_LOGS": "0",
     "HF_HUB_OFFLINE": "1",
 }
+os.environ.update(_SETTINGS)
 _NODE = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 400 << 20}
 
 
@@ -24,7 +26,7 @@ class LocalCluster:
 
     def __enter__(self) -> LocalCluster:
         # Workers import what the tests import, and from where they do.
-        os.environ.update(_SETTINGS, PYTHONPATH=os.pathsep.join(path for path in sys.path if path))
+        os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         import ray
         from ray import serve
         from ray.cluster_utils import Cluster

@@ -8,6 +8,7 @@ so that none depends on another one's life.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -25,7 +26,7 @@ Predictor: TypeAlias = Callable[[list[Any]], Sequence[Any]]
 Load: TypeAlias = Callable[[str], Predictor]
 
 # A shelf ends with the process that made it, so that nothing is left behind; another is made then.
-_ATTEMPTS = 5
+_ATTEMPTS, _PAUSE_S = 5, 0.5
 
 
 def shared(load: Load, path: str, name: str) -> Predictor:
@@ -52,6 +53,7 @@ def shared(load: Load, path: str, name: str) -> Predictor:
         except (ActorDiedError, ActorUnavailableError, ray.exceptions.ObjectLostError):
             if attempt == _ATTEMPTS - 1:
                 raise
+            time.sleep(_PAUSE_S)
     raise AssertionError("unreachable")
 
 
