@@ -83,7 +83,7 @@ struct Grouptile : PackedPanels {
     SI_UNROLL
     for (int step = 0; step < kTileSteps; ++step, offsets += Step<S>::kPositions) {
       typename Step<S>::X columns[S::kSums];
-      Step<S>::load(x, offsets, columns);
+      Step<S>::load(x, Positions<Step<S>::kPositions>(offsets), columns);
       SI_UNROLL
       for (int t = 0; t < S::kSums; ++t)
         memcpy(to + t * kTileBytes + step * kTileRowBytes, &columns[t], sizeof *columns);
