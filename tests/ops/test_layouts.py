@@ -87,9 +87,6 @@ def test_convolutions_are_offered_what_reads_windows() -> None:
     assert Layout("bitmap").buckets(1)[0] == ops.Bucket(15, 1, "spmm_bitmap_f32_r1")
 
 
-AB
-
-
 @pytest.mark.skipif("amx" not in {row.isa for row in ops.kernels()}, reason="not a build for x86-64")
 def test_kernels_on_tiles_name_their_unit_and_the_blocks_they_take() -> None:
     rows = {(row.packing, row.storage): row for row in ops.kernels() if row.isa == "amx"}
