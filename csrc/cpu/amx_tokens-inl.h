@@ -13,13 +13,14 @@
 // zero point use all of their range where x is not symmetric, as behind an activation, and mean the same as in the
 // other kernels for i8, to the last bit; signed ones are not multiplied faster.
 //
-// Of a convolution, 16 pixels at a time are unfolded to rows of fp32 first, in the last part of the workspace.
+// Of a convolution, 16 pixels at a time are gathered and turned: bytes to tiles, others to rows of fp32 first, in the
+// last part of the workspace.
 #pragma once
 
 #include <string.h>
 
 #include "cpu/amx.h"
-#include "cpu/conv-inl.h"
+#include "cpu/conv_bytes-inl.h"
 #include "cpu/rows-inl.h"
 
 namespace sparseinfer {
@@ -49,6 +50,20 @@ SI_INLINE void turn_tile(const float* in, int64_t in_step, float* out, int64_t o
   }
 }
 
+// bytes [4][16] -> [16][4]
+SI_INLINE void interleave_fours(const uint8_t* bytes, float* out) {
+  const __m128i* in = reinterpret_cast<const __m128i*>(bytes);
+  const __m128i a = _mm_loadu_si128(in), b = _mm_loadu_si128(in + 1), c = _mm_loadu_si128(in + 2),
+                d = _mm_loadu_si128(in + 3);
+  const __m128i pairs[4] = {_mm_unpacklo_epi8(a, b), _mm_unpacklo_epi8(c, d), _mm_unpackhi_epi8(a, b),
+                            _mm_unpackhi_epi8(c, d)};
+  __m128i* to = reinterpret_cast<__m128i*>(out);
+  _mm_storeu_si128(to, _mm_unpacklo_epi16(pairs[0], pairs[1]));
+  _mm_storeu_si128(to + 1, _mm_unpackhi_epi16(pairs[0], pairs[1]));
+  _mm_storeu_si128(to + 2, _mm_unpacklo_epi16(pairs[2], pairs[3]));
+  _mm_storeu_si128(to + 3, _mm_unpackhi_epi16(pairs[2], pairs[3]));
+}
+
 struct TileTokens {
   bool bytes;
   int64_t tiles, rows, inputs, parts, chunks;
@@ -64,7 +79,7 @@ struct TileTokens {
               : a.dtype == DType::kF16                                 ? 2
                                                                        : 3),
         chunks((inputs + kChunkInputs - 1) / kChunkInputs),
-        unfolded(a.conv != nullptr ? (a.w->k + R - 1) / R * R : 0),
+        unfolded(a.conv != nullptr && !bytes ? (a.w->k + R - 1) / R * R : 0),
         data(a.workspace) {}
 
   int64_t part_bytes() const { return rows * kTileRowBytes; }
@@ -201,6 +216,33 @@ void unfold(const SpmmArgs& a, const TileTokens& to, int64_t token, float* rows)
   }
 }
 
+// The same as tiles of bytes, from images of bytes.
+static inline void unfold_bytes(const SpmmArgs& a, const TileTokens& to, int64_t tile) {
+  const int64_t token = tile * kTileRows, plane = a.conv->out_h * a.conv->out_w, k = a.w->k;
+  int32_t zeros[kTileRows];
+  for (int64_t r = 0; r < kTileRows; ++r) {
+    const bool there = token + r < a.m;
+    const TokenScale own = there ? a.image_scales[(a.first_token + token + r) / plane] : TokenScale{0.0f, 0};
+    to.scales(tile)[r] = own;
+    zeros[r] = own.zero;
+  }
+  uint8_t gathered[(kUnfoldColumns + kTileRowBytes) * kTileRows];
+  char* out = to.data + tile * to.tile_bytes();
+  for (int64_t first = 0; first < k; first += kUnfoldColumns) {
+    const int64_t columns = k - first < kUnfoldColumns ? k - first : kUnfoldColumns;
+    pack_pixel_bytes<kTileRows>(a, token, first, columns, zeros, gathered);
+    memset(gathered + columns * kTileRows, 0, kTileRowBytes * kTileRows);
+    for (int64_t c = 0; c < columns; c += kTileRowBytes, out += to.input_bytes()) {
+      float fours[kTileSteps * kTileRows], rows[kTileRows * kTileSteps];  // four columns of a pixel each
+      for (int64_t step = 0; step < kTileSteps; ++step) {
+        interleave_fours(gathered + (c + 4 * step) * kTileRows, fours + step * kTileRows);
+      }
+      turn_tile(fours, kTileRows, rows, kTileSteps);
+      memcpy(out, rows, static_cast<size_t>(to.part_bytes()));
+    }
+  }
+}
+
 // Pieces of work: a chunk of a token tile, or a token of bytes; of a convolution, a token tile.
 static inline int64_t prepare_tile_items(const SpmmArgs& a) {
   const TileTokens x(a);
@@ -215,6 +257,7 @@ static inline void prepare_tiles(const SpmmArgs& a, int64_t begin, int64_t end) 
     const int64_t tokens = a.m - token < to.rows ? a.m - token : to.rows;
     with_type(a.dtype, [&](auto type) {
       using T = decltype(type);
+      if (a.conv != nullptr && to.bytes) return unfold_bytes(a, to, tile);
       if (a.conv != nullptr) {
         float* rows = to.unfolded_rows(tile);
         unfold<T>(a, to, token, rows);

@@ -140,7 +140,8 @@ void finish_strips_of(const SpmmArgs& a, const TileTokens& x, const Strip<W>* fi
 
 template <class W>
 struct Tilemap {
-  static constexpr bool kTakesConv = W::kStorage != Storage::kI8;  // whose images are rounded as a whole
+  static constexpr bool kTakesConv = true;
+  static constexpr bool kBytes = W::kStorage == Storage::kI8;
   static constexpr bool kNative = true;
   static constexpr int64_t kTileTokens = 0;  // threads that shared tokens would expand each weight again
 

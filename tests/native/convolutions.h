@@ -1,6 +1,7 @@
 // Convolutions as products: x is unfolded by hand, and what a kernel makes of the image is compared with that.
 #pragma once
 
+#include <array>
 #include <string>
 #include <vector>
 
@@ -139,8 +140,8 @@ void check_convolutions() {
       {{0, 4, 5, 5, 3, 3, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0}, 1, 1},
   };
   for (const auto& one : cases) {
-    for (auto [r, cols] : {std::pair<int64_t, int64_t>{1, 1}, {2, 2}}) {
-      const Convolution c(one.shape, one.pad_bottom, one.pad_right, 10, r, cols);
+    for (auto [n, r, cols] : {std::array<int64_t, 3>{10, 1, 1}, {10, 2, 2}, {48, 16, 1}}) {
+      const Convolution c(one.shape, one.pad_bottom, one.pad_right, n, r, cols);
       for (Tested& tested : g_tested) {
         if (!tested.kernel.kernel.takes_conv || !tested.takes(c.problem)) continue;
         for_packings(tested, c.problem, false, {0}, 3,

@@ -100,8 +100,7 @@ def packed(kernel: ops.KernelInfo, w: Tensor, groups: int = 1) -> list[Tensor]:
         fmt: CSR | BSR = CSR.from_dense(part)
         if kernel.format == "bsr":
             r, c = (max(d for d in (1, 2, 3, 4) if size % d == 0) for size in part.shape)
-            r = max(r, kernel.block_rows)
-            fmt = BSR.from_dense(part, (r, c))
+            fmt = BSR.from_dense(part, (max(r, kernel.block_rows), c))
         found.append(ops.pack(fmt, kernel.packing, storage=kernel.storage, isa=kernel.isa))
     return found
 
@@ -179,9 +178,8 @@ def test_close_to_fp64(kernel: ops.KernelInfo, sparsity: float) -> None:
     case = Case(b=2, c=24, size=(14, 13), n=40)
     bias = values(case.n)
     for w_dtype, x_dtype in DTYPES[kernel.storage]:
-        x, w = case.x(integer=False).to(x_dtype), case.w(integer=False, sparsity=sparsity).to(w_dtype)
-        if kernel.storage == "bf16":
-            x = x.to(BF16).to(x_dtype)
+        x = case.x(integer=False).to(BF16 if kernel.storage == "bf16" else x_dtype).to(x_dtype)
+        w = case.w(integer=False, sparsity=sparsity).to(w_dtype)
         assert_close(forced(kernel, case, x, w, bias), case, x, w, bias)
 
 
@@ -331,9 +329,8 @@ def test_kernels_for_few_tokens_refuse_a_convolution() -> None:
     case = Case(n=16)
     for other in [k for k in ops.kernels() if k.available and not k.conv and k.storage not in ("i8", "wi8")]:
         dtype = F32 if other.storage == "f32" else F16 if other.storage == "wf16" else BF16
-        w = case.w().to(dtype)
         with pytest.raises(ValueError, match=f"expected one that takes a convolution, got {other.name}"):
-            forced(other, case, case.x().to(dtype), w)
+            forced(other, case, case.x().to(dtype), case.w().to(dtype))
 
 
 def native_conv(arguments: dict[str, object]) -> None:

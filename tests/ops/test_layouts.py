@@ -87,7 +87,20 @@ def test_convolutions_are_offered_what_reads_windows() -> None:
     assert Layout("bitmap").buckets(1)[0] == ops.Bucket(15, 1, "spmm_bitmap_f32_r1")
 
 
-AB
+@pytest.mark.skipif("amx" not in {row.isa for row in ops.kernels()}, reason="not a build for x86-64")
+def test_kernels_on_tiles_name_their_unit_and_the_blocks_they_take() -> None:
+    rows = {(row.packing, row.storage): row for row in ops.kernels() if row.isa == "amx"}
+    for packing in ("tilemap", "bsr", "grouptile"):
+        assert rows[packing, "bf16"].unit == "tile_bf16"
+        assert rows[packing, "i8"].unit == "tile_int8"
+    assert rows["tilemap", "wi8"].unit == "tile_bf16"  # integers that become bf16
+    for storage in ("bf16", "i8"):
+        blocks = [
+            block
+            for block in ((16, 1), (32, 5), (8, 1), (1, 4))
+            if rows["grouptile", storage].takes_block(block)
+        ]
+        assert blocks == [(16, 1), (32, 5)]
 
 
 @on_every_device
