@@ -37,15 +37,13 @@ inline int64_t all_columns(const PackingHeader& h) { return std::max<int64_t>(1,
 int64_t l1_bytes();
 
 // Of many-token packings. Measured on Zen 4: x[128 columns][64 tokens] of fp32 and the streams share an L1 of 32 KB. On
-// Zen 5, which has 48 KB, 160 columns take 0.92 to 0.96 of the time of 128 in rowgroup (3072x768 and 4096x4096, 64
-// tokens, 50 to 95 % zeros), and in rowlist 1.01 up to 80 % zeros, 0.98 at 90 % and 0.95 at 95 %; 192 columns are
-// slower in rowlist up to 80 %. In pairs two loads of x feed four multiplies, and fewer, longer lists are worth more
-// than an L1 that holds them. Of i8 on Zen 5: 768 columns of 64 bytes, rowlist with 4096x4096 and 64 tokens at 90 %
-// zeros: 739 us, with 1536 columns 777, 2048 785.
-inline int64_t l1_panel(const PackingHeader& h) {
-  if (h.storage == Storage::kI8) return 768;
+// Zen 5, which has 48 KB, over 128 columns (geometric mean of 3072x768, 768x3072 and 4096x4096, 64 and 128 tokens, one
+// thread, in turns): rowgroup at 50 to 80 % zeros is 1.06 times as fast with 160 and 1.10 with 192, and no faster with
+// 224 or 256; rowlist at 70 to 95 % 1.01 with 160 and 1.00 with 192. In pairs two loads of x feed four multiplies, and
+// fewer, longer lists are worth more than an L1 that holds them.
+inline int64_t l1_panel(const PackingHeader& h, int64_t of_48_kb) {
   if (h.storage == Storage::kBF16) return 384;
-  return l1_bytes() >= (int64_t{48} << 10) ? 160 : 128;
+  return l1_bytes() >= (int64_t{48} << 10) ? of_48_kb : 128;
 }
 inline int64_t widest_l1_panel(const PackingHeader&) { return kMaxPanel; }
 

@@ -19,7 +19,7 @@ int64_t row_multiple(const PackingHeader&) { return kGroupRows; }
 // Of i8, where one column of 64 tokens is 64 bytes, L2 is fast enough, and a mispredicted loop exit in each of up to 15
 // patterns costs more. Measured on Zen 5 with 4096x4096 and 64 tokens: 768, 1536 and 2048 columns take 2606, 2592 and
 // 2346 us at 50 % zeros, 1510, 1361 and 1514 at 80 %, 932, 865 and 810 at 90 %.
-int64_t panel(const PackingHeader& h) { return h.storage == Storage::kI8 ? 1536 : l1_panel(h); }
+int64_t panel(const PackingHeader& h) { return h.storage == Storage::kI8 ? 1536 : l1_panel(h, 192); }
 
 template <class Payload>
 void pack_split(const PackingHeader& h, const SparseView& w, int64_t begin, int64_t end, SplitStreams& out) {

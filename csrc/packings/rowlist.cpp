@@ -105,12 +105,15 @@ void visit(const PackingHeader& h, const CellPlace& place, RowSink<Payload>& sin
   }
 }
 
+// i8 on Zen 5, 768 columns of 64 bytes, 4096x4096 and 64 tokens at 90 % zeros: 739 us, with 1536 columns 777, 2048 785.
+int64_t panel(const PackingHeader& h) { return h.storage == Storage::kI8 ? 768 : l1_panel(h, 160); }
+
 constexpr CellPacking kCells = [] {
   CellPacking cells = cells_of(pack_split<uint32_t>, pack_split<uint16_t>, pack_split<uint8_t>, check_cell);
   cells.count_bytes = sizeof(Run);
   cells.row_bytes = 2;
   cells.offset_bytes = 2;
-  cells.panel = l1_panel;
+  cells.panel = panel;
   cells.widest_panel = widest_l1_panel;
   return cells;
 }();

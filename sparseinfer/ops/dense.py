@@ -135,7 +135,7 @@ def linear_int8(x: Tensor, packed: Tensor, scales: Tensor, sums: Tensor) -> Tens
     """
     integers, zero, scale = quantized(x.reshape(-1, x.shape[-1]))
     n = len(scales)
-    one, nothing = torch.ones(n), torch.zeros(n, dtype=torch.int64)
+    one, nothing = torch.ones_like(scales), torch.zeros_like(scales, dtype=torch.int64)
     y = torch.ops.onednn.qlinear_pointwise(
         integers, 1.0, 0, packed, one, nothing, None, 1.0, 0, torch.float32, "none", [], ""
     )

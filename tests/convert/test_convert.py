@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -201,7 +202,7 @@ class TestPlan:
         script.ratio = lambda layout, m: 0.9 if layout.packing == "rowlist" else 0.5
         fast = convert(nn.Sequential(linear()), tokens=counts, memory="speed")
         assert [name for name, _ in fast.named_buffers()] == ["0.packing_0"]
-        assert f"packings=[{packing}]" in repr(fast).replace("_p128", "")
+        assert f"packings=[{packing}]" in re.sub(r"_p\d+", "", repr(fast))
         assert all(outputs_equal(fast, nn.Sequential(linear()), m) for m in (1, 40))
 
     def test_what_is_measured_depends_on_sparsity_and_tokens(self, script: Script) -> None:

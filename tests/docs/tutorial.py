@@ -15,7 +15,7 @@ from pathlib import Path
 
 PAGE = Path(__file__).parents[2] / "docs" / "tutorial.md"
 _BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_MARK = "-- command "
+_MARK = "== command "
 
 
 def commands(text: str) -> list[str]:
@@ -26,7 +26,7 @@ def commands(text: str) -> list[str]:
 
 def run(lines: list[str], folder: Path) -> list[str]:
     """What each command prints, in one shell. CalledProcessError: one of them failed."""
-    script = "\n".join(f"echo '{_MARK}{i}'\n{line}" for i, line in enumerate(lines))
+    script = "\n".join(f"printf '\\n{_MARK}{i}\\n'\n{line}" for i, line in enumerate(lines))
     tools = str(Path(sys.executable).parent)
     environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "COLUMNS": "120"}
     done = subprocess.run(

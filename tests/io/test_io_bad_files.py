@@ -16,6 +16,7 @@ from torch import nn
 import sparseinfer as si
 from sparseinfer.io import File
 from sparseinfer.io.header import PADDING
+from sparseinfer.io.manifest import VERSION
 
 LENGTH = 8
 
@@ -64,7 +65,7 @@ def refused(file: Path, message: str, model: nn.Module | None = None) -> None:
 def test_a_newer_version(file: Path) -> None:
     header, manifest, tensors = parts_of(file)
     write(file, header, {**manifest, "version": 7}, tensors)
-    refused(file, "manifest: expected a version up to 1, got 7 (install a newer sparseinfer)")
+    refused(file, f"manifest: expected a version up to {VERSION}, got 7 (install a newer sparseinfer)")
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {

@@ -12,7 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sentence_encoder import TOLERANCE
 
-EXAMPLE = Path(__file__).parents[2] / "examples/fastapi/app.py"
+EXAMPLE = Path(__file__).parents[2] / "examples/servers/fastapi/app.py"
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import tritonclient.http as client
 from sentence_encoder import TOLERANCE
 from tritonclient.utils import InferenceServerException
 
-EXAMPLE = Path(__file__).parents[2] / "examples/triton/models"
+EXAMPLE = Path(__file__).parents[2] / "examples/servers/triton/models"
 
 
 @pytest.fixture(scope="module")

@@ -41,6 +41,7 @@ class Structured:
         importance_of(self.importance)
 
     def at(self, sparsity: float) -> Structured:
+        """The same method for another part of the units."""
         return replace(self, sparsity=sparsity)
 
     def sizes(self, model: nn.Module, targets: Patterns = None, ignore: Patterns = None) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """A sparse sentence encoder behind FastAPI.
 
     pip install fastapi uvicorn 'sparseinfer[demo]'
-    MODEL=folder uvicorn --app-dir examples/fastapi app:app
+    MODEL=folder uvicorn --app-dir examples/servers/fastapi app:app
     curl localhost:8000/embed -H 'content-type: application/json' -d '{"texts": ["A sentence."]}'
 
 The folder was written by sparseinfer.save_pretrained, and the tokenizer's save_pretrained.

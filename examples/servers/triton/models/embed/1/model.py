@@ -1,6 +1,6 @@
 """Triton's Python backend: TEXT [batch, 1] -> EMBEDDING [batch, hidden], float32, of length 1.
 
-    tritonserver --model-repository examples/triton/models
+    tritonserver --model-repository examples/servers/triton/models
 
 Triton joins requests into batches; here all requests of a call become one batch of the encoder.
 """
