@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
@@ -69,7 +70,9 @@ def _of_transformers(folder: Path) -> nn.Module:
 def _without_data(file: Contents, factory: Callable[[], nn.Module]) -> nn.Module | None:
     """The factory's model on meta, if the file has all that it lacks."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            # Weights that the factory loads are of no use here: the file has them.
+            warnings.filterwarnings("ignore", "for .*: copying from a non-meta parameter", UserWarning)
             made = factory()
     except Exception:
         return None  # its own errors come again in earnest

@@ -213,6 +213,20 @@ def test_a_model_that_cannot_be_made_without_data(tmp_path: Path, how: str) -> N
     assert_same_state(model, loaded)
 
 
+def test_a_factory_that_loads_weights(tmp_path: Path) -> None:
+    """Its own weights are of no use, and torch's warning that meta cannot take them is not for the caller."""
+    model = nn.Linear(8, 4)
+    path = si.save(model, tmp_path / "model.safetensors")
+
+    def factory() -> nn.Module:
+        made = nn.Linear(8, 4)
+        made.load_state_dict({"weight": torch.zeros(4, 8), "bias": torch.zeros(4)})
+        return made
+
+    loaded = si.load(path, factory)
+    assert torch.equal(loaded.weight, model.weight)
+
+
 def test_channels_last_stays(tmp_path: Path) -> None:
     model, x = everything()
     model = model.to(memory_format=torch.channels_last)
