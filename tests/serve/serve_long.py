@@ -75,9 +75,10 @@ def test_signals_finish_running_requests_and_leave_no_process(
         assert server.process.wait(60) == 0, server.log.read_text()
         for thread in threads:
             thread.join()
-        whole = [body["choices"][0] for status, body in answers if status == 200]
+        whole = [body for status, body in answers if status == 200]
         assert len(whole) >= 6  # those that had begun; the others found no server any more
-        assert all(len(choice["text"].split()) == 60 or choice["finish_reason"] == "stop" for choice in whole)
+        for body in whole:  # tokens are counted: some decode to no word
+            assert body["usage"]["completion_tokens"] == 60 or body["choices"][0]["finish_reason"] == "stop"
         assert left(family) == []
 
 
