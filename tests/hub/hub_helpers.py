@@ -26,12 +26,13 @@ SIZES = {
 }
 
 
-def tokenizer():
+def tokenizer(length: int = 32):
+    """Of words "w0" to "w89", which have the ids from 2 on, for texts of so many tokens."""
     vocab = {word: i for i, word in enumerate(["[PAD]", "[UNK]", *WORDS])}
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="[UNK]"))
     words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", model_max_length=32
+        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", model_max_length=length
     )
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from hub_helpers import tokenizer
 from torch import nn
 
 import sparseinfer as si
@@ -26,9 +27,7 @@ import sparseinfer as si
 transformers = pytest.importorskip(
     "transformers", reason="transformers is not installed (pip install '.[serve]')"
 )
-tokenizers = pytest.importorskip("tokenizers")
 
-WORDS = [f"w{i}" for i in range(90)]
 SIZES = {
     "vocab_size": 96,
     "hidden_size": 64,
@@ -44,19 +43,9 @@ KEY = "a key of the tests"
 _TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}w0"
 
 
-def tokenizer() -> Any:
-    """Of words "w0" to "w89", which have the ids from 2 on."""
-    vocab = {word: i for i, word in enumerate(["[PAD]", "[UNK]", *WORDS])}
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="[UNK]"))
-    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", model_max_length=64
-    )
-
-
 def save(model: Any, folder: Path) -> Path:
     """With the tokenizer and, if it generates, a chat template that ends with w0."""
-    made = tokenizer()
+    made = tokenizer(SIZES["max_position_embeddings"])
     if type(model).__name__.endswith("ForCausalLM"):
         made.chat_template = _TEMPLATE
     model.save_pretrained(folder)
