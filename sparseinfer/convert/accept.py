@@ -139,6 +139,5 @@ def _told(difference: float) -> str:
 
 def _tolerance(options: ConvertOptions, results: Sequence[torch.dtype]) -> float:
     """Of the shortest dtype that a result may have gone through."""
-    allowed = {dtype for rounding in options.roundings for dtype in rounding if dtype is not None}
     coarsest = max(_TOLERANCES.values())
-    return max((_TOLERANCES.get(dtype, coarsest) for dtype in {*results, *allowed}), default=0.0)
+    return max((_TOLERANCES.get(dtype, coarsest) for dtype in {*results, *options.permitted}), default=0.0)

@@ -115,6 +115,11 @@ class ConvertOptions:
         """What a layer of a float32 model may be computed in, the least rounded first."""
         return PRECISIONS[self.precision] or (Rounding(self.weights, self.activations),)
 
+    @property
+    def permitted(self) -> frozenset[torch.dtype]:
+        """All dtypes that something may be rounded to."""
+        return frozenset(dtype for rounding in self.roundings for dtype in rounding if dtype is not None)
+
     def unfused(self) -> ConvertOptions:
         """The same, with every layer by itself."""
         return replace(self, fuse=False, fold_batch_norm=False)

@@ -52,7 +52,7 @@ def moved_by_rounding(
 
 def _moved(weight: Tensor, options: ConvertOptions, generator: torch.Generator) -> Tensor:
     signs = torch.randint(0, 2, weight.shape, generator=generator, dtype=torch.int8).to(weight.device) * 2 - 1
-    dtypes = {weight.dtype, *_permitted(options)}
+    dtypes = {weight.dtype, *options.permitted}
     exact = weight.double() if weight.dtype == torch.float64 else weight.float()
     # Sums of k values in float32 are off by the square root of k roundings, if these are independent.
     relative = torch.finfo(torch.float32).eps / 2 * weight[0].numel() ** 0.5
@@ -63,7 +63,3 @@ def _moved(weight: Tensor, options: ConvertOptions, generator: torch.Generator) 
         largest = exact.abs().flatten(1).amax(1).view(-1, *[1] * (weight.dim() - 1))
         by = torch.where(exact == 0, 0.0, _MARGIN * largest / 255)
     return (exact + signs * by).to(weight.dtype)
-
-
-def _permitted(options: ConvertOptions) -> Iterable[torch.dtype]:
-    return (dtype for rounding in options.roundings for dtype in rounding if dtype is not None)

@@ -46,9 +46,11 @@ class Way:
 
     @property
     def nbytes(self) -> int:
-        """Of all that it holds."""
-        packed = 0 if self.variant is None else nbytes_of(self.variant, self.layouts)
-        return packed + sum(self.variant.dense_weights.weight.nbytes for _ in self.dense if self.variant)
+        """Of packings, and of a dense copy beside them."""
+        if self.variant is None:
+            return 0
+        dense = len(self.dense) * self.variant.dense_weights.weight.nbytes
+        return nbytes_of(self.variant, self.layouts) + dense
 
     @property
     def worst(self) -> float:

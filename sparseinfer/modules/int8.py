@@ -53,9 +53,7 @@ class Int8Linear(RearrangedLinear):
         self._hold(weight)
 
     def _hold(self, weight: Tensor) -> None:
-        weight = weight.detach().to(torch.float32)
-        if not bool(weight.isfinite().all()):
-            raise ValueError("weight: expected finite values, which int8 can hold, got others")
+        weight = _finite(weight.detach().to(torch.float32), "weight")
         self._scales = row_scales(weight.abs().amax(1), weight.dtype)
         integers = rounded(weight, self._scales)
         self._sums = integers.sum(1, dtype=torch.int64).to(torch.float32)
@@ -91,10 +89,7 @@ class Int8Linear(RearrangedLinear):
         return F.linear((integers - zero) * scale, weight, self._parameters["bias"])
 
     def _form_in(self, state_dict: dict[str, Any], prefix: str) -> Tensor:
-        weight = super()._form_in(state_dict, prefix)
-        if not bool(weight.isfinite().all()):
-            raise ValueError(f"{prefix}weight: expected finite values, which int8 can hold, got others")
-        return weight
+        return _finite(super()._form_in(state_dict, prefix), f"{prefix}weight")
 
     def constant_matrix(self) -> Tensor:
         (held,) = self._held
@@ -107,3 +102,9 @@ class Int8Linear(RearrangedLinear):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, int8"
+
+
+def _finite(weight: Tensor, name: str) -> Tensor:
+    if not bool(weight.isfinite().all()):
+        raise ValueError(f"{name}: expected finite values, which int8 can hold, got others")
+    return weight

@@ -14,7 +14,7 @@ from sparseinfer.modules._tracing import unseen
 from sparseinfer.modules.linear import SparseLinear
 from sparseinfer.modules.parts import dense_linear
 from sparseinfer.modules.prepacked import PrepackedLinear
-from sparseinfer.ops.dense import PLAIN, PREPACKED, PREPACKED_BF16
+from sparseinfer.ops.dense import DENSE_WAYS, PLAIN, PREPACKED, PREPACKED_BF16
 from sparseinfer.ops.transforms import refuse_gradients
 
 # Dense ways that a Linear may have beside packings.
@@ -96,9 +96,8 @@ class SparseOrDenseLinear(SparseLinear):
 
     def _copy_densely(self) -> None:
         """Make the dense copy of what the packings hold."""
-        rounds = self.dense_way == PREPACKED_BF16
         with unseen():
-            weight = self.to_format().to_dense().to("cpu", torch.bfloat16 if rounds else self.dtype)
+            weight = self.to_format().to_dense().to("cpu", DENSE_WAYS[self.dense_way].rounds_to or self.dtype)
         dense: nn.Module
         if self.dense_way == PLAIN:
             dense = dense_linear(weight, None).requires_grad_(False)
