@@ -42,17 +42,26 @@ struct BitmapPairs {
   };
 };
 
+// Several tokens of many columns do not stay in L1. Then a few rows together walk through x a panel of columns at a
+// time, and their sums wait in memory between panels, in the same order as without.
 template <class Kind>
 struct Bitmap {
   using Element = typename Kind::Element;
   using Payload = typename Kind::Payload;
   static constexpr int kMaxTokens = 8;
-  static constexpr int64_t kScratchBytes = kMaxTokens * kMaxSplitRows * 4;
   static constexpr int kColumns = Kind::kColumns, kParts = kMaskColumns / kColumns;
+  static constexpr int64_t kBlockRows = 16;
+  static constexpr int64_t kPanelBytes = 24 << 10;  // of x, beside the sums and what is read of the weights
+  static constexpr int64_t kSumFloats = kBlockRows * kMaxTokens * R;
+  static constexpr int64_t kScratchBytes = (kMaxTokens * kMaxSplitRows + kSumFloats) * 4;
+
+  // Sets of sums for T tokens: one would be limited by the latency of the multiply-add.
+  static constexpr int sets(int tokens) { return tokens >= 4 ? 1 : kParts < 4 / tokens ? kParts : 4 / tokens; }
+  template <int T>
+  using Sums = Row::V[sets(T)][T];
 
   template <int T>
   static void tokens(const SpmmArgs& a, int64_t split, const Element* x, int64_t stride, int64_t token, char* scratch) {
-    constexpr int kSets = T >= 4 ? 1 : kParts < 4 / T ? kParts : 4 / T;
     const PackingHeader* w = a.w;
     const int64_t* split_rows = section<int64_t>(w, w->split_rows);
     const int64_t begin = split_rows[split], rows = split_rows[split + 1] - begin;
@@ -61,37 +70,108 @@ struct Bitmap {
     const Payload* values = section<Payload>(w, w->values);
     if (words > 0) values += section<Cell>(w, w->cells)[split].values;
     float* out = reinterpret_cast<float*>(scratch);
+    float* waiting = out + kMaxTokens * kMaxSplitRows;
 
-    for (int64_t row = 0; row < rows; ++row) {
-      Row::V sum[kSets][T];
-      SI_UNROLL
-      for (int s = 0; s < kSets; ++s) {
-        SI_UNROLL
-        for (int t = 0; t < T; ++t) sum[s][t] = Row::zero();
+    constexpr int64_t kWordBytes = T * kMaskColumns * static_cast<int64_t>(sizeof(Element));
+    constexpr int64_t kPanelWords = kPanelBytes / kWordBytes;
+    if (words <= kPanelWords + kPanelWords / 2) {
+      for (int64_t row = 0; row < rows; ++row, masks += words) {
+        Sums<T> sums;
+        clear<T>(sums);
+        values = walk<T>(masks, words, values, kPrefetchBytes, x, stride, sums);
+        put<T>(sums, out + row);
       }
-      const Element* from = x;
-      for (int64_t word = 0; word < words; ++word, ++masks, from += kMaskColumns) {
-        SI_UNROLL
-        for (int part = 0; part < kParts; ++part) {
-          constexpr uint64_t kOnes = (uint64_t{1} << kColumns) - 1;
-          const typename Kind::Weights weights(values, Kind::mask(masks, part));
-          values += __builtin_popcountll(*masks >> (part * kColumns) & kOnes);
-          SI_UNROLL
-          for (int t = 0; t < T; ++t) {
-            Row::V& to = sum[part % kSets][t];
-            to = weights.multiply(from + t * stride + part * kColumns, to);
-          }
-        }
-      }
-      SI_UNROLL
-      for (int t = 0; t < T; ++t) {
-        Row::V total = sum[0][t];
-        SI_UNROLL
-        for (int s = 1; s < kSets; ++s) total = Row::add(total, sum[s][t]);
-        out[t * kMaxSplitRows + row] = Row::sum(total);
+    } else {
+      for (int64_t row = 0; row < rows; row += kBlockRows, masks += kBlockRows * words) {
+        const int64_t here = rows - row < kBlockRows ? rows - row : kBlockRows;
+        values = block<T>(masks, words, kPanelWords, here, values, x, stride, waiting, out + row);
       }
     }
     for (int t = 0; t < T; ++t) finish_rows(a, out + t * kMaxSplitRows, token + t, begin, rows);
+  }
+
+  // out[t][row] of a block of rows; returns the values behind them.
+  template <int T>
+  static const Payload* block(const uint64_t* masks, int64_t words, int64_t panel_words, int64_t rows,
+                              const Payload* values, const Element* x, int64_t stride, float* waiting, float* out) {
+    const Payload *next[kBlockRows], *start = values;
+    for (int64_t r = 0; r < rows; ++r) {
+      next[r] = values;
+      for (int64_t i = 0; i < words; ++i) values += __builtin_popcountll(masks[r * words + i]);
+    }
+    // What the next block reads lies directly behind what this one reads.
+    const int64_t ahead = (values - start) * static_cast<int64_t>(sizeof(Payload));
+    for (int64_t first = 0; first < words; first += panel_words) {
+      const int64_t here = words - first < panel_words ? words - first : panel_words;
+      float* sums_at = waiting;
+      for (int64_t r = 0; r < rows; ++r) {
+        Sums<T> sums;
+        if (first == 0) {
+          clear<T>(sums);
+        } else {
+          each<T>([&](int s, int t) { sums[s][t] = Row::load(sums_at + (s * T + t) * R); });
+        }
+        next[r] = walk<T>(masks + r * words + first, here, next[r], ahead, x + first * kMaskColumns, stride, sums);
+        if (first + here == words) {
+          put<T>(sums, out + r);
+        } else {
+          each<T>([&](int s, int t) { Row::store(sums_at + (s * T + t) * R, sums[s][t]); });
+        }
+        sums_at += sets(T) * T * R;
+      }
+    }
+    return values;
+  }
+
+  // sums += the columns of these words of one row; returns the values behind them. What lies `ahead` bytes behind what
+  // is read is fetched.
+  template <int T>
+  static SI_INLINE const Payload* walk(const uint64_t* masks, int64_t words, const Payload* values, int64_t ahead,
+                                       const Element* x, int64_t stride, Sums<T>& sums) {
+    constexpr int kSets = sets(T);
+    for (int64_t word = 0; word < words; ++word, x += kMaskColumns) {
+      const uint64_t mask = masks[word];
+      __builtin_prefetch(reinterpret_cast<const char*>(values) + ahead, 0, 2);
+      SI_UNROLL
+      for (int part = 0; part < kParts; ++part) {
+        constexpr uint64_t kOnes = (uint64_t{1} << kColumns) - 1;
+        const typename Kind::Weights weights(values, Kind::mask(masks + word, part));
+        values += __builtin_popcountll(mask >> (part * kColumns) & kOnes);
+        SI_UNROLL
+        for (int t = 0; t < T; ++t) {
+          Row::V& to = sums[part % kSets][t];
+          to = weights.multiply(x + t * stride + part * kColumns, to);
+        }
+      }
+    }
+    return values;
+  }
+
+  template <int T, class Do>
+  static SI_INLINE void each(Do&& act) {
+    constexpr int kSets = sets(T);
+    SI_UNROLL
+    for (int s = 0; s < kSets; ++s) {
+      SI_UNROLL
+      for (int t = 0; t < T; ++t) act(s, t);
+    }
+  }
+
+  template <int T>
+  static SI_INLINE void clear(Sums<T>& sums) {
+    each<T>([&](int s, int t) { sums[s][t] = Row::zero(); });
+  }
+
+  template <int T>
+  static SI_INLINE void put(const Sums<T>& sums, float* out) {
+    constexpr int kSets = sets(T);
+    SI_UNROLL
+    for (int t = 0; t < T; ++t) {
+      Row::V total = sums[0][t];
+      SI_UNROLL
+      for (int s = 1; s < kSets; ++s) total = Row::add(total, sums[s][t]);
+      out[t * kMaxSplitRows] = Row::sum(total);
+    }
   }
 };
 

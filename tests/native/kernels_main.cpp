@@ -64,6 +64,8 @@ void check_sizes() {
   }
   check_exact("panels", filled(40, 800, 70, Values::kIntegers, 0.6), {1, 16, 70}, {false, {16, 48, 384, 800, 2048}});
   check_exact("panels", filled(64, 640, 70, Values::kIntegers, 0.6, 32, 64), {1, 70}, {false, {64, 192, 640}});
+  // More of x than stays in L1, for each number of tokens that one pass takes.
+  check_exact("panels", filled(35, 9800, 9, Values::kIntegers, 0.7), {1, 2, 3, 4, 8, 9});
   // Splits as long as they may be, and more rows than one chunk of sums.
   check_exact("rows", filled(1300, 24, 65, Values::kIntegers, 0.8), {3, 65}, {false, {0}, 1});
   check_exact("rows", filled(1300, 24, 65, Values::kIntegers, 0.8, 4, 4), {3, 65}, {false, {0}, 1});
