@@ -11,12 +11,17 @@ the integer. The largest weight of a row becomes 127 in spite of the rounded sca
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from sparseinfer._transposed import is_transposed_linear
 
 LARGEST = 127
+# Elements for each thread of a block of rows: with what is made of them in float32 they stay in a core's L2
+# cache. Measured on Zen 5, of 2^14 to 2^20, which differ by a tenth; whole weights take five times as long.
+_BLOCK = 2**16
 # What the bits of the next smaller number of bfloat16 are less, as a float32.
 _STEP = 2**16
 
@@ -30,6 +35,15 @@ def buffer_names(parameter: str) -> tuple[str, str, str]:
     """What `quantize_` leaves beside a parameter: its scales, and the scale and zero point of its inputs."""
     stem = parameter.replace("weight", "input")
     return scale_name(parameter), f"{stem}_scale", f"{stem}_zero_point"
+
+
+def row_peaks(matrix: Tensor) -> Tensor:
+    """The largest magnitude of each row of a matrix [..., n, k]; 0 where k is 0."""
+    peaks = matrix.new_zeros(matrix.shape[:-1])
+    if matrix.shape[-1]:
+        for rows, result in row_blocks(matrix, peaks):
+            result.copy_(rows.abs().amax(-1))
+    return peaks
 
 
 def row_scales(peak: Tensor, dtype: torch.dtype) -> Tensor:
@@ -49,8 +63,30 @@ def row_scales(peak: Tensor, dtype: torch.dtype) -> Tensor:
 def rounded(matrix: Tensor, scale: Tensor) -> Tensor:
     """int8, the nearest multiples of the scales, half to even: matrix [..., n, k], scale [..., n]."""
     dtype = torch.promote_types(matrix.dtype, torch.float32)
-    quotient = matrix.to(dtype) / scale[..., None].to(dtype)
-    return quotient.round_().clamp_(-LARGEST, LARGEST).to(torch.int8)
+    integers = torch.empty_like(matrix, dtype=torch.int8)
+    for rows, scales, result in row_blocks(matrix, scale, integers):
+        quotient = rows.to(dtype) / scales[..., None].to(dtype)
+        result.copy_(quotient.round_().clamp_(-LARGEST, LARGEST))
+    return integers
+
+
+def row_blocks(matrix: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Views of some rows at a time of matrix [..., n, k] and of the others [..., n, ...], in their order.
+
+    Several passes over a block cost little more than one: it is in the cache.
+    """
+    tensors = (matrix, *others)
+    limit = _BLOCK * torch.get_num_threads()
+    if matrix.numel() <= limit or matrix.device.type != "cpu":
+        yield tensors
+    elif matrix.dim() == 2:
+        step = max(1, limit // matrix.shape[1])
+        yield from zip(*(tensor.split(step) for tensor in tensors), strict=True)
+    elif all(tensor.is_contiguous() for tensor in tensors):
+        yield from row_blocks(*(tensor.flatten(0, matrix.dim() - 2) for tensor in tensors))
+    else:
+        for parts in zip(*tensors, strict=True):
+            yield from row_blocks(*parts)
 
 
 def products(integers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -85,11 +121,15 @@ def on_grid(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor] | None:
     if not bool((scales > 0).all()) or not bool(torch.stack(rows.aminmax()).isfinite().all()):
         return None
     integers = rounded(rows, scales)
-    # What rounding the products to the dtype of the weight explains.
     half, tiny = torch.finfo(weight.dtype).eps / 2, _smallest(weight.dtype) / 2
-    exact = products(integers, scales, torch.promote_types(weight.dtype, torch.float32))
-    near = (rows - exact).abs_() <= (exact.abs_() * half).add_(tiny)
-    return (integers, scales) if bool(near.all()) else None
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    for some, scale_of, integer in row_blocks(rows, scales, integers):
+        exact = products(integer, scale_of, wide)
+        # What rounding the products to the dtype of the weight explains.
+        near = (some - exact).abs_() <= (exact.abs_() * half).add_(tiny)
+        if not bool(near.all()):
+            return None
+    return integers, scales
 
 
 def _smallest(dtype: torch.dtype) -> float:

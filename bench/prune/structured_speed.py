@@ -1,4 +1,4 @@
-"""What structured pruning gains: BERT-base with half of its heads and neurons, and latencies asked for.
+"""What structured pruning gains: half of BERT-base, a fifth of SmolLM2 beside zeros, latencies asked for.
 
     python bench/prune/structured_speed.py --json bench/results/structured_speed_zen5.json
 
@@ -10,22 +10,31 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from structured_quality import smollm2_ratio
 from torch import nn
 
+from sparseinfer import convert
 from sparseinfer._machine import describe_machine
 from sparseinfer._running import call
 from sparseinfer._timing import interleave
 from sparseinfer.bench.models import MODELS
 from sparseinfer.bench.report import write_json
-from sparseinfer.prune import prune_structured_
+from sparseinfer.prune import Magnitude, prune_, prune_structured_
 
-CASES = ("half float32", "half bfloat16", "latency bert-base", "latency resnet-50")
+CASES = (
+    "half float32",
+    "half bfloat16",
+    "latency bert-base",
+    "latency resnet-50",
+    *(f"beside-zeros {sparsity}" for sparsity in (0.3, 0.4, 0.5, 0.6)),
+)
 # Of the dense time.
 TARGETS = (0.6,)
 
@@ -68,6 +77,33 @@ def half(dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
+def beside_zeros(sparsity: float) -> list[dict[str, Any]]:
+    """SmolLM2 with the units removed that `structured_quality.py` removes, beside zeros in its blocks."""
+    spec = MODELS["smollm2"]
+    dense = spec.build()
+    ids = torch.randint(3, 1000, (1, 128), generator=torch.Generator().manual_seed(0))
+    removed, zeros = copy.deepcopy(dense), copy.deepcopy(dense)
+    prune_structured_(removed, (ids,), "random", ratio=smollm2_ratio(dense, (ids,), importance="random"))
+    prune_(zeros, Magnitude(sparsity), ignore=spec.ignore, keep_masks=False)
+    rows = []
+    for tokens in (1, 128):
+        inputs = (ids[:, :tokens],)
+        models = {"dense": dense, "removed": removed}
+        models["removed_converted"] = convert(removed, example_inputs=inputs, ignore=spec.ignore)
+        models["zeros"] = convert(zeros, example_inputs=inputs, ignore=spec.ignore)
+        times = milliseconds(models, inputs)
+        rows.append(
+            {
+                "model": "smollm2",
+                "tokens": tokens,
+                "sparsity": sparsity,
+                "dense_ms": times["dense"],
+                **{f"{name}_speedup": times["dense"] / times[name] for name in list(models)[1:]},
+            }
+        )
+    return rows
+
+
 def latency(name: str) -> list[dict[str, Any]]:
     """What was asked for, predicted and measured, and both models once more in turns."""
     spec = MODELS[name]
@@ -98,6 +134,13 @@ def latency(name: str) -> list[dict[str, Any]]:
     return rows
 
 
+RUNS: Mapping[str, Callable[[str], list[dict[str, Any]]]] = {
+    "half": lambda dtype: [half(getattr(torch, dtype))],
+    "latency": latency,
+    "beside-zeros": lambda sparsity: beside_zeros(float(sparsity)),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", nargs="+", choices=CASES, default=CASES)
@@ -108,7 +151,7 @@ def main() -> None:
     rows = {}
     for case in options.case:
         kind, what = case.split()
-        rows[case] = [half(getattr(torch, what))] if kind == "half" else latency(what)
+        rows[case] = RUNS[kind](what)
         Console(stderr=True).print(case, rows[case])
         if options.json:
             done = json.loads(options.json.read_text())["cases"] if options.json.exists() else {}

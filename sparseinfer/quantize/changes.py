@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from sparseinfer._int8 import integers_of, products, scale_name
+from sparseinfer._int8 import integers_of, products, row_blocks, row_peaks, scale_name
 from sparseinfer.prune.calibration.statistics import CalibrationStats, LayerStats, check_stats
 from sparseinfer.prune.layers.kinds import kinds_of
 from sparseinfer.prune.layers.layer import Layer
@@ -73,19 +73,16 @@ class Changes:
     def _add(
         self, layer: Layer, fqn: str, result: Rounded, prepared: Prepared, inputs: StaticInputs | None
     ) -> None:
-        rounded = prepared.layers[fqn]
         stats = None if prepared.stats is None else prepared.stats.get(fqn)
-        wide = torch.promote_types(layer.weight.dtype, torch.float32)
-        quantized = products(result.integers, result.scale, wide)
-        weight = layer.unmatrix(quantized.to(layer.weight.dtype))
-        self._weights.append((layer.weight, weight))
+        weight, entry = _quantized(prepared.layers[fqn], layer.weight.dtype, result, stats)
+        self._weights.append((layer.weight, layer.unmatrix(weight)))
         buffers = {scale_name(layer.parameter): result.scale.flatten()}
         if inputs is not None:
             assert stats is not None
             buffers |= inputs.buffers(layer.parameter, stats)
         for module in _owners(self._model, layer):
             self._buffers += [(module, name, buffer) for name, buffer in buffers.items()]
-        self._layers.append(_entry(rounded, result, quantized, stats))
+        self._layers.append(entry)
 
 
 def _check_weight(layer: Layer) -> None:
@@ -108,38 +105,63 @@ def _owners(model: nn.Module, layer: Layer) -> Iterator[nn.Module]:
             yield module
 
 
-def _entry(layer: Layer, result: Rounded, quantized: Tensor, stats: LayerStats | None) -> QuantizedLayer:
-    """The report of a layer with the weight that was rounded; `quantized` is the product of the result."""
-    matrix = layer.matrix().to(quantized.dtype)
-    norm, change = _squares(matrix), _squares(matrix - quantized)
-    used = result.scale[result.integers.any(-1)]
-    has_gram = stats is not None and stats.gram is not None
-    nnz = int(result.integers.count_nonzero())
-    return QuantizedLayer(
+def _quantized(
+    layer: Layer, dtype: torch.dtype, result: Rounded, stats: LayerStats | None
+) -> tuple[Tensor, QuantizedLayer]:
+    """The result as a weight [groups, n, k] of this dtype, and the report; `layer` has what was rounded."""
+    matrix = layer.matrix()
+    wide = torch.promote_types(dtype, torch.float32)
+    weight = torch.empty_like(result.integers, dtype=dtype)
+    norms, changes = matrix.new_empty((2, *matrix.shape[:-1]), dtype=wide)
+    uneven = torch.empty_like(norms, dtype=torch.bool)
+    nnz = made_zero = 0
+    # All that reads a row while it is in the cache.
+    for rows, integers, scale, written, norm, change, is_uneven in row_blocks(
+        matrix, result.integers, result.scale, weight, norms, changes, uneven
+    ):
+        rows = rows.to(wide)
+        quantized = products(integers, scale, wide)
+        written.copy_(quantized)
+        norm.copy_(torch.linalg.vector_norm(rows, dim=-1))
+        change.copy_(torch.linalg.vector_norm(rows - quantized, dim=-1))
+        is_uneven.copy_(_uneven(rows, scale))
+        before, left = (int(_filled(part).double().sum()) for part in (rows, quantized))
+        nnz, made_zero = nnz + left, made_zero + before - left
+    used = result.scale[row_peaks(result.integers) > 0]
+    square = _squares(norms)
+    error = None
+    if stats is not None and stats.gram is not None:
+        error = stats.relative_error(matrix.to(wide), products(result.integers, result.scale, wide))
+    entry = QuantizedLayer(
         layer.fqn,
         tuple(layer.weight.shape),
         nnz,
-        int(matrix.count_nonzero()) - nnz,
-        change / norm if norm else 0.0,
-        stats.relative_error(matrix, quantized) if has_gram and stats is not None else None,
+        made_zero,
+        _squares(changes) / square if square else 0.0,
+        error,
         (float(used.min()), float(used.max())) if used.numel() else (1.0, 1.0),
-        _uneven_rows(matrix, result.scale),
+        tuple(uneven.flatten().nonzero().flatten().tolist()),
     )
+    return weight, entry
 
 
-def _squares(matrix: Tensor) -> float:
-    """The sum of squares; of each row in its own dtype, which saves a copy in float64."""
-    return float(torch.linalg.vector_norm(matrix, dim=-1).double().square().sum())
+def _squares(norms: Tensor) -> float:
+    return float(norms.double().square().sum())
 
 
-def _uneven_rows(matrix: Tensor, scale: Tensor) -> tuple[int, ...]:
-    """Rows, counted over all groups, whose other weights are small beside the largest one."""
-    if not matrix.shape[-1]:
-        return ()
-    peak = torch.linalg.vector_norm(matrix, torch.inf, -1)
-    others = (matrix.count_nonzero(-1) - 1).clamp(min=0)
-    shares = matrix / peak.clamp(min=torch.finfo(matrix.dtype).tiny)[..., None]
+def _filled(rows: Tensor) -> Tensor:
+    """How many elements of each row [..., k] are not zero: four times as fast as count_nonzero(-1).
+
+    Sums of ones are exact, in float32 up to 2^24 columns.
+    """
+    return rows.sign().abs_().sum(-1)
+
+
+def _uneven(rows: Tensor, scale: Tensor) -> Tensor:
+    """Whether the other weights of each row are small beside the largest one."""
+    peak = row_peaks(rows)
+    others = (_filled(rows) - 1).clamp(min=0)
+    shares = rows / peak.clamp(min=torch.finfo(rows.dtype).tiny)[..., None]
     energy = torch.linalg.vector_norm(shares, dim=-1).square() - 1
     noise = (scale / peak).square() / 12 * others
-    uneven = (others > 0) & (noise > _UNEVEN * energy.clamp(min=0))
-    return tuple(uneven.flatten().nonzero().flatten().tolist())
+    return (others > 0) & (noise > _UNEVEN * energy.clamp(min=0))

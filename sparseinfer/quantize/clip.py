@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from sparseinfer._int8 import products, rounded, row_scales
+from sparseinfer._int8 import products, rounded, row_blocks, row_scales
 
 Clip = Literal["none", "mse"]
 
@@ -23,12 +23,15 @@ def check_clip(clip: object) -> None:
 def clipped_scales(matrix: Tensor, scale: Tensor, peak: Tensor) -> Tensor:
     """Scales [groups, n] of the least squared change of each row of a matrix [groups, n, k]."""
     dtype = torch.promote_types(matrix.dtype, torch.float32)
-    wide = matrix.to(dtype)
-    best = torch.full_like(peak, torch.inf, dtype=dtype)
-    for part in _PARTS:
-        candidate = row_scales(peak.double() * part, matrix.dtype)
-        error = (products(rounded(wide, candidate), candidate, dtype) - wide).square_().sum(-1)
-        better = error < best
-        scale = torch.where(better, candidate, scale)
-        best = torch.where(better, error, best)
-    return scale
+    clipped = torch.empty_like(scale)
+    for rows, whole, most, result in row_blocks(matrix, scale, peak, clipped):
+        wide = rows.to(dtype)
+        best, least = whole, torch.full_like(most, torch.inf, dtype=dtype)
+        for part in _PARTS:
+            candidate = row_scales(most.double() * part, matrix.dtype)
+            error = (products(rounded(wide, candidate), candidate, dtype) - wide).square_().sum(-1)
+            better = error < least
+            best = torch.where(better, candidate, best)
+            least = torch.where(better, error, least)
+        result.copy_(best)
+    return clipped

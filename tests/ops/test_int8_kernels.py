@@ -240,6 +240,17 @@ def test_rows_whose_sums_may_not_fit_are_refused() -> None:
     assert torch.equal(y.double(), (255.0 * w.double().sum(1)[None]).float().double())
 
 
+@pytest.mark.parametrize("packing", sorted({kernel.packing for kernel in KERNELS}))
+def test_every_packing_refuses_rows_whose_sums_may_not_fit(packing: str) -> None:
+    kernel = next(kernel for kernel in KERNELS if kernel.packing == packing)
+    for fmt in formats(kernel, 16, 2**16 + 2**10, 0.0):
+        full = type(fmt)(
+            torch.full_like(fmt.values, -127), fmt.crow_indices, fmt.col_indices, fmt.shape, fmt.scales
+        )
+        with pytest.raises(ValueError, match="values: expected magnitudes of int8 that add up to at most"):
+            ops.pack(full, packing, storage=kernel.storage, isa=kernel.isa)
+
+
 def test_int8_has_storages_of_its_own() -> None:
     fmt = CSR.from_dense(*matrix(8, 8, 0.5))
     for storage in ("f32", "bf16", "wf16"):

@@ -58,7 +58,7 @@ def fixed_weights(model: nn.Module) -> dict[str, str]:
     fixed: dict[str, str] = {}
     for fqn, module in model.named_modules():
         if isinstance(module, nn.MultiheadAttention):
-            text = f"{fqn}: nn.MultiheadAttention divides its embedding by its number of heads"
+            text = f"{fqn}: nn.MultiheadAttention reads as many rows as its embedding is wide, for all heads"
             fixed |= {f"{fqn}.{name}".strip("."): text for name, _ in module.named_parameters()}
         elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
             text = f"{fqn}: the state of a recurrent layer has a fixed size"

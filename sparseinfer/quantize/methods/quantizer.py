@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from sparseinfer._int8 import row_scales
+from sparseinfer._int8 import row_peaks, row_scales
 from sparseinfer.prune.calibration.statistics import CalibrationStats
 from sparseinfer.prune.layers.layer import Layer
 from sparseinfer.prune.named import Named
@@ -68,8 +67,7 @@ class Quantizer(Named, ABC):
 def scales_of(layer: Layer, clip: Clip) -> Tensor:
     """[groups, n] scales of a layer's rows. ValueError: a weight beyond what float32 scales reach."""
     matrix = layer.matrix()
-    some = matrix.shape[-1]
-    peak = torch.linalg.vector_norm(matrix, torch.inf, -1) if some else matrix.new_zeros(matrix.shape[:-1])
+    peak = row_peaks(matrix)
     scale = row_scales(peak, matrix.dtype)
     if not scale.isfinite().all():
         raise ValueError(f"{layer.name}: expected weights within 127 scales of float32, got {peak.max()}")

@@ -95,10 +95,21 @@ def test_what_stays_is_named_with_the_reason() -> None:
     report = prune_structured_(model, x, ratio=0.5)
     reasons = {each.name: each.reason for each in report.refused}
     assert "lstm" in reasons["before.weight"]
-    assert "number of heads" in reasons["attention.out_proj.weight"]
+    assert "as many rows as its embedding is wide" in reasons["attention.out_proj.weight"]
     assert reasons["out.weight"] == "the model returns it"
     assert [(g.name, g.before, g.after) for g in report.groups] == [("wide.weight", 32, 16)]
     assert "before.weight stays: " in str(report)
+
+
+def test_torchs_attention_cannot_run_with_fewer_heads() -> None:
+    """Why its heads stay: its forward reads 3 · embed_dim rows of in_proj, however many heads there are."""
+    attention, x = nn.MultiheadAttention(8, 2, batch_first=True), torch.randn(2, 5, 8)
+    attention.num_heads = 1
+    attention.in_proj_weight = nn.Parameter(torch.randn(3 * 4, 8))
+    attention.in_proj_bias = nn.Parameter(torch.randn(3 * 4))
+    attention.out_proj.weight = nn.Parameter(torch.randn(8, 4))
+    with pytest.raises(RuntimeError, match="12"):
+        attention(x, x, x)
 
 
 def test_a_target_that_cannot_be_pruned_is_an_error() -> None:
