@@ -5,8 +5,10 @@ pytest tests/serve/serve_long.py
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -66,18 +68,27 @@ def test_signals_finish_running_requests_and_leave_no_process(
         family = server.family()
         assert len(family) >= 2
         answers: list[tuple[int, Any]] = []
-        threads = [threading.Thread(target=lambda w=w: answers.append(ask(server, w, 60))) for w in range(12)]
+
+        def ask_on(word: int) -> None:
+            with contextlib.suppress(OSError):  # there is no server any more
+                while True:
+                    answers.append(ask(server, word, 60))
+
+        threads = [threading.Thread(target=ask_on, args=(word,)) for word in range(12)]
         for thread in threads:
             thread.start()
         while server.request("/status")[1]["busy"] < 6:
             time.sleep(0.005)
+        before = len(answers)
         (os.killpg if to == "group" else os.kill)(server.process.pid, number)
         assert server.process.wait(60) == 0, server.log.read_text()
         for thread in threads:
             thread.join()
-        whole = [body for status, body in answers if status == 200]
-        assert len(whole) >= 6  # those that had begun; the others found no server any more
-        for body in whole:  # tokens are counted: some decode to no word
+        said = re.search(r"stopping after (\d+) running requests", server.log.read_text())
+        assert said is not None
+        assert len(answers) - before >= int(said[1]) > 0
+        for status, body in answers:  # tokens are counted: some decode to no word
+            assert status == 200, body
             assert body["usage"]["completion_tokens"] == 60 or body["choices"][0]["finish_reason"] == "stop"
         assert left(family) == []
 
@@ -171,8 +182,12 @@ def test_requests_that_take_too_long_or_are_too_many_are_refused(tmp_path: Path)
         assert status == 408
         assert "longer --timeout" in body["error"]["message"]
     with serving(folder, "--eager", "--max-waiting", "2") as server, ThreadPoolExecutor(12) as pool:
-        found = [status for status, _ in pool.map(lambda word: ask(server, word, 60), range(12))]
-        assert set(found) == {200, 429}
+        # Again and again: on a busy machine twelve requests may come one after another.
+        rounds = (pool.map(lambda word: ask(server, word, 60)[0], range(12)) for _ in range(50))
+        found: set[int] = set()
+        while 429 not in found:
+            found.update(next(rounds))
+        assert found == {200, 429}
 
 
 def test_no_drawn_request_is_an_error_of_the_server(decoder_server: Server, encoder_server: Server) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 import sparseinfer as si
+from sparseinfer.bench.models import minilm_folder
 from sparseinfer.demo import corpus, minilm
 
 # Embeddings have length 1; padding changes how many tokens a kernel is given and so the order of its sums.
@@ -44,7 +45,7 @@ def save_encoder(folder: Path, sparsity: float) -> None:
     model: Any = minilm.load_model()
     si.prune_(model, si.Magnitude(sparsity), targets=minilm.LAYERS, keep_masks=False)
     si.save_pretrained(si.convert(model, tokens=(16, 256), measure=False), folder)
-    AutoTokenizer.from_pretrained(minilm._model_dir()).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(minilm_folder("demo")).save_pretrained(folder)
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:

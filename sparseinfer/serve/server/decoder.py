@@ -48,7 +48,8 @@ class Decoder:
         generation = getattr(model, "generation_config", None) or model.config
         ends = generation.eos_token_id
         self._ends = set(ends) if isinstance(ends, list) else {ends}
-        length = -(-max_length // _STRETCH) * _STRETCH
+        # A stretch more than steps look back: a graph that may see all of a slot is one of that size alone.
+        length = _stretched(max_length) + _STRETCH
         # The last is for a prompt on its way.
         self._held = Slots(_head_shapes(model), slots + 1, length, model.dtype)
         self._next = torch.compile(self._first_slots, fullgraph=True) if compiled else self._first_slots
