@@ -3,8 +3,9 @@
     python bench/serving/smollm2.py DIR --dtype bfloat16
     python bench/serving/vllm_tokens.py DIR/dense --dtype bfloat16 --json FILE
 
-Both engines are in one process and take turns; a rate is that of the fastest turn. Runs in the environment of
-`make serve-test-vllm`. Rows are added to those of the file.
+Both engines are in one process and take turns; a rate is that of the fastest turn. --config are options of
+the plug-in: with {"memory": 2} layers hold vLLM's dense weights, too, where those are faster for many tokens.
+Runs in the environment of `make serve-test-vllm`. Rows are added to those of the file.
 """
 
 from __future__ import annotations
@@ -31,11 +32,14 @@ TOKENS = 64
 PROMPT = (504, 3575, 282, 4649, 314)
 
 
-def measured(folder: str, dtype: str, batches: list[int], turns: int) -> Iterator[dict[str, Any]]:
+def measured(
+    folder: str, dtype: str, config: dict[str, Any], batches: list[int], turns: int
+) -> Iterator[dict[str, Any]]:
     from vllm import LLM, SamplingParams
 
+    overrides = {"quantization_config": {"quant_method": "sparseinfer", **config}}
     common = {"model": folder, "dtype": dtype, "max_model_len": 256, "gpu_memory_utilization": 0.3, "seed": 0}
-    engines = {"dense": LLM(**common), "sparse": LLM(**common, quantization="sparseinfer")}
+    engines = {"dense": LLM(**common), "sparse": LLM(**common, hf_overrides=overrides)}
     greedy = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True, detokenize=False)
     (sparse,) = engines["sparse"].apply_model(sparse_layers)
     for batch in batches:
@@ -56,6 +60,7 @@ def measured(folder: str, dtype: str, batches: list[int], turns: int) -> Iterato
             "dtype": dtype,
             "batch": batch,
             "sparsity": 0.5,
+            "config": config,
             "sparse_layers": sparse,
             "dense_tokens_per_s": rates["dense"],
             "sparse_tokens_per_s": rates["sparse"],
@@ -70,6 +75,7 @@ def main() -> None:
     )
     parser.add_argument("folder")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--config", type=json.loads, default={}, help="JSON of options of the plug-in")
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--turns", type=int, default=6)
@@ -78,9 +84,10 @@ def main() -> None:
     os.environ.update(SETTINGS)
     torch.set_num_threads(options.threads)
     rows = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
-    for row in measured(options.folder, options.dtype, options.batch, options.turns):
+    for row in measured(options.folder, options.dtype, options.config, options.batch, options.turns):
         sys.stdout.write(json.dumps(row) + "\n")
-        same_cell = [other for other in rows if all(other[name] == row[name] for name in ("dtype", "batch"))]
+        cell = ("dtype", "batch", "config")
+        same_cell = [other for other in rows if all(other[name] == row[name] for name in cell)]
         rows = [*(other for other in rows if other not in same_cell), {**row, "threads": options.threads}]
         write_json(options.json, {"machine": describe_machine(ops.active_isa()), "rows": rows})
 

@@ -13,6 +13,7 @@ from sparseinfer.convert.plan import plan
 from sparseinfer.convert.survey.survey import products_of, survey_of
 from sparseinfer.convert.timing.timer import Timer
 from sparseinfer.modules import SparseLinear
+from sparseinfer.modules.sparse_or_dense import BESIDE
 
 
 class OneByOne:
@@ -38,7 +39,7 @@ class OneByOne:
             return None
         if all(each.weights.sparsity < each.min_sparsity for each in candidates.variants):
             return None  # without timing the dense ways
-        planned = plan(candidates, tokens, self._timer, self._options.memory_limit)
+        planned = plan(candidates, tokens, self._timer, self._options.memory_limit, BESIDE)
         if not planned.is_sparse:
             return None
         (made,) = multipliers(Decision(product, planned))

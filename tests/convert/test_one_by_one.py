@@ -8,7 +8,7 @@ from convert_helpers import Script, linear
 
 from sparseinfer.convert import ConvertOptions, one_by_one
 from sparseinfer.convert.one_by_one import OneByOne
-from sparseinfer.modules import SparseLinear
+from sparseinfer.modules import SparseLinear, SparseOrDenseLinear
 
 
 @pytest.fixture
@@ -30,6 +30,14 @@ def test_a_layer_that_is_faster_sparse(script: Script) -> None:
 def test_a_layer_that_is_faster_dense(script: Script) -> None:
     script.ratio = lambda layout, m: 1.5
     assert OneByOne(ConvertOptions(), 0).sparse(linear()) is None
+
+
+def test_with_memory_for_both_a_layer_is_sparse_for_few_tokens_and_dense_for_many(script: Script) -> None:
+    script.ratio = lambda layout, m: 0.5 if m == 1 else 1.5
+    assert OneByOne(ConvertOptions(tokens=(1, 32)), 0).sparse(linear()) is None
+    made = OneByOne(ConvertOptions(tokens=(1, 32), memory=2), 0).sparse(linear())
+    assert isinstance(made, SparseOrDenseLinear)
+    assert made.dense_at == (1,)
 
 
 def test_a_layer_without_zeros_is_not_timed(script: Script) -> None:

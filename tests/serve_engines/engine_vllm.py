@@ -8,6 +8,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -70,6 +71,13 @@ def test_zeros_are_packed_while_a_dense_folder_is_loaded(folders: Path, generate
     assert 0 < answer["sparse"][0] <= 4 * LAYERS  # qkv and gate_up are one layer each; those that are faster
 
 
+def test_dense_weights_beside_the_packings(folders: Path, generated: Any, dense: Any) -> None:
+    options = {"quant_method": "sparseinfer", "memory": 2}
+    answer = generated(folders / "dense", hf_overrides={"quantization_config": options})
+    assert answer["tokens"] == dense
+    assert 0 < answer["sparse"][0] <= 4 * LAYERS
+
+
 def test_a_folder_of_sparse_weights(folders: Path, generated: Any, dense: Any) -> None:
     answer = generated(folders / "packed", load_format="sparseinfer", **EAGER)
     assert answer["tokens"] == dense
@@ -103,6 +111,32 @@ def test_options_come_from_the_folders_config(folders: Path, generated: Any, den
     answer = generated(folders / "dense", hf_overrides={"quantization_config": options}, **EAGER)
     assert answer["tokens"] == dense
     assert 0 < answer["sparse"][0] <= LAYERS  # the projections of the attention's output
+
+
+@torch.inference_mode()
+def test_where_a_plan_is_dense_the_dense_product_is_that_of_vllm() -> None:
+    from sparseinfer.modules import SparseLinear, SparseOrDenseLinear
+    from sparseinfer.ops import Bucket, parse_plan
+    from sparseinfer.serve.vllm.linear import held_of
+
+    dense = torch.nn.Linear(16, 24, bias=False)
+    dense.weight[:, ::2] = 0
+    packed = SparseLinear.from_linear(dense)
+    (bucket,) = parse_plan(packed.plan)
+    buckets = [Bucket(4, 0, bucket.kernel), Bucket(None, 0, bucket.kernel)]
+    sparse = SparseOrDenseLinear(list(packed.buffers()), buckets=buckets, dense_way="F.linear", dense_at=[1])
+    rows: list[int] = []
+
+    def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        rows.append(len(x))
+        return torch.nn.functional.linear(x, weight, bias)
+
+    held = held_of(sparse, SimpleNamespace(cpu_linear=product, weight=dense.weight))
+    bias = torch.randn(24)
+    for tokens in (0, 1, 4, 5, 9):
+        x = torch.randn(tokens, 16)
+        torch.testing.assert_close(held.run(x, bias), dense(x) + bias)
+    assert rows == [5, 9]
 
 
 def test_sparse_weights_need_the_load_format(folders: Path, generated: Any) -> None:

@@ -32,6 +32,9 @@ class SparseInferConfig(QuantizationConfig):
         super().__init__()
         options = dict(hf.SparseInferConfig(**(config or {})).options)
         self._targets, self._ignore = options.pop("targets", None), options.pop("ignore", None)
+        for name, patterns in (("targets", self._targets), ("ignore", self._ignore)):
+            if patterns is not None:
+                matches(nn.Module(), (), name, patterns)  # raises, before anything is loaded
         self._packer = Packer(ConvertOptions(**options))
         self._needs_loader = False
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from typing import Any
 
 from torch import Tensor, nn
+from vllm.config import VllmConfig, get_current_vllm_config
 from vllm.logger import init_logger
 from vllm.model_executor.layers.linear import (
     LinearMethodBase,
@@ -15,22 +18,29 @@ from vllm.model_executor.layers.linear import (
 from sparseinfer import ops
 from sparseinfer.convert import ConvertOptions
 from sparseinfer.convert.one_by_one import OneByOne
-from sparseinfer.modules import SparseLinear
+from sparseinfer.modules import SparseLinear, SparseOrDenseLinear
 from sparseinfer.serve.vllm.operator import Held, handle_of, held_linear
 
 logger = init_logger("vllm.sparseinfer")
 
 
 class Packer:
-    """Packs the weights of one model, one after another, after all have been created."""
+    """Packs the weights of one model, one after another, after all have been created.
+
+    vLLM keeps compiled graphs on disk under a key of its configuration. Which layers are sparse depends on
+    measurements, and may be others in the next process: it is written there before anything is compiled.
+    """
 
     def __init__(self, options: ConvertOptions) -> None:
         self._options, self._nbytes = options, 0
         self._one_by_one: OneByOne | None = None
+        self._sparse: list[str] = []
+        self._config: VllmConfig | None = None
 
-    def expect(self, weight: Tensor) -> None:
-        """The model has this weight, too."""
+    def expect(self, weight: Tensor, config: VllmConfig) -> None:
+        """The model of this configuration has this weight, too."""
         self._nbytes += weight.nbytes
+        self._config = config
 
     def packed(self, weight: Tensor, name: str) -> SparseLinear | None:
         """The weight [n, k] as a sparse layer without bias; None: it is faster dense."""
@@ -39,7 +49,18 @@ class Packer:
         linear.weight = nn.Parameter(weight, requires_grad=False)
         made = self._one_by_one.sparse(linear)
         logger.debug("%s: %s", name, made or "dense")
+        if made is not None:
+            self._sparse.append(name)
+            self._tell()
         return made
+
+    def _tell(self) -> None:
+        assert self._config is not None
+        others = self._config.additional_config
+        if not isinstance(others, dict):
+            raise TypeError(f"additional_config: expected a dict, got {type(others).__name__}")
+        names = hashlib.sha256("\n".join(self._sparse).encode()).hexdigest()
+        self._config.additional_config = {**others, "sparseinfer": names}
 
 
 @register_weight_loader_v2_supported_method
@@ -56,28 +77,44 @@ class SparseLinearMethod(LinearMethodBase):
     def create_weights(self, layer: Any, *args: Any, **keywords: Any) -> None:
         self._dense.create_weights(layer, *args, **keywords)
         if self._packer is not None:
-            self._packer.expect(layer.weight)
+            self._packer.expect(layer.weight, get_current_vllm_config())
 
     def process_weights_after_loading(self, layer: Any) -> None:
         weight = layer.weight
-        if weight.ndim != 2 or weight.is_meta or getattr(layer, "_cpu_skip_gemm_dispatch", False):
-            # No Linear, no weight, or one that others read: decided by the model's class alone, so that
-            # graphs of the same model are the same.
-            layer.quant_method = self._dense
+        # No Linear, no weight, or one that others read.
+        is_other = weight.ndim != 2 or weight.is_meta or getattr(layer, "_cpu_skip_gemm_dispatch", False)
+        packer = None if is_other else self._packer
+        sparse = None if packer is None else packer.packed(weight.data, layer.prefix)
+        if sparse is None or isinstance(sparse, SparseOrDenseLinear):
             self._dense.process_weights_after_loading(layer)
-            return
-        n = weight.shape[0]
-        sparse = None if self._packer is None else self._packer.packed(weight.data, layer.prefix)
-        if sparse is None:
-            self._dense.process_weights_after_loading(layer)
-            held = Held(lambda x, bias: layer.cpu_linear(x, layer.weight, bias))
-        else:
-            packings, plan = list(sparse.buffers()), sparse.plan
-            held = Held(lambda x, bias: ops.linear(x, packings, bias, n, plan, "none"))
-            # As vLLM does for weights that it packs itself.
+        else:  # as vLLM does for weights that it packs itself
             layer.weight = nn.Parameter(weight.new_empty(0), requires_grad=False)
-        layer.sparseinfer_held, layer.sparseinfer_n = held, n
-        layer.register_buffer("sparseinfer_handle", handle_of(held), persistent=False)
+        if sparse is None:
+            layer.quant_method = self._dense
+            return
+        layer.sparseinfer_held, layer.sparseinfer_n = held_of(sparse, layer), weight.shape[0]
+        handle = handle_of(layer.sparseinfer_held)
+        layer.register_buffer("sparseinfer_handle", handle, persistent=False)
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         return held_linear(x, layer.sparseinfer_handle, bias, layer.sparseinfer_n)
+
+
+def held_of(sparse: SparseLinear, layer: Any) -> Held:
+    """What computes the layer; where the plan is dense, vLLM's own dense product does."""
+    packings, plan, n = list(sparse.buffers()), sparse.plan, sparse.out_features
+
+    def run(x: Tensor, bias: Tensor | None) -> Tensor:
+        return ops.linear(x, packings, bias, n, plan, "none")
+
+    if not isinstance(sparse, SparseOrDenseLinear):
+        return Held(run)
+    limits = [bucket.max_tokens for bucket in ops.parse_plan(plan)]
+    ranges = [(limit or math.inf, i in sparse.dense_at) for i, limit in enumerate(limits)]
+
+    def run_either(x: Tensor, bias: Tensor | None) -> Tensor:
+        tokens = math.prod(x.shape[:-1])
+        is_dense = next(dense for limit, dense in ranges if tokens <= limit)
+        return layer.cpu_linear(x, layer.weight, bias) if is_dense else run(x, bias)
+
+    return Held(run_either)

@@ -1,9 +1,9 @@
-"""The operator that compiled graphs of vLLM call for a Linear, whatever `convert` decided of it.
+"""The operator that compiled graphs of vLLM call for a sparse Linear, whatever its plan is.
 
-vLLM keeps compiled graphs on disk under a key of its configuration. Decisions depend on measurements, and may
-be others in the next process: a graph that named a plan, or even sparse or dense, could be run with weights
-of another. So graphs get only a handle, a tensor of one number, as another input beside x; the call that it
-stands for is looked up when the graph runs. For the same reason equal layers share one graph.
+vLLM keeps compiled graphs on disk. Plans depend on measurements, and may be others in the next process: a
+graph that named one could be run with packings of another. So graphs get only a handle, a tensor of one
+number, as another input beside x; the call that it stands for is looked up when the graph runs. For the same
+reason equal layers share one graph.
 """
 
 from __future__ import annotations
