@@ -7,7 +7,7 @@ Runs in the environment of `make serve-test-ray`. Each part adds its row to thos
 answers   1,000 requests of 32 at once to two replicas of all-MiniLM-L6-v2 at 80 %, one on each node
 reload    requests while the model is replaced by another, and back
 node      requests while the second node is killed, and another one is added
-memory    PSS that a second replica on a node adds, of a BERT-base shape at 50 % and of an empty predictor
+memory    PSS that a second replica on a node adds, of a BERT-base shape at 80 % and of an empty predictor
 offline   `map_batches` over 10,000 sentences, against one process
 """
 
@@ -54,7 +54,7 @@ class Nothing:
 
 
 class Wide:
-    """An encoder of the shape of BERT-base, converted, with random weights of which half are zero."""
+    """An encoder of the shape of BERT-base, converted, with random weights of which 80 % are zero."""
 
     def __init__(self, path: str) -> None:
         import transformers
@@ -62,7 +62,7 @@ class Wide:
         torch.manual_seed(0)
         config = transformers.BertConfig(vocab_size=512)
         model = transformers.BertModel(config, add_pooling_layer=False).eval()
-        si.prune_(model, si.Magnitude(0.5), targets="re:encoder", keep_masks=False)
+        si.prune_(model, si.Magnitude(0.8), targets="re:encoder", keep_masks=False)
         self.model: Any = si.convert(model, tokens=(16, 128), measure=False)
 
     def __call__(self, inputs: list[list[int]]) -> np.ndarray:
