@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import NamedTuple
+
 from torch import nn
 
 from sparseinfer._machine import last_level_cache_bytes
 from sparseinfer.convert.assembly.multiply import multipliers
+from sparseinfer.convert.candidates.beside_own import BesideOwn, OwnProduct
 from sparseinfer.convert.candidates.choose import candidates_of
 from sparseinfer.convert.decisions import Decision
 from sparseinfer.convert.options import ConvertOptions
@@ -13,22 +17,29 @@ from sparseinfer.convert.plan import plan
 from sparseinfer.convert.survey.survey import products_of, survey_of
 from sparseinfer.convert.timing.timer import Timer
 from sparseinfer.modules import SparseLinear
-from sparseinfer.modules.sparse_or_dense import BESIDE
+
+
+class SparseOrOwn(NamedTuple):
+    """A layer in its packings; in the buckets of its plan with these numbers the server's own is faster."""
+
+    layer: SparseLinear
+    own_at: tuple[int, ...]
 
 
 class OneByOne:
     """Decides as `convert` does without example inputs; all layers of a model share its time budget.
 
     nbytes   of the model's dense weights: a model that exceeds the cache reads them from memory
+    own      the server's dense product, which counts as one of the dense implementations
     """
 
-    def __init__(self, options: ConvertOptions, nbytes: int) -> None:
-        self._options = options
+    def __init__(self, options: ConvertOptions, nbytes: int, own: OwnProduct) -> None:
+        self._options, self._own = options, own
         cold = nbytes > last_level_cache_bytes()
         self._timer = Timer(measure=options.measure, budget_s=options.budget_s, cold=cold)
 
-    def sparse(self, linear: nn.Linear) -> SparseLinear | None:
-        """The layer in its packings; None if it is faster dense, or no kernel takes it."""
+    def sparse(self, linear: nn.Linear) -> SparseOrOwn | None:
+        """None: it is faster dense, or no kernel takes it. `own_at` is not empty only if `memory` is for both."""
         survey = survey_of(linear, {"": linear}, None, named=True)
         products = products_of(linear, survey, fuse=False, fold=False)
         if not products:
@@ -39,9 +50,10 @@ class OneByOne:
             return None
         if all(each.weights.sparsity < each.min_sparsity for each in candidates.variants):
             return None  # without timing the dense ways
-        planned = plan(candidates, tokens, self._timer, self._options.memory_limit, BESIDE)
+        timed = BesideOwn(candidates, self._own)
+        planned = plan(timed, tokens, self._timer, self._options.memory_limit, (self._own.name,))
         if not planned.is_sparse:
             return None
-        (made,) = multipliers(Decision(product, planned))
+        (made,) = multipliers(Decision(product, replace(planned, dense_at=())))
         assert isinstance(made, SparseLinear)
-        return made
+        return SparseOrOwn(made, planned.dense_at)

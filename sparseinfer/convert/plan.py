@@ -98,7 +98,7 @@ def plan(
     sparse = _sparse_ways(variants, times, memory, beside if memory > 1 else ())
     if not sparse:
         return dense_plan(times, f"no layout takes at most {memory:g} of the dense bytes")
-    exact, rounding = _dense_ways(times)
+    exact, rounding = _dense_ways(times, beside)
     # In the order of what they round.
     taken = best([*exact, *sparse[:1], *rounding, *sparse[1:]])
     if taken.variant is not None:
@@ -123,11 +123,12 @@ def dense_plan(times: tuple[Times, ...], reason: str, tried: tuple[Candidate, ..
     return Plan(reason, times, tried, dense_way=name)
 
 
-def _dense_ways(times: Sequence[Times]) -> tuple[list[Way], list[Way]]:
-    """Those that round nothing, and those that do."""
+def _dense_ways(times: Sequence[Times], others: Sequence[str] = ()) -> tuple[list[Way], list[Way]]:
+    """Those that round nothing, with others that do not, and those that do."""
+    held = dict.fromkeys((*_HELD, *(name for name in others if name not in ROUNDING)))
     exact, rounding = (
         [dense_way(name, times) for name in names if all(name in time.dense for time in times)]
-        for names in (_HELD, ROUNDING)
+        for names in (held, ROUNDING)
     )
     return exact, rounding
 

@@ -7,8 +7,14 @@ import torch
 from convert_helpers import Script, linear
 
 from sparseinfer.convert import ConvertOptions, one_by_one
+from sparseinfer.convert.candidates.beside_own import BesideOwn, OwnProduct
 from sparseinfer.convert.one_by_one import OneByOne
-from sparseinfer.modules import SparseLinear, SparseOrDenseLinear
+from sparseinfer.convert.timing import timer
+from sparseinfer.convert.timing.ranking import Ranking
+from sparseinfer.modules import SparseLinear
+from sparseinfer.ops.dense import PLAIN
+
+OWN = OwnProduct("own", lambda weight: lambda x: x @ weight.T)
 
 
 @pytest.fixture
@@ -19,34 +25,62 @@ def script(script: Script, monkeypatch: pytest.MonkeyPatch) -> Script:
 
 def test_a_layer_that_is_faster_sparse(script: Script) -> None:
     layer = linear()
-    made = OneByOne(ConvertOptions(tokens=(1, 32)), 0).sparse(layer)
-    assert isinstance(made, SparseLinear)
+    made = OneByOne(ConvertOptions(tokens=(1, 32)), 0, OWN).sparse(layer)
+    assert made is not None
+    assert isinstance(made.layer, SparseLinear)
+    assert not made.own_at
     assert {m for _, m in script.calls} == {1, 32}
     x = torch.randint(-4, 5, (7, layer.in_features)).float()
     with torch.no_grad():
-        assert torch.equal(made(x), layer(x))
+        assert torch.equal(made.layer(x), layer(x))
 
 
 def test_a_layer_that_is_faster_dense(script: Script) -> None:
     script.ratio = lambda layout, m: 1.5
-    assert OneByOne(ConvertOptions(), 0).sparse(linear()) is None
+    assert OneByOne(ConvertOptions(), 0, OWN).sparse(linear()) is None
 
 
-def test_with_memory_for_both_a_layer_is_sparse_for_few_tokens_and_dense_for_many(script: Script) -> None:
+def test_a_layer_that_the_server_computes_faster(script: Script) -> None:
+    script.dense = lambda m: {PLAIN: 10.0, "own": 4.0}
+    assert OneByOne(ConvertOptions(), 0, OWN).sparse(linear()) is None
+
+
+def test_with_memory_for_both_a_layer_is_sparse_for_few_tokens_only(
+    script: Script,
+) -> None:
+    script.dense = lambda m: {PLAIN: 30.0, "own": 10.0}
     script.ratio = lambda layout, m: 0.5 if m == 1 else 1.5
-    assert OneByOne(ConvertOptions(tokens=(1, 32)), 0).sparse(linear()) is None
-    made = OneByOne(ConvertOptions(tokens=(1, 32), memory=2), 0).sparse(linear())
-    assert isinstance(made, SparseOrDenseLinear)
-    assert made.dense_at == (1,)
+    assert OneByOne(ConvertOptions(tokens=(1, 32)), 0, OWN).sparse(linear()) is None
+    made = OneByOne(ConvertOptions(tokens=(1, 32), memory=2), 0, OWN).sparse(linear())
+    assert made is not None
+    assert made.own_at == (1,)
+
+
+def test_the_servers_product_is_timed_as_the_others_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[BesideOwn] = []
+
+    def time(candidates: BesideOwn, layouts: object, tokens: int, *, cold: bool) -> Ranking:
+        seen.append(candidates)
+        return real(candidates, layouts, tokens, cold=cold)
+
+    real = timer.time_candidates
+    monkeypatch.setattr(timer, "time_candidates", time)
+    OneByOne(ConvertOptions(tokens=(1,)), 0, OWN).sparse(linear())
+    candidates = seen[0]
+    assert candidates.dense_names[-1] == "own"
+    assert candidates.nbytes("own") == candidates.dense_weights.weight.nbytes
+    assert candidates.predict("own", 1) == min(candidates.predict(n, 1) for n in candidates.dense_names)
+    ways = candidates.dense(3)
+    assert torch.allclose(ways["own"]()(), ways[PLAIN]()() - candidates.dense_weights.bias)
 
 
 def test_a_layer_without_zeros_is_not_timed(script: Script) -> None:
-    assert OneByOne(ConvertOptions(), 0).sparse(linear(sparsity=0.0)) is None
+    assert OneByOne(ConvertOptions(), 0, OWN).sparse(linear(sparsity=0.0)) is None
     assert not script.calls
 
 
 def test_a_layer_that_no_kernel_takes(script: Script) -> None:
-    assert OneByOne(ConvertOptions(), 0).sparse(linear().double()) is None
+    assert OneByOne(ConvertOptions(), 0, OWN).sparse(linear().double()) is None
 
 
 @pytest.mark.parametrize(("nbytes", "cold"), [(1 << 10, False), (1 << 40, True)])
@@ -55,5 +89,5 @@ def test_a_large_model_is_timed_with_weights_from_memory(
 ) -> None:
     given: dict[str, object] = {}
     monkeypatch.setattr(one_by_one, "Timer", lambda **options: given.update(options))
-    OneByOne(ConvertOptions(budget_s=3.0, measure=False), nbytes)
+    OneByOne(ConvertOptions(budget_s=3.0, measure=False), nbytes, OWN)
     assert given == {"measure": False, "budget_s": 3.0, "cold": cold}

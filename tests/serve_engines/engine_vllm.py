@@ -114,17 +114,18 @@ def test_options_come_from_the_folders_config(folders: Path, generated: Any, den
 
 
 @torch.inference_mode()
-def test_where_a_plan_is_dense_the_dense_product_is_that_of_vllm() -> None:
-    from sparseinfer.modules import SparseLinear, SparseOrDenseLinear
+def test_where_vllms_own_product_is_faster_it_computes_the_layer() -> None:
+    from sparseinfer.convert.one_by_one import SparseOrOwn
+    from sparseinfer.modules import SparseLinear
     from sparseinfer.ops import Bucket, parse_plan
     from sparseinfer.serve.vllm.linear import held_of
 
     dense = torch.nn.Linear(16, 24, bias=False)
     dense.weight[:, ::2] = 0
     packed = SparseLinear.from_linear(dense)
-    (bucket,) = parse_plan(packed.plan)
-    buckets = [Bucket(4, 0, bucket.kernel), Bucket(None, 0, bucket.kernel)]
-    sparse = SparseOrDenseLinear(list(packed.buffers()), buckets=buckets, dense_way="F.linear", dense_at=[1])
+    kernel = parse_plan(packed.plan)[0].kernel
+    buckets = [Bucket(4, 0, kernel), Bucket(None, 0, kernel)]
+    sparse = SparseOrOwn(SparseLinear(list(packed.buffers()), buckets=buckets), own_at=(1,))
     rows: list[int] = []
 
     def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -137,6 +138,15 @@ def test_where_a_plan_is_dense_the_dense_product_is_that_of_vllm() -> None:
         x = torch.randn(tokens, 16)
         torch.testing.assert_close(held.run(x, bias), dense(x) + bias)
     assert rows == [5, 9]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_the_product_that_layers_are_timed_against_is_that_of_vllm(dtype: torch.dtype) -> None:
+    from sparseinfer.serve.vllm.linear import _OWN
+
+    x, weight = torch.randint(-4, 5, (3, 64)).to(dtype), torch.randint(-4, 5, (32, 64)).to(dtype)
+    assert torch.equal(_OWN.make(weight.clone())(x), (x.double() @ weight.double().T).to(dtype))
 
 
 def test_sparse_weights_need_the_load_format(folders: Path, generated: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,11 +15,12 @@ from vllm.model_executor.layers.linear import (
     UnquantizedLinearMethod,
     register_weight_loader_v2_supported_method,
 )
+from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
 from sparseinfer import ops
 from sparseinfer.convert import ConvertOptions
-from sparseinfer.convert.one_by_one import OneByOne
-from sparseinfer.modules import SparseLinear, SparseOrDenseLinear
+from sparseinfer.convert.candidates.beside_own import OwnProduct
+from sparseinfer.convert.one_by_one import OneByOne, SparseOrOwn
 from sparseinfer.serve.vllm.operator import Held, handle_of, held_linear
 
 logger = init_logger("vllm.sparseinfer")
@@ -42,13 +44,13 @@ class Packer:
         self._nbytes += weight.nbytes
         self._config = config
 
-    def packed(self, weight: Tensor, name: str) -> SparseLinear | None:
-        """The weight [n, k] as a sparse layer without bias; None: it is faster dense."""
-        self._one_by_one = self._one_by_one or OneByOne(self._options, self._nbytes)
+    def packed(self, weight: Tensor, name: str) -> SparseOrOwn | None:
+        """The weight [n, k] as a sparse layer without bias; None: vLLM's own is faster."""
+        self._one_by_one = self._one_by_one or OneByOne(self._options, self._nbytes, _OWN)
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta", dtype=weight.dtype)
         linear.weight = nn.Parameter(weight, requires_grad=False)
         made = self._one_by_one.sparse(linear)
-        logger.debug("%s: %s", name, made or "dense")
+        logger.debug("%s: %s", name, made or "as vLLM has it")
         if made is not None:
             self._sparse.append(name)
             self._tell()
@@ -85,7 +87,7 @@ class SparseLinearMethod(LinearMethodBase):
         is_other = weight.ndim != 2 or weight.is_meta or getattr(layer, "_cpu_skip_gemm_dispatch", False)
         packer = None if is_other else self._packer
         sparse = None if packer is None else packer.packed(weight.data, layer.prefix)
-        if sparse is None or isinstance(sparse, SparseOrDenseLinear):
+        if sparse is None or sparse.own_at:
             self._dense.process_weights_after_loading(layer)
         else:  # as vLLM does for weights that it packs itself
             layer.weight = nn.Parameter(weight.new_empty(0), requires_grad=False)
@@ -100,21 +102,32 @@ class SparseLinearMethod(LinearMethodBase):
         return held_linear(x, layer.sparseinfer_handle, bias, layer.sparseinfer_n)
 
 
-def held_of(sparse: SparseLinear, layer: Any) -> Held:
-    """What computes the layer; where the plan is dense, vLLM's own dense product does."""
-    packings, plan, n = list(sparse.buffers()), sparse.plan, sparse.out_features
+def _own_product(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    """As vLLM multiplies by a dense weight [n, k]."""
+    layer: Any = nn.Module()
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    dispatch_cpu_unquantized_gemm(layer, remove_weight=True)
+    return lambda x: layer.cpu_linear(x, layer.weight, None)
+
+
+_OWN = OwnProduct("vllm", _own_product)
+
+
+def held_of(sparse: SparseOrOwn, layer: Any) -> Held:
+    """What computes the layer: packings, or vLLM's own product where that is faster."""
+    packings, plan, n = list(sparse.layer.buffers()), sparse.layer.plan, sparse.layer.out_features
 
     def run(x: Tensor, bias: Tensor | None) -> Tensor:
         return ops.linear(x, packings, bias, n, plan, "none")
 
-    if not isinstance(sparse, SparseOrDenseLinear):
+    if not sparse.own_at:
         return Held(run)
     limits = [bucket.max_tokens for bucket in ops.parse_plan(plan)]
-    ranges = [(limit or math.inf, i in sparse.dense_at) for i, limit in enumerate(limits)]
+    ranges = [(limit or math.inf, i in sparse.own_at) for i, limit in enumerate(limits)]
 
     def run_either(x: Tensor, bias: Tensor | None) -> Tensor:
         tokens = math.prod(x.shape[:-1])
-        is_dense = next(dense for limit, dense in ranges if tokens <= limit)
-        return layer.cpu_linear(x, layer.weight, bias) if is_dense else run(x, bias)
+        is_own = next(own for limit, own in ranges if tokens <= limit)
+        return layer.cpu_linear(x, layer.weight, bias) if is_own else run(x, bias)
 
     return Held(run_either)
