@@ -39,7 +39,10 @@ class OneByOne:
         self._timer = Timer(measure=options.measure, budget_s=options.budget_s, cold=cold)
 
     def sparse(self, linear: nn.Linear) -> SparseOrOwn | None:
-        """None: it is faster dense, or no kernel takes it. `own_at` is not empty only if `memory` is for both."""
+        """None: it is faster dense, or no kernel takes it.
+
+        `own_at` is empty unless `memory` lets a layer hold its dense weight beside packings.
+        """
         survey = survey_of(linear, {"": linear}, None, named=True)
         products = products_of(linear, survey, fuse=False, fold=False)
         if not products:
