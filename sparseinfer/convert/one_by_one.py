@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ from torch import nn
 
 from sparseinfer._machine import last_level_cache_bytes
 from sparseinfer.convert.assembly.multiply import multipliers
+from sparseinfer.convert.candidates.base import Timed
 from sparseinfer.convert.candidates.beside_own import BesideOwn, OwnProduct
 from sparseinfer.convert.candidates.choose import candidates_of
 from sparseinfer.convert.decisions import Decision
@@ -16,7 +18,13 @@ from sparseinfer.convert.options import ConvertOptions
 from sparseinfer.convert.plan import plan
 from sparseinfer.convert.survey.survey import products_of, survey_of
 from sparseinfer.convert.timing.timer import Timer
+from sparseinfer.convert.timing.times import Times
+from sparseinfer.convert.ways import EQUAL
 from sparseinfer.modules import SparseLinear
+from sparseinfer.ops import Layout
+
+# The server's product in a layer of ours, for those numbers of tokens that it serves there.
+_OWN_INSIDE = "own"
 
 
 class SparseOrOwn(NamedTuple):
@@ -54,9 +62,16 @@ class OneByOne:
         if all(each.weights.sparsity < each.min_sparsity for each in candidates.variants):
             return None  # without timing the dense ways
         timed = BesideOwn(candidates, self._own)
-        planned = plan(timed, tokens, self._timer, self._options.memory_limit, (self._own.name,))
-        if not planned.is_sparse:
+        planned = plan(timed, tokens, self._in_server, self._options.memory_limit, (_OWN_INSIDE,))
+        chosen = zip(planned.times, planned.chosen, strict=True)
+        if not planned.is_sparse or any(times.ratio(each) > EQUAL for times, each in chosen):
             return None
         (made,) = multipliers(Decision(product, replace(planned, dense_at=())))
         assert isinstance(made, SparseLinear)
         return SparseOrOwn(made, planned.dense_at)
+
+    def _in_server(self, candidates: Timed, layouts: Iterable[Layout], tokens: int) -> Times:
+        """Times of calls in the server; all that a layer of ours holds is called as the layer is."""
+        times, more = self._timer(candidates, layouts, tokens), self._own.call_us
+        dense = {**times.dense, _OWN_INSIDE: times.dense[self._own.name] + more}
+        return replace(times, dense=dense, sparse={each: us + more for each, us in times.sparse.items()})

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,11 +14,13 @@ from torch import Tensor
 from sparseinfer import ops
 from sparseinfer.convert.candidates.base import Candidate, Candidates, Timed
 from sparseinfer.convert.options import COMPACT, SPEED
-from sparseinfer.convert.timing.timer import Timer
 from sparseinfer.convert.timing.times import Times
 from sparseinfer.convert.ways import EQUAL, Way, best, by_bucket, dense_way, nbytes_of, sparse_way
 from sparseinfer.ops import Layout
 from sparseinfer.ops.dense import DENSE_WAYS, PLAIN
+
+# As `Timer`: candidates, layouts and a number of tokens -> times.
+TimerFn: TypeAlias = Callable[[Timed, Iterable[Layout], int], Times]
 
 # Dense ways that a layer can have; others only count as what it is compared with. Those that round come after
 # sparse layouts that do not: nothing is rounded that does not pay.
@@ -65,7 +68,7 @@ class Plan:
 
 
 def plan(
-    candidates: Timed, tokens: Sequence[int], timer: Timer, memory: float, beside: Sequence[str] = ()
+    candidates: Timed, tokens: Sequence[int], timer: TimerFn, memory: float, beside: Sequence[str] = ()
 ) -> Plan:
     """Decide for one product with these numbers of tokens.
 
@@ -98,7 +101,7 @@ def plan(
     sparse = _sparse_ways(variants, times, memory, beside if memory > 1 else ())
     if not sparse:
         return dense_plan(times, f"no layout takes at most {memory:g} of the dense bytes")
-    exact, rounding = _dense_ways(times, beside)
+    exact, rounding = _dense_ways(times)
     # In the order of what they round.
     taken = best([*exact, *sparse[:1], *rounding, *sparse[1:]])
     if taken.variant is not None:
@@ -123,12 +126,11 @@ def dense_plan(times: tuple[Times, ...], reason: str, tried: tuple[Candidate, ..
     return Plan(reason, times, tried, dense_way=name)
 
 
-def _dense_ways(times: Sequence[Times], others: Sequence[str] = ()) -> tuple[list[Way], list[Way]]:
-    """Those that round nothing, with others that do not, and those that do."""
-    held = dict.fromkeys((*_HELD, *(name for name in others if name not in ROUNDING)))
+def _dense_ways(times: Sequence[Times]) -> tuple[list[Way], list[Way]]:
+    """Those that round nothing, and those that do."""
     exact, rounding = (
         [dense_way(name, times) for name in names if all(name in time.dense for time in times)]
-        for names in (held, ROUNDING)
+        for names in (_HELD, ROUNDING)
     )
     return exact, rounding
 
@@ -163,7 +165,7 @@ def _sparse_plan(way: Way, candidates: Candidates, times: tuple[Times, ...]) -> 
     )
 
 
-def _timed(candidates: Timed, layouts: Mapping[int, tuple[Layout, ...]], timer: Timer) -> tuple[Times, ...]:
+def _timed(candidates: Timed, layouts: Mapping[int, tuple[Layout, ...]], timer: TimerFn) -> tuple[Times, ...]:
     return tuple(timer(candidates, of_count, m) for m, of_count in layouts.items())
 
 
@@ -171,7 +173,7 @@ def _each(layouts: Iterable[Iterable[Layout]]) -> Iterable[Layout]:
     return chain.from_iterable(layouts)
 
 
-def _compact_or_dense(candidates: Timed, counts: Sequence[int], timer: Timer) -> Plan:
+def _compact_or_dense(candidates: Timed, counts: Sequence[int], timer: TimerFn) -> Plan:
     smallest = min(candidates.variants, key=_compact_nbytes)
     layout, nbytes = smallest.compact_layout(), _compact_nbytes(smallest)
     dense_nbytes = candidates.dense_weights.weight.nbytes

@@ -14,11 +14,12 @@ from sparseinfer.convert.timing.ranking import Ranking
 from sparseinfer.modules import SparseLinear
 from sparseinfer.ops.dense import PLAIN
 
-OWN = OwnProduct("own", lambda weight: lambda x: x @ weight.T)
+OWN = OwnProduct("server", lambda weight: lambda x: x @ weight.T, call_us=1.0)
 
 
 @pytest.fixture
 def script(script: Script, monkeypatch: pytest.MonkeyPatch) -> Script:
+    script.dense = lambda m: {PLAIN: 20.0, "server": 10.0}
     monkeypatch.setattr(one_by_one, "Timer", lambda **options: script)
     return script
 
@@ -40,20 +41,24 @@ def test_a_layer_that_is_faster_dense(script: Script) -> None:
     assert OneByOne(ConvertOptions(), 0, OWN).sparse(linear()) is None
 
 
-def test_a_layer_that_the_server_computes_faster(script: Script) -> None:
-    script.dense = lambda m: {PLAIN: 10.0, "own": 4.0}
-    assert OneByOne(ConvertOptions(), 0, OWN).sparse(linear()) is None
+@pytest.mark.parametrize(("ratio", "is_sparse"), [(0.89, True), (0.95, False)])
+def test_a_call_of_ours_takes_longer_in_the_server(script: Script, ratio: float, is_sparse: bool) -> None:
+    """Of 10 us, as the server's own, and one more."""
+    script.ratio = lambda layout, m: ratio
+    assert (OneByOne(ConvertOptions(), 0, OWN).sparse(linear()) is not None) == is_sparse
 
 
+@pytest.mark.parametrize(("own_us", "is_sparse"), [(100.0, True), (10.0, False)])
 def test_with_memory_for_both_a_layer_is_sparse_for_few_tokens_only(
-    script: Script,
+    script: Script, own_us: float, is_sparse: bool
 ) -> None:
-    script.dense = lambda m: {PLAIN: 30.0, "own": 10.0}
-    script.ratio = lambda layout, m: 0.5 if m == 1 else 1.5
+    """Where the server's own is inside a layer of ours, its calls take longer as well."""
+    script.dense = lambda m: {PLAIN: 200.0, "server": 10.0 if m == 1 else own_us}
+    script.ratio = lambda layout, m: 0.5 if m == 1 else 15.0
     assert OneByOne(ConvertOptions(tokens=(1, 32)), 0, OWN).sparse(linear()) is None
     made = OneByOne(ConvertOptions(tokens=(1, 32), memory=2), 0, OWN).sparse(linear())
-    assert made is not None
-    assert made.own_at == (1,)
+    assert (made is not None) == is_sparse
+    assert made is None or made.own_at == (1,)
 
 
 def test_the_servers_product_is_timed_as_the_others_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,11 +72,11 @@ def test_the_servers_product_is_timed_as_the_others_are(monkeypatch: pytest.Monk
     monkeypatch.setattr(timer, "time_candidates", time)
     OneByOne(ConvertOptions(tokens=(1,)), 0, OWN).sparse(linear())
     candidates = seen[0]
-    assert candidates.dense_names[-1] == "own"
-    assert candidates.nbytes("own") == candidates.dense_weights.weight.nbytes
-    assert candidates.predict("own", 1) == min(candidates.predict(n, 1) for n in candidates.dense_names)
+    assert candidates.dense_names[-1] == "server"
+    assert candidates.nbytes("server") == candidates.dense_weights.weight.nbytes
+    assert candidates.predict("server", 1) == min(candidates.predict(n, 1) for n in candidates.dense_names)
     ways = candidates.dense(3)
-    assert torch.allclose(ways["own"]()(), ways[PLAIN]()() - candidates.dense_weights.bias)
+    assert torch.allclose(ways["server"]()(), ways[PLAIN]()() - candidates.dense_weights.bias)
 
 
 def test_a_layer_without_zeros_is_not_timed(script: Script) -> None:
