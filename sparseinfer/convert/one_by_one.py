@@ -14,7 +14,7 @@ from sparseinfer.convert.candidates.base import Timed
 from sparseinfer.convert.candidates.beside_own import BesideOwn, OwnProduct
 from sparseinfer.convert.candidates.choose import candidates_of
 from sparseinfer.convert.decisions import Decision
-from sparseinfer.convert.options import ConvertOptions
+from sparseinfer.convert.options import COMPACT, ConvertOptions
 from sparseinfer.convert.plan import plan
 from sparseinfer.convert.survey.survey import products_of, survey_of
 from sparseinfer.convert.timing.timer import Timer
@@ -64,7 +64,8 @@ class OneByOne:
         timed = BesideOwn(candidates, self._own)
         planned = plan(timed, tokens, self._in_server, self._options.memory_limit, (_OWN_INSIDE,))
         chosen = zip(planned.times, planned.chosen, strict=True)
-        if not planned.is_sparse or any(times.ratio(each) > EQUAL for times, each in chosen):
+        loses = any(times.ratio(each) > EQUAL for times, each in chosen)
+        if not planned.is_sparse or (loses and self._options.memory_limit != COMPACT):
             return None
         (made,) = multipliers(Decision(product, replace(planned, dense_at=())))
         assert isinstance(made, SparseLinear)

@@ -79,6 +79,11 @@ def test_the_servers_product_is_timed_as_the_others_are(monkeypatch: pytest.Monk
     assert torch.allclose(ways["server"]()(), ways[PLAIN]()() - candidates.dense_weights.bias)
 
 
+def test_where_memory_is_to_be_small_a_layer_is_packed_whatever_it_takes(script: Script) -> None:
+    script.ratio = lambda layout, m: 1.5
+    assert OneByOne(ConvertOptions(memory="compact"), 0, OWN).sparse(linear()) is not None
+
+
 def test_a_layer_without_zeros_is_not_timed(script: Script) -> None:
     assert OneByOne(ConvertOptions(), 0, OWN).sparse(linear(sparsity=0.0)) is None
     assert not script.calls
