@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 Tokens = tuple[int, int, int, int, int]  # x [m, k]: address, dtype, m, k, elements from row to row
 Bias = tuple[int, int]  # address or 0 for none, dtype
 Epilogue = tuple[int, int, int]  # bias, its dtype, activation
+BlockProduct = tuple[int, int, int, int, int, int]  # kernel, packing, bias, its dtype, activation, n
+# residual [m, n]: address, elements from row to row; weight, bias [n], their dtype; eps
+ResidualNorm = tuple[int, int, int, int, int, float]
 Matrix = tuple[int, int]  # address, elements from row to row; of y [m, n], which is contiguous, n
 # x and y [batch, channels, height, width]: their addresses, dtype, shapes
 Images = tuple[int, int, int, Sequence[int], Sequence[int]]
@@ -63,6 +66,14 @@ def same_vectors(kept: int, a: int, b: int, c: int, d: int, nbytes: int) -> bool
 def spmm(kernel: int, x: Tokens, packed: int, epilogue: Epilogue, y: Matrix, parts: int = 0) -> None: ...
 def spmm_parts(
     kernel: int, x: Tokens, packed: int, bias: Bias, ys: Sequence[tuple[int, int]], parts: int = 0
+) -> None: ...
+def block(
+    x: Tokens,
+    first: BlockProduct,
+    second: BlockProduct | None,
+    norm: ResidualNorm | None,
+    y: int,
+    parts: int = 0,
 ) -> None: ...
 def conv(
     kernel: int, images: Images, packed: Sequence[int], epilogue: Epilogue, window: Window, parts: int = 0

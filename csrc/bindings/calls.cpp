@@ -3,11 +3,13 @@
 #include "bindings/bind.h"
 
 #include <cstring>
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include "bindings/parse.h"
 #include "bindings/structs.h"
+#include "sparseinfer/block.h"
 #include "sparseinfer/registry.h"
 #include "sparseinfer/spmm.h"
 
@@ -110,6 +112,36 @@ void spmm_parts(int64_t kernel, const Tokens& x, uintptr_t packed, const Bias& b
   run_spmm(k, args, Spread{static_cast<int>(parts)}, outputs);
 }
 
+Product checked_block_product(const BlockProduct& product, const Tokens& x) {
+  const SpmmKernel& k = checked_kernel(product.kernel);
+  const Epilogue epilogue{product.bias, product.bias_dtype, product.activation};
+  return {&k, checked_product(k, x, product.packed, epilogue, 0, product.n)};
+}
+
+// One product or two, whose result may be added to a residual and normalized; y is contiguous, in no memory that is read.
+void block(const Tokens& x, const BlockProduct& first, const std::optional<BlockProduct>& second,
+           const std::optional<ResidualNorm>& norm, uintptr_t y, int64_t parts) {
+  Block block;
+  block.first = checked_block_product(first, x);
+  if (second) block.second = checked_block_product(*second, {0, x.dtype, x.m, first.n, 0});
+  SpmmArgs& last = second ? block.second.args : block.first.args;
+  last.y = pointer<void>(y);
+  last.ldy = last.w->n;
+  RowNorm rows{};
+  if (norm) {
+    check_numbers(x.dtype, norm->dtype, 0);
+    rows.residual = pointer<const void>(norm->residual);
+    rows.ld = norm->ld;
+    rows.weight = pointer<const void>(norm->weight);
+    rows.bias = pointer<const void>(norm->bias);
+    rows.dtype = static_cast<DType>(norm->dtype);
+    rows.eps = norm->eps;
+    block.norm = &rows;
+  }
+  py::gil_scoped_release release;
+  run_block(block, Spread{static_cast<int>(parts)});
+}
+
 // One packing for each group.
 void conv(int64_t kernel, const Images& images, const std::vector<uintptr_t>& packed, const Epilogue& epilogue,
           const Window& window, int64_t parts) {
@@ -144,6 +176,8 @@ void bind_calls(py::module_& m) {
   m.def("spmm", &spmm, py::arg("kernel"), py::arg("x"), py::arg("packed"), py::arg("epilogue"), py::arg("y"),
         py::arg("parts") = 0);
   m.def("spmm_parts", &spmm_parts, py::arg("kernel"), py::arg("x"), py::arg("packed"), py::arg("bias"), py::arg("ys"),
+        py::arg("parts") = 0);
+  m.def("block", &block, py::arg("x"), py::arg("first"), py::arg("second"), py::arg("norm"), py::arg("y"),
         py::arg("parts") = 0);
   m.def("conv", &conv, py::arg("kernel"), py::arg("images"), py::arg("packed"), py::arg("epilogue"), py::arg("window"),
         py::arg("parts") = 0);

@@ -43,6 +43,30 @@ struct Epilogue {
   }
 };
 
+// One product of a block: a kernel, the packing of W [n, k] that it reads, and the epilogue.
+struct BlockProduct {
+  int64_t kernel;
+  uintptr_t packed, bias;
+  int64_t bias_dtype, activation, n;
+  static constexpr auto fields() {
+    return std::make_tuple(&BlockProduct::kernel, &BlockProduct::packed, &BlockProduct::bias, &BlockProduct::bias_dtype,
+                           &BlockProduct::activation, &BlockProduct::n);
+  }
+};
+
+// A residual [m, n] of y's dtype with rows ld elements apart, weight and bias [n] of `dtype` or 0, and eps.
+struct ResidualNorm {
+  uintptr_t residual;
+  int64_t ld;
+  uintptr_t weight, bias;
+  int64_t dtype;
+  double eps;
+  static constexpr auto fields() {
+    return std::make_tuple(&ResidualNorm::residual, &ResidualNorm::ld, &ResidualNorm::weight, &ResidualNorm::bias,
+                           &ResidualNorm::dtype, &ResidualNorm::eps);
+  }
+};
+
 // y [m, columns], or a dense weight, with rows `ld` elements apart: of spmm n, whose y is contiguous.
 struct Matrix {
   uintptr_t address;

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <new>
 
+#include "core/passes.h"
 #include "sparseinfer/memory.h"
 
 namespace sparseinfer {
@@ -13,10 +14,6 @@ namespace {
 
 // The repacked x of one pass; 16 MB keeps it in a server's last-level cache and holds 1024 tokens of 4096 columns.
 constexpr int64_t kMaxWorkspace = int64_t{16} << 20;
-constexpr int64_t kPassTokens = 64;  // passes are cut at multiples of the widest tile
-
-// Below this many multiply-adds a parallel region (5-12 us) costs more than a second core saves.
-constexpr double kSerialWork = 1.0e6;
 
 // There are two ways to share work. Threads may split the rows of W over one repacked x, which is written to and read
 // from the last-level cache by all of them. Or each takes tokens of its own and multiplies all rows by them, and its x
@@ -25,7 +22,6 @@ constexpr double kSerialWork = 1.0e6;
 // second way is taken for as many tokens as come out even, this many tiles a thread or more, and the rest goes the
 // first way. Linear layers have more rows, so x matters less.
 constexpr int64_t kOwnTilesConv = 2, kOwnTiles = 4;
-constexpr int64_t kMaxOwnWorkspace = int64_t{4} << 20;  // beyond it no L2 holds the tile, and every thread keeps one
 
 struct Region {
   const SpmmKernel* kernel;
@@ -40,17 +36,6 @@ int64_t y_bytes(const SpmmArgs& args) {
   const int64_t last = args.conv != nullptr ? args.w->n * args.conv->out_h * args.conv->out_w : args.w->n;
   const int64_t step = args.conv != nullptr ? args.conv->y_image : args.ldy;
   return (rows * step + last) * dtype_bytes(args.dtype);
-}
-
-// Tokens [first, first + count) of a call.
-SpmmArgs tokens_of(SpmmArgs args, int64_t first, int64_t count) {
-  args.m = count;
-  args.first_token += first;
-  if (args.conv == nullptr) {
-    args.x = static_cast<const char*>(args.x) + first * args.ldx * dtype_bytes(args.dtype);
-    if (args.y != nullptr) args.y = static_cast<char*>(args.y) + first * args.ldy * dtype_bytes(args.dtype);
-  }
-  return args;
 }
 
 // `bytes` before `p`, which may lie before the memory that p points into: nothing is read or written there.
@@ -137,15 +122,36 @@ void run_passes(int64_t begin, int64_t end, void* ctx) {
   }
 }
 
-// How many passes the threads share, each from beginning to end: none, or the same number for every thread.
-int64_t passes_of_threads(const SpmmKernel& kernel, const SpmmArgs& args, int64_t pass_bytes, Spread spread) {
-  const bool cut_alike = kernel.tile_tokens > 0 && kPassTokens % kernel.tile_tokens == 0;
-  if (!cut_alike || pass_bytes > kMaxOwnWorkspace) return 0;
-  const int64_t ranges = num_ranges(spread), per_range = args.m / kPassTokens / ranges;
-  return per_range >= (args.conv != nullptr ? kOwnTilesConv : kOwnTiles) ? per_range * ranges : 0;
+}  // namespace
+
+SpmmArgs tokens_of(SpmmArgs args, int64_t first, int64_t count) {
+  args.m = count;
+  args.first_token += first;
+  if (args.conv == nullptr) {
+    args.x = static_cast<const char*>(args.x) + first * args.ldx * dtype_bytes(args.dtype);
+    if (args.y != nullptr) args.y = static_cast<char*>(args.y) + first * args.ldy * dtype_bytes(args.dtype);
+  }
+  return args;
 }
 
-}  // namespace
+Spread worth(Spread spread, const SpmmArgs& args) {
+  // Below this many multiply-adds a parallel region (5-12 us) costs more than a second core saves.
+  constexpr double kSerialWork = 1.0e6;
+  const double work = static_cast<double>(args.m) * static_cast<double>(args.w->nnz + args.w->n);
+  return spread.parts == 0 && work < kSerialWork ? Spread::serial() : spread;
+}
+
+int64_t pass_bytes(const SpmmKernel& kernel, const SpmmArgs& args) {
+  return std::max<int64_t>(1, kernel.workspace_bytes(tokens_of(args, 0, std::min(args.m, kPassTokens))));
+}
+
+int64_t passes_of_threads(const SpmmKernel& kernel, const SpmmArgs& args, Spread spread, int64_t least) {
+  constexpr int64_t kMaxOwnWorkspace = int64_t{4} << 20;  // beyond it no L2 holds the tile, and every thread keeps one
+  const bool cut_alike = kernel.tile_tokens > 0 && kPassTokens % kernel.tile_tokens == 0;
+  if (!cut_alike || pass_bytes(kernel, args) > kMaxOwnWorkspace) return 0;
+  const int64_t ranges = num_ranges(spread), per_range = args.m / kPassTokens / ranges;
+  return per_range >= least ? per_range * ranges : 0;
+}
 
 void run_spmm(const SpmmKernel& kernel, const SpmmArgs& call, Spread spread, const std::vector<OutputPart>& parts) {
   const int64_t tokens = call.m;
@@ -155,19 +161,17 @@ void run_spmm(const SpmmKernel& kernel, const SpmmArgs& call, Spread spread, con
   for (const OutputPart& part : parts) {
     if (part.y != nullptr) prefer_huge_pages(part.y, call.m * part.rows * dtype_bytes(call.dtype));
   }
-  const double work = static_cast<double>(tokens) * static_cast<double>(call.w->nnz + call.w->n);
-  if (spread.parts == 0 && work < kSerialWork) spread = Spread::serial();
+  spread = worth(spread, call);
 
-  const int64_t pass_bytes =
-      std::max<int64_t>(1, kernel.workspace_bytes(tokens_of(call, 0, std::min(tokens, kPassTokens))));
-  const int64_t thread_passes = passes_of_threads(kernel, call, pass_bytes, spread);
+  const int64_t thread_passes =
+      passes_of_threads(kernel, call, spread, call.conv != nullptr ? kOwnTilesConv : kOwnTiles);
   if (thread_passes > 0) {
     Region region{&kernel, &call, &parts};
     parallel_for(thread_passes, spread, run_passes, &region);
     if (region.out_of_memory) throw std::bad_alloc();
   }
 
-  const int64_t pass = kPassTokens * std::max<int64_t>(1, kMaxWorkspace / pass_bytes);
+  const int64_t pass = kPassTokens * std::max<int64_t>(1, kMaxWorkspace / pass_bytes(kernel, call));
   for (int64_t done = thread_passes * kPassTokens; done < tokens; done += pass) {
     SpmmArgs args = tokens_of(call, done, std::min(pass, tokens - done));
     args.workspace = thread_scratch(ScratchSlot::kWorkspace, kernel.workspace_bytes(args));

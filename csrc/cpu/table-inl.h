@@ -6,6 +6,7 @@
 #include "cpu/bsr-inl.h"
 #include "cpu/csr-inl.h"
 #include "cpu/grouplist-inl.h"
+#include "cpu/norm-inl.h"
 #include "cpu/probe-inl.h"
 #include "cpu/rowgroup-inl.h"
 #include "cpu/rowlist-inl.h"
@@ -70,7 +71,8 @@ const SpmmKernel SI_JOIN(kernels_, SI_ISA)[] = {
    implementation::scratch_bytes,                                                                           \
    implementation::prepare_items,                                                                           \
    implementation::prepare,                                                                                 \
-   implementation::run},
+   implementation::run,                                                                                     \
+   norm_rows},
 #if defined(SI_TILES)
 #define SI_SPMM(...)
 #define SI_SPMM_TILES SI_ROW

@@ -15,6 +15,7 @@ from sparseinfer.modules.int8 import Int8Linear
 from sparseinfer.modules.linear import SparseLinear
 from sparseinfer.modules.packed import PackedLayer
 from sparseinfer.modules.prepacked import PrepackedLinear
+from sparseinfer.modules.products import products_of
 from sparseinfer.modules.semi_structured import SemiStructuredLinear
 from sparseinfer.modules.sparse_or_dense import SparseOrDenseLinear
 from sparseinfer.modules.unwatched import is_unwatched
@@ -39,6 +40,9 @@ def chain(steps: tuple[Any, ...], *args: Any, **kwargs: Any) -> Any:
     Every call checks the type and hooks of each step, so this can replace the nested calls anywhere.
     """
     layer = steps[0]
+    later = [i for i in range(2, len(steps)) if type(steps[i]) is SparseLinear] if len(steps) > 2 else None
+    if later:
+        return _products(steps, later, args, kwargs)
     # Its only argument, by name or not; hooks are given it as it came.
     x: Any = None
     if len(args) + len(kwargs) == 1:
@@ -55,6 +59,18 @@ def chain(steps: tuple[Any, ...], *args: Any, **kwargs: Any) -> Any:
 def chain_in_order(layer: Any, args: Any, kwargs: Any, followers: tuple[Any, ...]) -> Any:
     """`chain` with its arguments in the order in which consecutive statements evaluate them."""
     return chain((layer, *followers), *args, **kwargs)
+
+
+def _products(steps: tuple[Any, ...], later: list[int], args: Any, kwargs: Any) -> Any:
+    """All steps, the first two products as one block if they may; others begin at `later`."""
+    stop = later[1] if len(later) > 1 else len(steps)
+    products = products_of(steps[:stop], args[0]) if len(args) == 1 and not kwargs else None
+    if products is None:
+        stop = later[0]
+        y = chain(steps[:stop], *args, **kwargs)
+    else:
+        y = ops.linear_block(args[0], products)
+    return chain(steps[stop:], y) if stop < len(steps) else y
 
 
 def _activated(layer: Any, x: Tensor, steps: tuple[Any, ...], done: int) -> Any:

@@ -87,6 +87,12 @@ class SparseLinear(LinearLike, PackedLayer):
         packings = [buffers[name] for name in self._packing_names]
         return ops.linear(x, packings, self._parameters["bias"], self.out_features, self.plan, activation)
 
+    def product(self, activation: str) -> ops.Product:
+        """The layer with this activation, for `ops.linear_block`."""
+        packings = [self._buffers[name] for name in self._packing_names]
+        bias = self._parameters["bias"]
+        return ops.Product(packings, bias, self.out_features, self.plan, activation)  # type: ignore[arg-type]
+
     def parts(self, x: Tensor, sizes: Sequence[int], wanted: Sequence[bool]) -> list[Tensor | None]:
         """The layer's result as separate tensors [..., size]; None for those not wanted."""
         refuse_gradients(x=x, bias=self.bias)

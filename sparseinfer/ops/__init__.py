@@ -21,6 +21,7 @@ from sparseinfer.ops.candidates import (
     may_win,
     min_sparsity,
 )
+from sparseinfer.ops.cpu.block import Product, ResidualNorm, linear_block
 from sparseinfer.ops.cpu.kernels import KernelInfo, active_isa, isa_levels, kernel_info, kernels, kernels_at
 from sparseinfer.ops.cpu.packing import pack
 from sparseinfer.ops.cpu.parts import linear_parts
@@ -60,6 +61,8 @@ __all__ = [
     "Layout",
     "PackedInfo",
     "Plan",
+    "Product",
+    "ResidualNorm",
     "active_isa",
     "all_layouts",
     "candidate_layouts",
@@ -78,6 +81,7 @@ __all__ = [
     "kernels_for",
     "layouts",
     "linear",
+    "linear_block",
     "linear_parts",
     "may_win",
     "min_sparsity",

@@ -16,7 +16,7 @@ from generators import tokens, values
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparseinfer import SparseConv1d, SparseConv2d, SparseLinear, convert
+from sparseinfer import SparseConv1d, SparseConv2d, SparseLinear, convert, ops
 from sparseinfer.modules import PrepackedLinear
 
 EPS = torch.finfo(torch.float32).eps
@@ -50,6 +50,12 @@ def watch(monkeypatch: pytest.MonkeyPatch, *, functions: bool = True) -> list[st
 
         monkeypatch.setattr(F, name, calling)
 
+    def counting_block(x: Tensor, products: Any, norm: Any = None) -> Tensor:
+        done.extend(product.activation for product in products if product.activation != "none")
+        return block(x, products, norm)
+
+    block = ops.linear_block
+    monkeypatch.setattr(ops, "linear_block", counting_block)
     for kind in (SparseLinear, SparseConv1d, SparseConv2d, PrepackedLinear):
         counted(kind)
     for name in ("relu", "gelu", "silu") if functions else ():

@@ -45,6 +45,17 @@ struct SpmmArgs {
   TokenScale* image_scales;  // [conv->batch]
 };
 
+// Layer normalization of the rows of y after an addition: s = y + residual, then
+// y = (s - mean(s)) / sqrt(variance(s) + eps) * weight + bias.
+struct RowNorm {
+  const void* residual;  // [m, n], dtype of y, row stride ld elements; no part of it is in y
+  int64_t ld;
+  const void* weight;  // [n], dtype, nullable
+  const void* bias;    // the same
+  DType dtype;         // fp32 or that of y
+  double eps;
+};
+
 struct SpmmKernel {
   const char* name;     // spmm_{packing}_{storage}_{tile}__{isa}: symbol, log name, test id and bench row
   const char* packing;  // name of the packing it reads
@@ -79,6 +90,10 @@ struct SpmmKernel {
   // Computes the rows of splits [begin, end) for all m tokens. Every y element is written by exactly one split, and
   // summed in an order that does not depend on begin and end.
   void (*run)(const SpmmArgs&, int64_t begin, int64_t end, char* scratch);
+
+  // Normalizes rows [begin, end) of y in place, after all splits have run; not of convolutions. Rows may be normalized
+  // in any order on any thread.
+  void (*norm_rows)(const SpmmArgs&, const RowNorm&, int64_t begin, int64_t end);
 };
 
 }  // namespace sparseinfer

@@ -8,6 +8,7 @@ is allowed: results do not depend on what the survey found (`survey/chains.py`).
 from __future__ import annotations
 
 import ast
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -18,15 +19,32 @@ from sparseinfer.convert.survey.chains import (
     BASE,
     JoinedForward,
     Joins,
+    OfSum,
     Pair,
     base_class,
     chains_in,
     definition_of,
+    may_be_derived,
 )
-from sparseinfer.convert.survey.rewriting import CHAIN, CHAIN_IN_ORDER, TAKE
+from sparseinfer.convert.survey.pairs import ONE_AFTER_ANOTHER, methods_of, paired, pairs_in, whole_of
+from sparseinfer.convert.survey.rewriting import CHAIN, CHAIN_IN_ORDER, NORMED_SUM, TAKE
 from sparseinfer.modules.activations import activation_name
 from sparseinfer.modules.chain import CHAINING, chain, chain_in_order
+from sparseinfer.modules.linear import SparseLinear
+from sparseinfer.modules.normed import WHOLE, normed_sum, one_after_another
 from sparseinfer.modules.owned import may_take, take
+from sparseinfer.modules.products import passes_on
+
+# On a class made here: what it was made for.
+_JOINED = "_sparseinfer_joined_forward"
+
+_BOUND: dict[str, object] = {
+    CHAIN: chain,
+    CHAIN_IN_ORDER: chain_in_order,
+    NORMED_SUM: normed_sum,
+    TAKE: take,
+    ONE_AFTER_ANOTHER: one_after_another,
+}
 
 
 def join_all_(model: nn.Module, *, fuse: bool) -> None:
@@ -38,12 +56,22 @@ def join_all_(model: nn.Module, *, fuse: bool) -> None:
     def joins(first: Any, then: Any) -> bool:
         if then is None:
             return fuse and may_take(first)
+        between = passes_on(first) or activation_name(first) != "none"
+        if isinstance(then, OfSum):
+            return fuse and type(then.called) is nn.LayerNorm and (type(first) is SparseLinear or between)
+        if passes_on(then) and (type(first) is SparseLinear or between):
+            return fuse
+        if type(then) is SparseLinear and between:
+            return fuse
         if type(first) in CHAINING:
             return first.__dict__.get("batch_norm") is then or (fuse and activation_name(then) != "none")
         return fuse and type(first) in (nn.BatchNorm1d, nn.BatchNorm2d) and activation_name(then) != "none"
 
     for module in model.modules():
         join_(module, joins)
+    if fuse:
+        for module in model.modules():
+            _join_methods_(module)
 
 
 def join_(module: nn.Module, joins: Joins) -> None:
@@ -52,6 +80,17 @@ def join_(module: nn.Module, joins: Joins) -> None:
     if chains.steps or chains.forward.pairs:
         base: Any = base_class(module)
         module.__class__ = _class(base, chains.forward)
+
+
+def _join_methods_(module: nn.Module) -> None:
+    """Join calls of two modules that `one_after_another` may run as one, in methods beside `forward`."""
+    if not any(hasattr(type(child), WHOLE) for child in module.children()) or not may_be_derived(module):
+        return
+    methods = pairs_in(module, lambda a, b: hasattr(type(a), WHOLE) and hasattr(type(b), WHOLE))
+    if methods:
+        base = base_class(module)
+        forward: JoinedForward = getattr(type(module), _JOINED, JoinedForward())
+        module.__class__ = _class(base, replace(forward, methods=methods))
 
 
 def part_(module: nn.Module) -> None:
@@ -63,32 +102,41 @@ def part_(module: nn.Module) -> None:
 @lru_cache(maxsize=1024)
 def _class(base: Any, joined: JoinedForward) -> Any:
     """A class that passes for `base`, with this forward; `base` itself where that has no source."""
-    forward: Any = _sequential_forward
-    if base.forward is not nn.Sequential.forward:
+    names: dict[str, Any] = {BASE: base, _JOINED: joined}
+    if base.forward is nn.Sequential.forward:
+        names["forward"] = _sequential_forward
+    elif joined.pairs:
         source = source_of(base.forward)
         if source is None:
             return base
         definition = ast.fix_missing_locations(definition_of(joined, source))
-        forward = source.compiled(definition, {CHAIN: chain, CHAIN_IN_ORDER: chain_in_order, TAKE: take})
+        names["forward"] = source.compiled(definition, _BOUND)
+        names[WHOLE] = whole_of(definition)
+    for name in {method for method, _, _ in joined.methods}:
+        source = source_of(methods_of(base)[name])
+        if source is None:
+            return base
+        definition = ast.fix_missing_locations(paired(source, name, joined.methods))
+        names[name] = source.compiled(definition, _BOUND)
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
         how, args, *rest = base.__reduce_ex__(self, protocol)
         if getattr(how, "__name__", "") == "__newobj__" and args[0] is kind:
-            return _made, (base, joined.pairs, *args[1:]), *rest
+            return _made, (base, joined.pairs, joined.methods, *args[1:]), *rest
         # In an older protocol, which names the class that others know.
         return how, tuple(base if item is kind else item for item in args), *rest
 
-    names = {"forward": forward, "__reduce_ex__": reduce, BASE: base}
-    kind: Any = type(
-        base.__name__, (base,), {**names, "__module__": base.__module__, "__doc__": base.__doc__}
-    )
+    names |= {"__reduce_ex__": reduce, "__module__": base.__module__, "__doc__": base.__doc__}
+    kind: Any = type(base.__name__, (base,), names)
     kind.__qualname__ = base.__qualname__
     return kind
 
 
-def _made(base: Any, pairs: frozenset[Pair], *args: Any) -> nn.Module:
+def _made(
+    base: Any, pairs: frozenset[Pair], methods: frozenset[tuple[str, str, str]], *args: Any
+) -> nn.Module:
     """For copies and pickles, which know no class that was made here."""
-    kind = _class(base, JoinedForward(pairs))
+    kind = _class(base, JoinedForward(pairs, methods))
     made: nn.Module = kind.__new__(kind, *args)
     return made
 

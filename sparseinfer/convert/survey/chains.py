@@ -22,8 +22,17 @@ from sparseinfer.convert.survey.rewriting import PathsJoin, Rewriter
 # result; "" where the first takes over its input.
 Pair: TypeAlias = "tuple[str, str]"
 
-# Of two objects that are called: whether the result of the first may be handed to the second by `chain`; with
-# None, whether the first is an activation that may write over its input if that is its alone, by `take`.
+
+@dataclass(frozen=True)
+class OfSum:
+    """What is called with a sum of a result and something else."""
+
+    called: Any
+
+
+# Of two objects that are called: whether the result of the first may be handed to the second by `chain`, or,
+# to the one in an `OfSum`, by `normed_sum`; with None, whether the first is an activation that may write over
+# its input if that is its alone, by `take`.
 Joins = Callable[[Any, Any], bool]
 
 # The attribute of a class made by `assembly/joining.py` that names the class it was made of.
@@ -37,10 +46,12 @@ _IN_SEQUENTIAL: Pair = ("", "")  # nn.Sequential looks at its steps at every cal
 class JoinedForward:
     """A forward in which these pairs (and uses of `take`) are joined; equal if the pairs are equal.
 
-    `definition` is its source, if it has been written; `definition_of` writes it.
+    `definition` is its source, if it has been written; `definition_of` writes it. `methods` are the pairs of
+    calls that are joined in other methods (`pairs.py`).
     """
 
     pairs: frozenset[Pair] = frozenset()
+    methods: frozenset[tuple[str, str, str]] = frozenset()
     definition: ast.FunctionDef | None = field(default=None, compare=False)
 
 
@@ -54,7 +65,7 @@ class Chains:
 
 def chains_in(module: nn.Module, joins: Joins) -> Chains:
     """The chains in the module's own forward; none if its source cannot be read or replaced."""
-    if "forward" in vars(module) or not _may_be_derived(module):
+    if "forward" in vars(module) or not may_be_derived(module):
         return Chains()
     forward = base_class(module).forward
     if forward is nn.Sequential.forward:
@@ -66,7 +77,10 @@ def chains_in(module: nn.Module, joins: Joins) -> Chains:
 
     def join(first: ast.expr, then: ast.expr | None) -> bool:
         a = resolved(first, module, function)
-        b = None if then is None else resolved(then, module, function)
+        path = then.func if isinstance(then, ast.Call) else then
+        b = None if path is None else resolved(path, module, function)
+        if b is not None and path is not then:
+            b = OfSum(b)
         return a is not None and (b is not None or then is None) and joins(a, b)
 
     rewritten = _rewritten(source, join)
@@ -98,7 +112,7 @@ def _rewritten(source: Source, join: PathsJoin) -> _Rewritten:
     rewriter = Rewriter(source, answered)
     definition = rewriter.visit(source.copy())
     pairs = frozenset(_pair(first, then) for first, then, answer in answers if answer)
-    known.append(_Rewritten(tuple(answers), rewriter.chains, JoinedForward(pairs, definition)))
+    known.append(_Rewritten(tuple(answers), rewriter.chains, JoinedForward(pairs, definition=definition)))
     return known[-1]
 
 
@@ -136,7 +150,7 @@ def _chains_in_sequential(module: nn.Module, joins: Joins) -> Chains:
     return Chains(tuple(_runs(steps, joins)), JoinedForward(pairs))
 
 
-def _may_be_derived(module: nn.Module) -> bool:
+def may_be_derived(module: nn.Module) -> bool:
     """Whether a class derived from the module's is copied and pickled as usual, and nobody learns of it."""
     base = base_class(module)
     if isinstance(module, (fx.GraphModule, torch.jit.ScriptModule)) or type(base) is not type:

@@ -1,9 +1,9 @@
 """Rewrites the source of a forward: calls that pass their result straight on become one call of `chain`.
 
 `self.act(self.fc(x))`, and `x = self.fc(x)` with `x = self.act(x)` as the next statement, become
-`chain((self.fc, self.act), x)`; `x = self.act(x)` alone becomes a `take` of x. In these forms no other
-code can see the result of the first call, whatever the input and control flow. `joins` decides whether two
-calls join.
+`chain((self.fc, self.act), x)`; `self.norm(self.fc(x) + y)`, or the same in two statements, becomes a
+`normed_sum`; `x = self.act(x)` alone becomes a `take` of x. In these forms no other code can see the result
+of the first call, whatever the input and control flow. `joins` decides whether two calls join.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from sparseinfer._source import Source, is_path
 
 # What the new source calls; whoever compiles it binds these names to functions of `sparseinfer.modules`.
 CHAIN, CHAIN_IN_ORDER, TAKE = "_sparseinfer_chain", "_sparseinfer_chain_in_order", "_sparseinfer_take"
+NORMED_SUM = "_sparseinfer_normed_sum"
 _HELD = "_sparseinfer_held"
 
 # Of the expressions that are called: whether the result of the first may be handed to the second by `chain`;
-# with None, whether the first may write over its input, by `take`.
+# with None, whether the first may write over its input, by `take`; with a call (`_of_sum`), whether what it
+# calls may be applied to a sum with the result, by `normed_sum`.
 PathsJoin: TypeAlias = Callable[[ast.expr, "ast.expr | None"], bool]
 
-_BLOCKS = (ast.FunctionDef, ast.If, ast.For, ast.While)
+BLOCKS = (ast.FunctionDef, ast.If, ast.For, ast.While)
 # Left as they are: functions of their own, and blocks in which an error may be caught, after which a variable
 # could be read that a merged statement no longer sets.
-_OPAQUE = (
+OPAQUE = (
     ast.Try,
     ast.With,
     getattr(ast, "TryStar", ast.Try),
@@ -45,18 +47,18 @@ class Rewriter(ast.NodeTransformer):
 
     def __init__(self, source: Source, joins: PathsJoin) -> None:
         self._source, self._joins = source, joins
-        self._reads = _reads(source.definition)
+        self._reads = reads(source.definition)
         self._merged: set[ast.AST] = set()
         self.chains: list[list[ast.expr]] = []
 
     def visit(self, node: ast.AST) -> Any:
-        if isinstance(node, _OPAQUE) or (isinstance(node, ast.FunctionDef) and not self._is_own(node)):
+        if isinstance(node, OPAQUE) or (isinstance(node, ast.FunctionDef) and not self._is_own(node)):
             return node
-        if isinstance(node, _BLOCKS):
+        if isinstance(node, BLOCKS):
             self._merge(node.body)
             self._merge(getattr(node, "orelse", []))
         if isinstance(node, ast.Call):
-            return self._chained(node)
+            return self._normed(node) or self._chained(node)
         return self.generic_visit(node)
 
     def _is_own(self, node: ast.FunctionDef) -> bool:
@@ -116,31 +118,76 @@ class Rewriter(ast.NodeTransformer):
         inner: Any = then.value
         while _is_call(inner.args[0]) if _is_step(inner) else False:
             inner = inner.args[0]
-        if not _is_step(inner) or not isinstance(inner.args[0], ast.Name) or inner.args[0].id != name:
+        if not _is_step(inner):
+            return False
+        given, is_sum = inner.args[0], isinstance(inner.args[0], ast.BinOp)
+        terms = self._terms(given) if inner is then.value else None
+        if not (given.id == name if isinstance(given, ast.Name) else terms and name in _names(terms)):
             return False
         over = isinstance(then, ast.Return) or _assigns(then, name)
         if not over and self._reads[name] != 1:
             return False  # somebody reads it later
-        if _reads(then)[name] != 1:
+        if reads(then)[name] != 1:
             return False
         before: Any = first.value
-        if not self._joins(before.func, inner.func):
+        if self._is_taken(before):
             return False
-        inner.args[0] = before
-        self._merged.add(inner)
+        if not self._joins(before.func, _of_sum(inner.func) if is_sum else inner.func):
+            return False
+        if is_sum:
+            left, right = (before if _names((term,)) == [name] else term for term in terms or ())
+            inner.args[0] = ast.BinOp(left, ast.Add(), right)
+        else:
+            inner.args[0] = before
+            self._merged.add(inner)
         return True
 
-    def _chained(self, node: ast.Call) -> Any:
-        """One call in the place of nested ones, as many as join from the outermost on."""
+    def _terms(self, node: ast.expr) -> tuple[ast.expr, ast.expr] | None:
+        """Of `call + name` or `name + call`, the name a local variable: both; of `name + name`, too."""
+        if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Add):
+            return None
+        terms = (node.left, node.right)
+        names = [term for term in terms if isinstance(term, ast.Name)]
+        others = [term for term in terms if _is_call(term)]
+        if not names or len(names) + len(others) < 2 or not all(self._is_local(n.id) for n in names):
+            return None
+        return terms
+
+    def _normed(self, node: ast.Call) -> Any:
+        """`normed_sum((a, b), (x,), {}, norm, y)` for `norm(b(a(x)) + y)`; None where that does not join."""
+        terms = self._terms(node.args[0]) if _is_step(node) else None
+        calls = [term for term in terms or () if _is_call(term)]
+        if not calls or not self._joins(calls[0].func, _of_sum(node.func)):  # type: ignore[attr-defined]
+            return None
+        steps = self._steps(calls[0])
+        (other,) = [term for term in terms or () if term is not calls[0]]
+        paths = [step.func for step in steps]
+        self.chains.append([*paths, node.func])
+        first = ast.Tuple(steps[0].args, ast.Load())
+        given = [ast.Tuple(paths, ast.Load()), first, _named(steps[0]), node.func, other]
+        is_first = ast.keyword("residual_first", ast.Constant(terms is not None and other is terms[0]))
+        call = ast.Call(ast.Name(NORMED_SUM, ast.Load()), given, [is_first])
+        return self.generic_visit(ast.copy_location(call, node))
+
+    def _steps(self, node: Any) -> list[ast.Call]:
+        """Nested calls, as many as join from the outermost on, the innermost first."""
         steps = [node]
         while _is_step(steps[-1]) and _is_call(steps[-1].args[0]):
             inner: Any = steps[-1].args[0]
-            if not self._joins(inner.func, steps[-1].func):
+            if self._is_taken(inner) or not self._joins(inner.func, steps[-1].func):
                 break
             steps.append(inner)
+        return steps[::-1]
+
+    def _is_taken(self, call: ast.Call) -> bool:
+        """Whether it is an activation that `take` may compute in place, so that no chain begins with it."""
+        return not (_is_step(call) and _is_call(call.args[0])) and self._joins(call.func, None)
+
+    def _chained(self, node: ast.Call) -> Any:
+        """One call in the place of nested ones, as many as join from the outermost on."""
+        steps = self._steps(node)
         if len(steps) == 1:
             return self.generic_visit(node)
-        steps.reverse()
         paths = [step.func for step in steps]
         self.chains.append(paths)
         call = (_in_order if self._merged & set(steps) else _nested)(paths, steps[0])
@@ -155,15 +202,32 @@ def _nested(paths: list[ast.expr], first: ast.Call) -> ast.Call:
 
 def _in_order(paths: list[ast.expr], first: ast.Call) -> ast.Call:
     """`chain_in_order(a, (x,), {}, (b,))` for `v = a(x)` and then `b(v)`: b is looked up last."""
-    named = ast.Dict(
-        [None if word.arg is None else ast.Constant(word.arg) for word in first.keywords],
-        [word.value for word in first.keywords],
-    )
-    given = [paths[0], ast.Tuple(first.args, ast.Load()), named, ast.Tuple(paths[1:], ast.Load())]
+    given = [paths[0], ast.Tuple(first.args, ast.Load()), _named(first), ast.Tuple(paths[1:], ast.Load())]
     return ast.Call(ast.Name(CHAIN_IN_ORDER, ast.Load()), given, [])
 
 
-def _reads(node: ast.AST) -> Counter[str]:
+def _named(call: ast.Call) -> ast.Dict:
+    """The keyword arguments of a call."""
+    return ast.Dict(
+        [None if word.arg is None else ast.Constant(word.arg) for word in call.keywords],
+        [word.value for word in call.keywords],
+    )
+
+
+def _of_sum(path: ast.expr) -> ast.Call:
+    """How `PathsJoin` is asked about what is called with a sum."""
+    return ast.Call(path, [ast.Name("sum", ast.Load())], [])
+
+
+def _is_name(node: ast.expr, name: str) -> bool:
+    return isinstance(node, ast.Name) and node.id == name
+
+
+def _names(terms: tuple[ast.expr, ...]) -> list[str]:
+    return [term.id for term in terms if isinstance(term, ast.Name)]
+
+
+def reads(node: ast.AST) -> Counter[str]:
     """How often each name is read, `x += 1` included."""
     reads: Counter[str] = Counter()
     for inner in ast.walk(node):
