@@ -17,7 +17,7 @@ from sparseinfer.convert.report import LayerReport, units_of
 from sparseinfer.convert.survey.followers import NOBODY, Followers
 from sparseinfer.convert.survey.survey import Site, Survey
 from sparseinfer.convert.timing.times import SOURCES
-from sparseinfer.modules import SharedInputLinear
+from sparseinfer.modules import SharedInputLinear, SparseLinear
 from sparseinfer.modules.chain import held_bytes
 from sparseinfer.ops import Layout
 from sparseinfer.ops.dense import DENSE_WAYS
@@ -91,7 +91,8 @@ def _reason(decision: Decision, site: Site, module: nn.Module | None) -> str:
         others = [other.fqn.rsplit(".", 1)[-1] for other in product.sites if other is not site]
         reason = f"{reason}, one matrix with {', '.join(others)}"
     if module is not None and product.followers is not NOBODY:
-        reason = f"{reason}, with {_following(product.followers)}"
+        following = _following(product.followers, normed=type(module) is SparseLinear)
+        reason = f"{reason}, with {following}" if following else reason
     return reason
 
 
@@ -101,9 +102,10 @@ def _in_cache(nbytes: int) -> str:
     return f"; its {nbytes >> 10} KiB fit in L2 ({size >> 10} KiB)" if nbytes <= size else ""
 
 
-def _following(after: Followers) -> str:
+def _following(after: Followers, *, normed: bool) -> str:
     names = ["its batch norm"] if after.batch_norm is not None else []
-    return " and ".join([*names, *([after.activation] if after.activation != "none" else [])])
+    names += [after.activation] if after.activation != "none" else []
+    return " and ".join([*names, *(["residual and layer norm"] if after.normed and normed else [])])
 
 
 def _refused(fqn: str, module: nn.Module, reason: str) -> LayerReport:

@@ -25,7 +25,6 @@ class Whole:
 
     steps: tuple[str, ...]
     norm: str = ""
-    residual_first: bool = False
 
 
 def normed_sum(
@@ -38,7 +37,7 @@ def normed_sum(
 
     Every call checks types, hooks and tensors, so this can replace the nested calls anywhere.
     """
-    x = args[0] if len(args) == 1 and not kwargs else None
+    x: Any = args[0] if len(args) == 1 and not kwargs else None
     products = products_of(steps, x)
     row_norm = None if products is None else norm_of(norm, residual, x, products[-1].n)
     if products is not None and row_norm is not None:

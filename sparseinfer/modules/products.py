@@ -18,7 +18,7 @@ from sparseinfer.modules.linear import SparseLinear
 from sparseinfer.modules.unwatched import is_unwatched
 
 # As they are at import: somebody who replaces one later means something else.
-_FORWARDS = {kind: kind.forward for kind in (nn.Dropout, nn.Identity, nn.LayerNorm)}
+_FORWARDS: dict[type, object] = {kind: kind.forward for kind in (nn.Dropout, nn.Identity, nn.LayerNorm)}
 _PASSING = (nn.Dropout, nn.Identity)
 
 

@@ -14,7 +14,7 @@ from fusion_helpers import square
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparseinfer import convert, densify_, ops
+from sparseinfer import convert, densify_, explain, ops
 
 M = 5
 
@@ -382,3 +382,10 @@ def test_without_fuse_nothing_is_joined(blocks: list[Any]) -> None:
     assert_close(fast, dense, *given())
     assert blocks == []
     assert type(fast) is Layer
+
+
+def test_explain_says_what_is_fused() -> None:
+    rows = {row.layer: row.reason for row in explain(fast_of(Layer())).rows}
+    assert rows["out.dense"].endswith("with residual and layer norm")
+    assert rows["up.dense"].endswith("with gelu")
+    assert "layer norm" not in rows["up.dense"]

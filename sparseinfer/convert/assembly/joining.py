@@ -88,7 +88,7 @@ def _join_methods_(module: nn.Module) -> None:
         return
     methods = pairs_in(module, lambda a, b: hasattr(type(a), WHOLE) and hasattr(type(b), WHOLE))
     if methods:
-        base = base_class(module)
+        base: Any = base_class(module)
         forward: JoinedForward = getattr(type(module), _JOINED, JoinedForward())
         module.__class__ = _class(base, replace(forward, methods=methods))
 

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparseinfer.convert.survey.chains import chains_in
+from sparseinfer.convert.survey.chains import OfSum, chains_in
 from sparseinfer.convert.survey.recording import Recording
 from sparseinfer.convert.survey.weights import Weights, class_of
 from sparseinfer.modules.activations import activation_name
 from sparseinfer.modules.chain import affine_of
+from sparseinfer.modules.products import passes_on
 from sparseinfer.modules.unwatched import is_unwatched
 
 # The batch norm whose channels are those of the layer, and the dimensions of an input for which they are.
@@ -22,10 +23,14 @@ _NORMS = {nn.Linear: (nn.BatchNorm1d, 2), nn.Conv1d: (nn.BatchNorm1d, 3), nn.Con
 
 @dataclass(frozen=True)
 class Followers:
-    """The modules and functions that a layer's result goes straight into anywhere in the model."""
+    """The modules and functions that a layer's result goes straight into anywhere in the model.
+
+    normed   at last a residual is added, and the sum goes into a layer norm
+    """
 
     batch_norm: nn.Module | None = None
     activation: str = "none"
+    normed: bool = False
 
 
 NOBODY = Followers()
@@ -42,6 +47,10 @@ def followers(
     def joins(first: Any, then: Any) -> bool:
         if then is None:
             return False
+        if isinstance(then, OfSum):
+            return fuse and type(then.called) is nn.LayerNorm
+        if fuse and passes_on(then) and (isinstance(first, nn.Linear) or activation_name(first) != "none"):
+            return True
         if isinstance(first, nn.Module) and fold and _foldable(first, then, recording):
             return True
         return fuse and isinstance(first, nn.Module) and activation_name(then) != "none"
@@ -52,7 +61,7 @@ def followers(
             norm = rest[0] if fold and _foldable(layer, rest[0], recording) else None
             last = rest[0] if norm is None else rest[1] if len(rest) > 1 else None
             name = "none" if last is None else activation_name(last)
-            by_layer.setdefault(layer, Followers(norm, name))
+            by_layer.setdefault(layer, Followers(norm, name, type(rest[-1]) is nn.LayerNorm))
     return by_layer
 
 

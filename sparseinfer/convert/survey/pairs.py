@@ -138,28 +138,24 @@ def whole_of(definition: ast.FunctionDef) -> Whole | None:
     self, x, *rest = names
     parts = [*call.args, *(word.value for word in call.keywords)]
     if call.func.id == CHAIN and not rest:
-        steps, given = parts[0], parts[1:]
-        return _whole(self, [steps], None, ast.unparse(ast.Tuple(given, ast.Load())) == f"({x},)")
+        return _whole(self, parts[:1], None, _texts(*parts[1:]) == [x])
     if call.func.id == CHAIN_IN_ORDER and not rest:
         first, given, named, others = parts
         return _whole(self, [first, others], None, _texts(given, named) == [f"({x},)", "{}"])
     if call.func.id == NORMED_SUM and len(rest) == 1:
-        steps, given, named, norm, other, residual_first = parts
-        plain = _texts(given, named, other) == [f"({x},)", "{}", rest[0]]
-        return _whole(self, [steps], norm, plain, residual_first=ast.unparse(residual_first) == "True")
+        steps, given, named, norm, other, _ = parts
+        return _whole(self, [steps], norm, _texts(given, named, other) == [f"({x},)", "{}", *rest])
     return None
 
 
-def _whole(
-    self: str, steps: Sequence[ast.expr], norm: ast.expr | None, plain: bool, *, residual_first: bool = False
-) -> Whole | None:
+def _whole(self: str, steps: Sequence[ast.expr], norm: ast.expr | None, plain: bool) -> Whole | None:
     """`plain`: what is given to the steps are the arguments of the forward."""
     paths = [path for step in steps for path in (step.elts if isinstance(step, ast.Tuple) else [step])]
     names = [_module_name(path, self) for path in (*paths, *([norm] if norm is not None else []))]
     if not plain or None in names:
         return None
     known = [name for name in names if name is not None]
-    return Whole(tuple(known[: len(paths)]), known[-1] if norm is not None else "", residual_first)
+    return Whole(tuple(known[: len(paths)]), known[-1] if norm is not None else "")
 
 
 def _module_name(path: ast.expr, self: str) -> str | None:
