@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,8 +13,9 @@ from convert_helpers import K
 from fusion_helpers import square
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import BertConfig, BertModel
 
-from sparseinfer import convert, densify_, explain, ops
+from sparseinfer import Magnitude, convert, densify_, explain, ops, prune_
 
 M = 5
 
@@ -389,3 +390,44 @@ def test_explain_says_what_is_fused() -> None:
     assert rows["out.dense"].endswith("with residual and layer norm")
     assert rows["up.dense"].endswith("with gelu")
     assert "layer norm" not in rows["up.dense"]
+
+
+class Told(nn.Module):
+    """A base that wraps the forward of every class derived from it, as the layers of transformers have."""
+
+    classes: ClassVar[list[type]] = []
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Told.classes.append(cls)
+        forward = cls.forward
+        setattr(cls, "forward", lambda self, *args: forward(self, *args))  # noqa: B010
+
+
+class ToldLayer(Layer, Told):
+    pass
+
+
+def test_a_base_that_is_told_of_classes_learns_of_none(blocks: list[Any]) -> None:
+    dense = ToldLayer()
+    fast = fast_of(dense)
+    for model in (fast, copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        blocks.clear()
+        assert_close(model, dense, *given())
+        assert blocks == [(1, True), (2, True)]
+        assert isinstance(model, ToldLayer)
+        assert type(model).forward is ToldLayer.forward
+    assert Told.classes == [ToldLayer]
+
+
+def test_bert(blocks: list[Any]) -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    dense = BertModel(BertConfig(**sizes, num_attention_heads=2), add_pooling_layer=False).eval()
+    prune_(dense, Magnitude(0.8), keep_masks=False, progress=False)
+    ids = {"input_ids": torch.randint(0, 64, (3, 9))}
+    fast: Any = convert(dense, example_inputs=ids, memory="compact", measure=False)
+    blocks.clear()
+    with torch.no_grad():
+        got, expected = fast(**ids).last_hidden_state, dense.double()(**ids).last_hidden_state
+    assert float((got.double() - expected).norm()) <= 1e-5 * float(expected.norm())
+    assert blocks == [(1, True), (2, True)] * 2

@@ -24,6 +24,7 @@ from sparseinfer.convert.survey.chains import (
     base_class,
     chains_in,
     definition_of,
+    is_told,
     may_be_derived,
 )
 from sparseinfer.convert.survey.pairs import ONE_AFTER_ANOTHER, methods_of, paired, pairs_in, whole_of
@@ -84,7 +85,9 @@ def join_(module: nn.Module, joins: Joins) -> None:
 
 def _join_methods_(module: nn.Module) -> None:
     """Join calls of two modules that `one_after_another` may run as one, in methods beside `forward`."""
-    if not any(hasattr(type(child), WHOLE) for child in module.children()) or not may_be_derived(module):
+    if not any(hasattr(type(child), WHOLE) for child in module.children()):
+        return
+    if not may_be_derived(module, forward=False):
         return
     methods = pairs_in(module, lambda a, b: hasattr(type(a), WHOLE) and hasattr(type(b), WHOLE))
     if methods:
@@ -127,7 +130,11 @@ def _class(base: Any, joined: JoinedForward) -> Any:
         return how, tuple(base if item is kind else item for item in args), *rest
 
     names |= {"__reduce_ex__": reduce, "__module__": base.__module__, "__doc__": base.__doc__}
-    kind: Any = type(base.__name__, (base,), names)
+    # One that wants to be told of derived classes prepares them for a forward of their own; this has none.
+    told = is_told(base)
+    kind: Any = type(base.__name__, (nn.Module if told else base,), names)
+    if told:
+        kind.__bases__ = (base,)
     kind.__qualname__ = base.__qualname__
     return kind
 

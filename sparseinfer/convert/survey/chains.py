@@ -38,7 +38,8 @@ Joins = Callable[[Any, Any], bool]
 # The attribute of a class made by `assembly/joining.py` that names the class it was made of.
 BASE = "_sparseinfer_joined"
 # How a class may be told of those made of it, and how its instances may be copied otherwise.
-_OF_ITS_OWN = {"__init_subclass__", "__reduce__", "__reduce_ex__", "__getnewargs__", "__getnewargs_ex__"}
+_IS_TOLD = "__init_subclass__"
+_COPIED_OTHERWISE = {"__reduce__", "__reduce_ex__", "__getnewargs__", "__getnewargs_ex__"}
 _IN_SEQUENTIAL: Pair = ("", "")  # nn.Sequential looks at its steps at every call
 
 
@@ -150,12 +151,22 @@ def _chains_in_sequential(module: nn.Module, joins: Joins) -> Chains:
     return Chains(tuple(_runs(steps, joins)), JoinedForward(pairs))
 
 
-def may_be_derived(module: nn.Module) -> bool:
-    """Whether a class derived from the module's is copied and pickled as usual, and nobody learns of it."""
+def may_be_derived(module: nn.Module, *, forward: bool = True) -> bool:
+    """Whether a class derived from the module's is copied and pickled as usual, and nobody learns of it.
+
+    forward   it has another forward, which one that is told of classes may wrap; else methods beside it
+    """
     base = base_class(module)
     if isinstance(module, (fx.GraphModule, torch.jit.ScriptModule)) or type(base) is not type:
         return False
-    return not any(_OF_ITS_OWN & vars(kind).keys() for kind in base.__mro__[:-1])
+    if forward and is_told(base):
+        return False
+    return not any(_COPIED_OTHERWISE & vars(kind).keys() for kind in base.__mro__[:-1])
+
+
+def is_told(base: type) -> bool:
+    """Whether a class learns of those derived from it."""
+    return any(_IS_TOLD in vars(kind) for kind in base.__mro__[:-1])
 
 
 def _runs(steps: Sequence[Any], joins: Joins) -> Iterator[tuple[Any, ...]]:
