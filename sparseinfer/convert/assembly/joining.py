@@ -8,9 +8,11 @@ is allowed: results do not depend on what the survey found (`survey/chains.py`).
 from __future__ import annotations
 
 import ast
+import functools
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import nn
 
 from sparseinfer._source import source_of
@@ -22,11 +24,16 @@ from sparseinfer.convert.survey.chains import (
     base_class,
     chains_in,
     definition_of,
+    may_be_derived,
 )
 from sparseinfer.convert.survey.rewriting import CHAIN, CHAIN_IN_ORDER, TAKE
 from sparseinfer.modules.activations import activation_name
 from sparseinfer.modules.chain import CHAINING, chain, chain_in_order
 from sparseinfer.modules.owned import may_take, take
+from sparseinfer.modules.regions import Holder
+
+# The attributes of a class made here that names the joined calls, and of a module that holds its region.
+_PAIRS, _HOLDER = "_sparseinfer_pairs", "_sparseinfer_region"
 
 
 def join_all_(model: nn.Module, *, fuse: bool) -> None:
@@ -54,31 +61,70 @@ def join_(module: nn.Module, joins: Joins) -> None:
         module.__class__ = _class(base, chains.forward)
 
 
+def hold_region_(module: nn.Module) -> Holder | None:
+    """Give the module a class whose forward runs as a region where it can; None if it cannot have a class of its own.
+
+    It is called as before where the region does not take a call.
+    """
+    if "forward" in vars(module) or not may_be_derived(module):
+        return None
+    base: Any = base_class(module)
+    pairs: frozenset[Pair] | None = getattr(type(module), _PAIRS, None)
+    module.__class__ = _class(base, None if pairs is None else JoinedForward(pairs), region=True)
+    holder = vars(module)[_HOLDER] = Holder()
+    return holder
+
+
 def part_(module: nn.Module) -> None:
-    """Undo `join_`."""
+    """Undo `join_` and `hold_region_`."""
+    vars(module).pop(_HOLDER, None)
     if type(module) is not base_class(module):
         module.__class__ = base_class(module)
 
 
+def region_of(module: nn.Module) -> Holder | None:
+    """What holds the module's region, if it has one."""
+    return vars(module).get(_HOLDER)
+
+
+def leave_region_(module: nn.Module) -> None:
+    """Undo `hold_region_` alone."""
+    base: Any = base_class(module)
+    pairs: frozenset[Pair] | None = getattr(type(module), _PAIRS, None)
+    vars(module).pop(_HOLDER, None)
+    module.__class__ = base if pairs is None else _class(base, JoinedForward(pairs))
+
+
 @lru_cache(maxsize=1024)
-def _class(base: Any, joined: JoinedForward) -> Any:
-    """A class that passes for `base`, with this forward; `base` itself where that has no source."""
+def _class(base: Any, joined: JoinedForward | None, region: bool = False) -> Any:
+    """A class that passes for `base`, with this forward; `base` itself where that has no source.
+
+    joined   None: the forward of `base`
+    region   a forward that runs as a region where it can
+    """
     forward: Any = _sequential_forward
-    if base.forward is not nn.Sequential.forward:
+    if joined is None:
+        forward = base.forward
+    elif base.forward is not nn.Sequential.forward:
         source = source_of(base.forward)
         if source is None:
             return base
         definition = ast.fix_missing_locations(definition_of(joined, source))
         forward = source.compiled(definition, {CHAIN: chain, CHAIN_IN_ORDER: chain_in_order, TAKE: take})
+    if region:
+        forward = _region_forward(forward)
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
         how, args, *rest = base.__reduce_ex__(self, protocol)
         if getattr(how, "__name__", "") == "__newobj__" and args[0] is kind:
-            return _made, (base, joined.pairs, *args[1:]), *rest
+            pairs = None if joined is None else joined.pairs
+            how, before = (_made_with_region, (base, pairs)) if region else (_made, (base, pairs))
+            return how, (*before, *args[1:]), *rest
         # In an older protocol, which names the class that others know.
         return how, tuple(base if item is kind else item for item in args), *rest
 
-    names = {"forward": forward, "__reduce_ex__": reduce, BASE: base}
+    names: dict[str, Any] = {"forward": forward, "__reduce_ex__": reduce, BASE: base}
+    names[_PAIRS] = None if joined is None else joined.pairs
     kind: Any = type(
         base.__name__, (base,), {**names, "__module__": base.__module__, "__doc__": base.__doc__}
     )
@@ -91,6 +137,23 @@ def _made(base: Any, pairs: frozenset[Pair], *args: Any) -> nn.Module:
     kind = _class(base, JoinedForward(pairs))
     made: nn.Module = kind.__new__(kind, *args)
     return made
+
+
+def _made_with_region(base: Any, pairs: frozenset[Pair] | None, *args: Any) -> nn.Module:
+    kind = _class(base, None if pairs is None else JoinedForward(pairs), region=True)
+    made: nn.Module = kind.__new__(kind, *args)
+    return made
+
+
+def _region_forward(forward: Any) -> Any:
+    @functools.wraps(forward)
+    def region_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        holder: Holder | None = self.__dict__.get(_HOLDER)
+        if holder is None or torch.compiler.is_compiling():
+            return forward(self, *args, **kwargs)
+        return holder.call(self, forward, args, kwargs)
+
+    return region_forward
 
 
 def _sequential_forward(self: nn.Sequential, input: Any) -> Any:

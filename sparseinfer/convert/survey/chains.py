@@ -54,7 +54,7 @@ class Chains:
 
 def chains_in(module: nn.Module, joins: Joins) -> Chains:
     """The chains in the module's own forward; none if its source cannot be read or replaced."""
-    if "forward" in vars(module) or not _may_be_derived(module):
+    if "forward" in vars(module) or not may_be_derived(module):
         return Chains()
     forward = base_class(module).forward
     if forward is nn.Sequential.forward:
@@ -136,7 +136,7 @@ def _chains_in_sequential(module: nn.Module, joins: Joins) -> Chains:
     return Chains(tuple(_runs(steps, joins)), JoinedForward(pairs))
 
 
-def _may_be_derived(module: nn.Module) -> bool:
+def may_be_derived(module: nn.Module) -> bool:
     """Whether a class derived from the module's is copied and pickled as usual, and nobody learns of it."""
     base = base_class(module)
     if isinstance(module, (fx.GraphModule, torch.jit.ScriptModule)) or type(base) is not type:
