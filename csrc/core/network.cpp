@@ -79,7 +79,7 @@ std::vector<ImageShape> shapes_of(const std::vector<NetworkStep>& steps, const s
 struct Place {
   ImageShape shape;
   int64_t plane = 0;
-  int64_t offset = 0;      // in the arena
+  int64_t offset = 0;        // in the arena
   const float* x = nullptr;  // an input's images
   float* y = nullptr;        // an output's images
   int64_t image = 0;         // elements from one image to the next
@@ -138,8 +138,8 @@ class Arena {
   int64_t size_ = 0;
 };
 
-// Gives every value of a step its place; what is read for the last time makes room for later ones. A value that is added
-// for the last time is overwritten by the sum. Returns the elements of the arena.
+// Gives every value of a step its place; what is read for the last time makes room for later ones. A value that is
+// added for the last time is overwritten by the sum. Returns the elements of the arena.
 int64_t place(const std::vector<NetworkStep>& steps, size_t inputs, std::vector<Place>& values) {
   for (size_t i = 0; i < steps.size(); ++i) {
     for (int64_t read : {steps[i].x, steps[i].other}) {
@@ -155,7 +155,8 @@ int64_t place(const std::vector<NetworkStep>& steps, size_t inputs, std::vector<
       const Place& p = values[static_cast<size_t>(value)];
       return p.in_arena() && p.last_use == static_cast<int64_t>(i);
     };
-    const bool in_place = s.kind == StepKind::kConv || s.kind == StepKind::kAdd;  // reads a value before it writes there
+    const bool in_place =
+        s.kind == StepKind::kConv || s.kind == StepKind::kAdd;  // reads a value before it writes there
     const bool over = in_place && y.in_arena() && s.other != s.x && dies(s.other);
     if (over) {
       y.offset = values[static_cast<size_t>(s.other)].offset;

@@ -8,7 +8,7 @@ namespace sparseinfer {
 #define SI_OTHER_LEVEL(...)
 #define SI_LEVEL(number, name, ...)         \
   extern const SpmmKernel kernels_##name[]; \
-  extern const int kernel_count_##name;   \
+  extern const int kernel_count_##name;     \
   extern const ImageOps image_ops_##name;
 #include "sparseinfer/levels.inc"
 #undef SI_LEVEL

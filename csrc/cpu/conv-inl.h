@@ -72,6 +72,14 @@ struct Pixels {
   }
 };
 
+// Whether the channels of the image are the columns of W, and may be read where they lie.
+SI_INLINE bool channels_are_columns(const SpmmArgs& a) {
+  const ConvShape* c = a.conv;
+  return c != nullptr && a.padded && a.dtype == DType::kF32 && c->batch == 1 && c->kernel_h * c->kernel_w == 1 &&
+         c->stride_h * c->stride_w == 1 && c->out_h == c->height && c->out_w == c->width && c->pad_top == 0 &&
+         c->pad_left == 0;
+}
+
 // out[t : t + R] of one column, as far as the column goes.
 template <int kTokens>
 SI_INLINE void put_pixels(float* out, int t, const float* inside, Row::V v) {
@@ -137,8 +145,8 @@ void pack_pixels(const SpmmArgs& a, int64_t token, int64_t first, int64_t column
   }
 }
 
-// sums[rows][kTokens] -> y[image][rows from `row` on][pixels], times factors, plus bias and residual, activated, for the
-// pixels from `token` on.
+// sums[rows][kTokens] -> y[image][rows from `row` on][pixels], times factors, plus bias and residual, activated, for
+// the pixels from `token` on.
 template <int kTokens, class T>
 void finish_pixels(const SpmmArgs& a, const float* sums, int64_t row, int64_t rows, int64_t token) {
   const int64_t plane = a.conv->out_h * a.conv->out_w, y_plane = a.conv->y_plane, last = a.first_token + a.m;

@@ -31,8 +31,8 @@ SI_INLINE void multiply_row(const float* x, int64_t step, float w, int64_t count
   for (int64_t i = 0; i < count; ++i) y[i] += w * x[i * step];
 }
 
-// Calls row(x, step, tap, count, y) for every tap of every row of the output that meets the image; strides of 1 and 2 are
-// compiled apart, because their loops become vectors.
+// Calls row(x, step, tap, count, y) for every tap of every row of the output that meets the image; strides of 1 and 2
+// are compiled apart, because their loops become vectors.
 template <class Start, class Tap, class Finish>
 SI_INLINE void for_rows(const ImagePlanes& x, const PoolWindow& w, float* y, int64_t out_h, int64_t out_w,
                         int64_t y_plane, int64_t begin, int64_t end, Start start, Tap tap, Finish finish) {
@@ -87,7 +87,8 @@ void mean_of_image(const ImagePlanes& x, float* y, int64_t y_plane, int64_t begi
 }
 
 // One row of y, from one of x that it may be.
-SI_INLINE void finish_row(const float* x, const ImageEpilogue& e, int64_t channel, int64_t pixel, int64_t size, float* y) {
+SI_INLINE void finish_row(const float* x, const ImageEpilogue& e, int64_t channel, int64_t pixel, int64_t size,
+                          float* y) {
   const Row::V factor = Row::set1(e.factors != nullptr ? e.factors[channel] : 1.0f);
   const Row::V bias = Row::set1(e.bias != nullptr ? e.bias[channel] : 0.0f);
   const float* residual = e.residual != nullptr ? e.residual + channel * e.residual_plane + pixel : nullptr;

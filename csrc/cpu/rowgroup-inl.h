@@ -26,8 +26,8 @@ struct Rowgroup : PackedPanels {
   }
 
   template <class S, int Pattern, class Columns>
-  static SI_INLINE void pattern(const Columns& x, int count, const uint16_t*& offsets,
-                                const Payload*& values, typename S::Vec::V (&sum)[4][S::kSums]) {
+  static SI_INLINE void pattern(const Columns& x, int count, const uint16_t*& offsets, const Payload*& values,
+                                typename S::Vec::V (&sum)[4][S::kSums]) {
     using Vec = typename S::Vec;
     constexpr int kStored = __builtin_popcount(Pattern), kPositions = Step<S>::kPositions;
     // Multiplies of a step (rowgroup_step): those of a quad of weights, one load for four broadcasts.
@@ -57,8 +57,8 @@ struct Rowgroup : PackedPanels {
 
   // Multiply `kIndex` of a step and those after it.
   template <class S, int Pattern, int kIndex, int kMultiplies, int kSets, class Columns, int N, int kStored>
-  static SI_INLINE void multiply(const Columns& x, const Positions<N>& positions,
-                                 typename Step<S>::Quad quad, typename S::Vec::V (&sum)[4][S::kSums],
+  static SI_INLINE void multiply(const Columns& x, const Positions<N>& positions, typename Step<S>::Quad quad,
+                                 typename S::Vec::V (&sum)[4][S::kSums],
                                  typename S::Vec::V (&more)[kSets][kStored][S::kSums]) {
     typename Step<S>::X xv[S::kSums];
     Step<S>::template load<kIndex * Step<S>::kPositions>(x, positions, xv);

@@ -26,8 +26,7 @@ struct Rowlist : PackedPanels {
 
   // One multiply, the positions of which are those from kFirst on.
   template <class S, int kFirst = 0, class Columns, int N, class W>
-  static SI_INLINE void step(Columns x, const Positions<N>& positions, W w,
-                             typename S::Vec::V (&sum)[S::kSums]) {
+  static SI_INLINE void step(Columns x, const Positions<N>& positions, W w, typename S::Vec::V (&sum)[S::kSums]) {
     typename Step<S>::X xv[S::kSums];
     Step<S>::template load<kFirst>(x, positions, xv);
     SI_UNROLL
@@ -50,8 +49,7 @@ struct Rowlist : PackedPanels {
 
   // sum[tokens] of one row += its list. `kWhole`: the list is one of whole steps; else a last unit may stand alone.
   template <class S, bool kWhole, class Columns>
-  static SI_INLINE void row(Columns x, const uint16_t* offsets, const Payload* values, int length,
-                            float* out) {
+  static SI_INLINE void row(Columns x, const uint16_t* offsets, const Payload* values, int length, float* out) {
     using Vec = typename S::Vec;
     constexpr int Sets = S::kSums >= 8 ? 1 : S::kSums >= 4 ? 2 : 4;
     constexpr int kOffsets = Step<S>::kPositions;

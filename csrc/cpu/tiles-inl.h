@@ -153,16 +153,6 @@ void finish_tile(const SpmmArgs& a, const float* sums, int64_t row, int64_t rows
   }
 }
 
-// sums[rows][kTokens], of integers, times the scales of their rows.
-template <class Vec, int kTokens>
-void scale_rows(const PackingHeader* w, float* sums, int64_t row, int64_t rows) {
-  const float* scales = section<float>(w, w->scales) + row;
-  for (int64_t r = 0; r < rows; ++r) {
-    const auto scale = Vec::set1(scales[r]);
-    for (int t = 0; t < kTokens; t += Vec::L, sums += Vec::L) Vec::store(sums, Vec::mul(Vec::load(sums), scale));
-  }
-}
-
 // What most Bodies say of themselves.
 struct PackedPanels {
   static constexpr bool kReadsPlanes = false;
@@ -194,15 +184,7 @@ struct Tiled {
     return kScaleBytes + panels(a.w) * positions(a.w) * kTileTokens * kElement;
   }
   // Whether channels of the image are the columns of a tile, which then is not copied.
-  static bool reads_planes(const SpmmArgs& a) {
-    if constexpr (Body::kReadsPlanes) {
-      const ConvShape* c = a.conv;
-      return c != nullptr && a.padded && a.dtype == DType::kF32 && c->kernel_h * c->kernel_w == 1 &&
-             c->stride_h * c->stride_w == 1 && c->pad_top + c->pad_left == 0 && c->batch == 1 &&
-             c->out_h == c->height && c->out_w == c->width;
-    }
-    return false;
-  }
+  static bool reads_planes(const SpmmArgs& a) { return Body::kReadsPlanes && channels_are_columns(a); }
   static int64_t workspace_bytes(const SpmmArgs& a) { return reads_planes(a) ? 0 : tiles(a) * tile_bytes(a); }
   static constexpr int64_t kSumBytes = (kChunkRows + R) * kTileTokens * 4;  // with rows that the epilogue may read
   static int64_t scratch_bytes(const SpmmArgs& a) { return kSumBytes + Body::scratch_bytes(a.w); }
@@ -352,8 +334,7 @@ struct Tiled {
       }
     }
     const Element* x = reinterpret_cast<const Element*>(a.workspace + tile * tile_bytes(a) + kScaleBytes);
-    run_panels<S>(a, tile, begin, end, sums, scratch,
-                  [&](int64_t i) { return x + i * positions(a.w) * S::kTokens; });
+    run_panels<S>(a, tile, begin, end, sums, scratch, [&](int64_t i) { return x + i * positions(a.w) * S::kTokens; });
   }
 
   // `columns(panel)`: what the body reads of x.

@@ -87,9 +87,9 @@ def convert(
                      result for these inputs, nothing is fused
     fold_batch_norm  with `example_inputs`: a batch norm that alone reads a layer's result is folded into
                      a second copy of the layer's weight; the layer by itself keeps the original one
-    regions          modules of convolutions, batch norms, activations, additions and poolings run as one native
-                     call for each image, if the source of their forward allows it and the model is not slower
-                     then; every call checks that nothing has changed
+    regions          modules of convolutions, batch norms, activations, additions and poolings run as one
+                     native call, if the source of their forward allows it and the model is not slower then;
+                     every call checks that nothing has changed
     filter_fn        which modules to look at: those for which filter_fn(module, fqn) is true
     targets          only these: fully qualified names, class names, or "re:" and a regular expression that is
                      matched against the start of the name; also layers that the example does not call
@@ -210,7 +210,9 @@ def _compared(model: nn.Module, survey: Survey, attempt: _Attempt, example_input
     )
 
 
-def _without_slower_regions(model: nn.Module, attempt: _Attempt, whole: Whole, example_inputs: Any) -> _Attempt:
+def _without_slower_regions(
+    model: nn.Module, attempt: _Attempt, whole: Whole, example_inputs: Any
+) -> _Attempt:
     """The attempt without regions, if the model is faster then."""
     plainer = replace(attempt.options, regions=False)
 

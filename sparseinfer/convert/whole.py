@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from sparseinfer._machine import free_bytes
-from sparseinfer.convert.assembly.regions import layers_in_regions
 from sparseinfer.convert.assembly.reduced import Part, parts_of, reduced
+from sparseinfer.convert.assembly.regions import layers_in_regions
 from sparseinfer.convert.assembly.replacements import Build, build
 from sparseinfer.convert.decisions import Decision
 from sparseinfer.convert.options import COMPACT, ConvertOptions

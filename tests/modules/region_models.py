@@ -95,7 +95,9 @@ def mobile_net() -> nn.Module:
 def converted(model: nn.Module, x: Tensor, sparsity: float = 0.8, **options: Any) -> nn.Module:
     """Pruned in place, but for stem and depthwise convolutions, and converted; layers are sparse."""
     randomize_norms(model)
-    ignore = [name for name, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.weight.shape[1] in (1, 3)]
+    ignore = [
+        name for name, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.weight.shape[1] in (1, 3)
+    ]
     ignore += [name for name, m in model.named_modules() if isinstance(m, nn.Linear)]
     si.prune_(model.eval(), si.Magnitude(sparsity), ignore=ignore, keep_masks=False, progress=False)
     settings = {"measure": False, "memory": "compact", "fold_batch_norm": True, **options}

@@ -1,5 +1,6 @@
-// A network of convolutions and what stands between them, computed image by image: one thread takes an image through all
-// steps while its values are in its caches, in memory that is planned for the sizes of the call and kept for the next.
+// A network of convolutions and what stands between them, computed image by image: one thread takes an image through
+// all steps while its values are in its caches, in memory that is planned for the sizes of the call and kept for the
+// next.
 #pragma once
 
 #include <array>
@@ -11,8 +12,8 @@
 
 namespace sparseinfer {
 
-// conv, depthwise: y = activation(factors[n] * conv(x) + bias[n] + other); add: the same of x itself; max_pool; mean: of
-// each channel, [n, 1, 1].
+// conv, depthwise: y = activation(factors[n] * conv(x) + bias[n] + other); add: the same of x itself; max_pool; mean:
+// of each channel, [n, 1, 1].
 #define SI_STEP_KINDS(X)     \
   X(kConv, "conv")           \
   X(kDepthwise, "depthwise") \
@@ -59,8 +60,8 @@ class Network {
   // Of the outputs for inputs of these shapes. Throws std::invalid_argument where steps and shapes do not fit.
   std::vector<ImageShape> output_shapes(const std::vector<ImageShape>& inputs) const;
 
-  // The bits of an image do not depend on the batch or the threads. Throws std::invalid_argument for shapes that are not
-  // `output_shapes`.
+  // The bits of an image do not depend on the batch or the threads. Throws std::invalid_argument for shapes that are
+  // not `output_shapes`.
   void run(int64_t batch, const std::vector<InputImages>& inputs, const std::vector<OutputImages>& outputs,
            Spread spread) const;
 

@@ -34,8 +34,9 @@ struct ConvSizes {
 };
 
 // Each of `groups` is the packing of one group's rows of W: a convolution of its own channels. `call` has x, y, bias
-// [all rows], factors and residual of the whole, their dtypes and the activation; the rest is filled in here. `kernel` takes convolutions and
-// reads these packings. Throws std::invalid_argument where sizes do not belong together (check_conv).
+// [all rows], factors and residual of the whole, their dtypes and the activation; the rest is filled in here. `kernel`
+// takes convolutions and reads these packings. Throws std::invalid_argument where sizes do not belong together
+// (check_conv).
 void run_conv(const SpmmKernel& kernel, const SpmmArgs& call, const ConvSizes& sizes,
               const std::vector<const PackingHeader*>& groups, Spread spread);
 

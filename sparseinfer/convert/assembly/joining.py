@@ -62,11 +62,11 @@ def join_(module: nn.Module, joins: Joins) -> None:
 
 
 def hold_region_(module: nn.Module) -> Holder | None:
-    """Give the module a class whose forward runs as a region where it can; None if it cannot have a class of its own.
+    """Give the module a class whose forward runs as a region where it can; what holds the region.
 
-    It is called as before where the region does not take a call.
+    None: the module cannot have a class of its own.
     """
-    if "forward" in vars(module) or not may_be_derived(module):
+    if "forward" in vars(module) or not may_be_derived(module, told=False):
         return None
     base: Any = base_class(module)
     pairs: frozenset[Pair] | None = getattr(type(module), _PAIRS, None)
@@ -125,11 +125,15 @@ def _class(base: Any, joined: JoinedForward | None, region: bool = False) -> Any
 
     names: dict[str, Any] = {"forward": forward, "__reduce_ex__": reduce, BASE: base}
     names[_PAIRS] = None if joined is None else joined.pairs
-    kind: Any = type(
-        base.__name__, (base,), {**names, "__module__": base.__module__, "__doc__": base.__doc__}
-    )
-    kind.__qualname__ = base.__qualname__
+    names |= {"__module__": base.__module__, "__doc__": base.__doc__, "__qualname__": base.__qualname__}
+    # A base that is given later is not told of the class.
+    kind: Any = type(base.__name__, (_Underived,), names)
+    kind.__bases__ = (base,)
     return kind
+
+
+class _Underived(nn.Module):
+    """The base of a class for a moment."""
 
 
 def _made(base: Any, pairs: frozenset[Pair], *args: Any) -> nn.Module:

@@ -17,7 +17,7 @@ _NESTED = "_sparseinfer_used_nested_tensors"
 
 
 def finish_(model: nn.Module, built: Build, options: ConvertOptions) -> None:
-    """Let Linears share the results of a matrix, layers be chained with what follows them, and regions run as one."""
+    """Let Linears share results, layers be chained with what follows them, and regions run as one."""
     fuse = options.fuse
     for fqn, part in built.shared:
         parent = model.get_submodule(fqn)

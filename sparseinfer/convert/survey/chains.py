@@ -136,12 +136,16 @@ def _chains_in_sequential(module: nn.Module, joins: Joins) -> Chains:
     return Chains(tuple(_runs(steps, joins)), JoinedForward(pairs))
 
 
-def may_be_derived(module: nn.Module) -> bool:
-    """Whether a class derived from the module's is copied and pickled as usual, and nobody learns of it."""
+def may_be_derived(module: nn.Module, *, told: bool = True) -> bool:
+    """Whether a class derived from the module's is copied and pickled as usual, and nobody learns of it.
+
+    told   whether the class is told of those derived from it, as it may ask for
+    """
     base = base_class(module)
     if isinstance(module, (fx.GraphModule, torch.jit.ScriptModule)) or type(base) is not type:
         return False
-    return not any(_OF_ITS_OWN & vars(kind).keys() for kind in base.__mro__[:-1])
+    own = _OF_ITS_OWN if told else _OF_ITS_OWN - {"__init_subclass__"}
+    return not any(own & vars(kind).keys() for kind in base.__mro__[:-1])
 
 
 def _runs(steps: Sequence[Any], joins: Joins) -> Iterator[tuple[Any, ...]]:

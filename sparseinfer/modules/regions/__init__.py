@@ -1,4 +1,4 @@
-"""Parts of a network of convolutions that run as one native call, where that returns what the modules return."""
+"""Parts of networks of convolutions that run as one native call, with the results of their modules."""
 
 from sparseinfer.modules.regions.captured import Captured, Holder, is_layer
 from sparseinfer.modules.regions.trace import Refused

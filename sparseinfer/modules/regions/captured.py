@@ -71,9 +71,7 @@ class Captured:
         if x.layout != torch.strided or x.shape[1] != self._channels or not x.numel() or in_channels_last(x):
             return False
         # Without gradients there is nothing that a dense layer's weight could be told.
-        grad = torch.is_grad_enabled() and (
-            x.requires_grad or any(p.requires_grad for p in self._parameters)
-        )
+        grad = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self._parameters))
         return not grad and not x.is_conj() and not x.is_neg()
 
     def run(self, x: Tensor) -> Any:
@@ -195,7 +193,9 @@ class _Unchanged:
         self._copies = [dict(one) for one in self._dicts]
         self._held = [one for module in modules for one in (module._parameters, module._buffers)]
         self._tensors = [t for one in self._held for t in one.values()]
-        self._hooks = [hooks for module in modules for name in _HOOKS if (hooks := getattr(module, name)) is not None]
+        self._hooks = [
+            hooks for module in modules for name in _HOOKS if (hooks := getattr(module, name)) is not None
+        ]
 
     def holds(self) -> bool:
         try:

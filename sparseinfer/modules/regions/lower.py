@@ -60,16 +60,22 @@ def lowered(recorded: Recorded) -> list[Part]:
     uses.update(leaf.number for leaf in recorded.leaves if isinstance(leaf, Value))
     parts: list[Part] = []
     run: list[tuple[int, Call]] = []
+    alone: set[int] = set()  # values of the run that nothing else refers to
 
     def close() -> None:
         if run:
             parts.extend(_Lowering(run, uses).parts())
             run.clear()
+            alone.clear()
 
     for number, call in enumerate(recorded.calls, start=1):
-        made_here = {other for other, one in run if not isinstance(one.function, _NOTHING)}
-        if _is_native(call, uses, made_here):
+        if _is_native(call, uses, alone):
             run.append((number, call))
+            # What does nothing returns its input.
+            if not isinstance(call.function, _NOTHING) or all(
+                i in alone and uses[i] == 1 for i in call.reads()
+            ):
+                alone.add(number)
         else:
             close()
             parts.append((number, call))
@@ -77,8 +83,8 @@ def lowered(recorded: Recorded) -> list[Part]:
     return parts
 
 
-def _is_native(call: Call, uses: Counter[int], made_here: set[int]) -> bool:
-    """Whether a step of a network computes it; `made_here`: values that nothing else can refer to."""
+def _is_native(call: Call, uses: Counter[int], alone: set[int]) -> bool:
+    """Whether a step of a network computes it; `alone`: values that nothing else can refer to."""
     function = call.function
     values = [arg for arg in call.args if isinstance(arg, Value)]
     if function in _ADD:
@@ -87,7 +93,7 @@ def _is_native(call: Call, uses: Counter[int], made_here: set[int]) -> bool:
     elif len(call.args) != 1 or len(values) != 1:
         return False
     in_place = function in _IN_PLACE or getattr(function, "inplace", False) or call.kwargs.get("inplace")
-    if in_place and (values[0].number not in made_here or uses[values[0].number] != 1):
+    if in_place and (values[0].number not in alone or uses[values[0].number] != 1):
         return False
     if function in _ADD or isinstance(function, _NOTHING):
         return True

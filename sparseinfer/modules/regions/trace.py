@@ -1,9 +1,9 @@
 """Records which layers and functions a module's forward calls, for any input, without changing the module.
 
-The forward of the module and of its children runs on stand-ins: shallow copies of the modules, whose layers record
-their calls, and values without data that record torch's functions. Nothing is patched, so other threads may run the
-same model meanwhile. A forward whose course depends on values or sizes, or that computes with tensors besides its
-input, is refused.
+The forward of the module and of its children runs on stand-ins: shallow copies of the modules, whose layers
+record their calls, and values without data that record torch's functions. Nothing is patched, so other
+threads may run the same model meanwhile. A forward whose course depends on values or sizes, or that computes
+with tensors besides its input, is refused.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Refused(Exception):
 
 
 class Value(Tensor):
-    """A tensor without data, that stands for a result: of the call with this number, or an argument."""
+    """A tensor without data, that stands for the result of a call."""
 
     number: int
 
@@ -73,7 +73,7 @@ class _Sizes:
 
 @dataclass(frozen=True)
 class Call:
-    """One call: `function` is a layer of the model or a function of torch; arguments may be or hold values."""
+    """A call of a layer of the model or a function of torch; arguments may be or hold values."""
 
     function: Any
     args: tuple[Any, ...]
@@ -221,7 +221,15 @@ FUNCTIONS = frozenset(
         *(torch.relu, Tensor.relu, Tensor.relu_, torch.relu_, nn.functional.relu, nn.functional.relu_),
         *(nn.functional.silu, nn.functional.gelu, nn.functional.relu6, nn.functional.hardswish),
         *(Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__, torch.add),
-        *(torch.flatten, Tensor.flatten, torch.sigmoid, Tensor.sigmoid, torch.mul, Tensor.mul, Tensor.__mul__),
+        *(
+            torch.flatten,
+            Tensor.flatten,
+            torch.sigmoid,
+            Tensor.sigmoid,
+            torch.mul,
+            Tensor.mul,
+            Tensor.__mul__,
+        ),
         *(Tensor.mean, torch.mean, torch.cat, nn.functional.adaptive_avg_pool2d, nn.functional.max_pool2d),
         *(nn.functional.pad, Tensor.squeeze, torch.squeeze, Tensor.unsqueeze, torch.unsqueeze),
     }

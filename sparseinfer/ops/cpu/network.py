@@ -19,7 +19,7 @@ _PAIR = (1, 1)
 
 @dataclass
 class Step:
-    """One step: reads values and makes the next one. Values are numbered: inputs first, then the steps' results.
+    """One step: reads values and makes the next one. Values are numbered: inputs, then results.
 
     kind        "conv", "depthwise", "max_pool", "mean" (of each channel) or "add"
     x, other    numbers of values; y = activation(factors · result + bias + other), of "add" the result is x;
@@ -86,7 +86,9 @@ class Network:
     def _make(self) -> None:
         for t, size in zip(self._tensors, self._sizes, strict=True):
             if t.dtype != torch.float32 or not t.is_cpu or not t.is_contiguous() or t.shape != size:
-                raise ValueError(f"steps: expected contiguous float32 on the CPU, got {t.dtype} {tuple(t.shape)}")
+                raise ValueError(
+                    f"steps: expected contiguous float32 on the CPU, got {t.dtype} {tuple(t.shape)}"
+                )
         self._addresses = self._now()
         steps = [step.arguments() for step in self.steps]
         self._native = core.Network(self.inputs, steps, list(self.outputs))
@@ -96,7 +98,7 @@ class Network:
         return [*map(address, self._packings)], [t.data_ptr() for t in tensors], [t.dtype for t in tensors]
 
     def run(self, xs: Sequence[Tensor], *, parts: int = 0) -> list[Tensor]:
-        """The outputs [b, c, h, w] of inputs [b, c, h, w], contiguous float32 on the CPU. ValueError: other shapes."""
+        """Outputs [b, c, h, w] of inputs [b, c, h, w], contiguous float32 on the CPU. ValueError: others."""
         if self._now() != self._addresses:
             self._make()
         batch = xs[0].shape[0]
