@@ -152,10 +152,10 @@ def _made_with_region(base: Any, pairs: frozenset[Pair] | None, *args: Any) -> n
 def _region_forward(forward: Any) -> Any:
     @functools.wraps(forward)
     def region_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        holder: Holder | None = self.__dict__.get(_HOLDER)
-        if holder is None or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
             return forward(self, *args, **kwargs)
-        return holder.call(self, forward, args, kwargs)
+        holder = region_of(self)
+        return forward(self, *args, **kwargs) if holder is None else holder.call(self, forward, args, kwargs)
 
     return region_forward
 

@@ -95,7 +95,9 @@ def _is_native(call: Call, uses: Counter[int], alone: set[int]) -> bool:
     in_place = function in _IN_PLACE or getattr(function, "inplace", False) or call.kwargs.get("inplace")
     if in_place and (values[0].number not in alone or uses[values[0].number] != 1):
         return False
-    if function in _ADD or isinstance(function, _NOTHING):
+    if isinstance(function, _NOTHING):
+        return not function.training or isinstance(function, nn.Identity)
+    if function in _ADD:
         return True
     if _activation(call) != "none":
         return True
@@ -125,7 +127,7 @@ def _is_step(layer: nn.Module) -> bool:
         held = (layer.running_mean, layer.running_var, layer.weight, layer.bias)
         given = [t for t in held if t is not None]
         statistics = layer.running_mean is not None and layer.running_var is not None
-        return statistics and all(t.dtype == torch.float32 and t.is_cpu for t in given)
+        return statistics and not layer.training and all(t.dtype == torch.float32 and t.is_cpu for t in given)
     if kind in _POOLS:
         pool: Any = layer
         sizes = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
