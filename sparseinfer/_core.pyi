@@ -19,6 +19,9 @@ Matrix = tuple[int, int]  # address, elements from row to row; of y [m, n], whic
 Images = tuple[int, int, int, Sequence[int], Sequence[int]]
 # (height, width) each: kernel size, stride, padding, dilation
 Window = tuple[Sequence[int], Sequence[int], Sequence[int], Sequence[int]]
+# Of a network: kind, values x and other, activation, window, kernel, packings, weights, n, factors, bias
+Step = tuple[str, int, int, int, Window, int, Sequence[int], int, int, int, int]
+ImagesAt = tuple[int, Sequence[int]]  # address, [channels, height, width]
 Dense = tuple[int, str, int, int]  # address, dtype, n, k
 Mask = tuple[int, int, int, int]  # address of the bits, n, k, how many are set
 # dtype, n, k, nnz, rows and columns of a block, then the addresses of crow, col, values and, or 0, scales
@@ -78,6 +81,14 @@ def block(
 def conv(
     kernel: int, images: Images, packed: Sequence[int], epilogue: Epilogue, window: Window, parts: int = 0
 ) -> None: ...
+
+class Network:
+    def __init__(self, inputs: int, steps: Sequence[Step], outputs: Sequence[int]) -> None: ...
+    def output_shapes(self, inputs: Sequence[Sequence[int]]) -> list[list[int]]: ...
+    def run(
+        self, batch: int, inputs: Sequence[ImagesAt], outputs: Sequence[ImagesAt], parts: int = 0
+    ) -> None: ...
+
 def gpu_header(
     packing: str, dtype: int, shape: Sequence[int], nnz: int, block: int, units: int
 ) -> tuple[NDArray[np.uint8], int]: ...

@@ -2,14 +2,17 @@
 // checked here, except the contents of a packing, which callers check once (check_packing).
 #include "bindings/bind.h"
 
+#include <array>
 #include <cstring>
 #include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "bindings/parse.h"
 #include "bindings/structs.h"
 #include "sparseinfer/block.h"
+#include "sparseinfer/network.h"
 #include "sparseinfer/registry.h"
 #include "sparseinfer/spmm.h"
 
@@ -158,6 +161,67 @@ void conv(int64_t kernel, const Images& images, const std::vector<uintptr_t>& pa
   run_conv(k, args, sizes, groups, Spread{static_cast<int>(parts)});
 }
 
+// A step of a network; addresses of fp32 vectors and of packings, which callers have checked and keep alive.
+struct Step {
+  std::string kind;
+  int64_t x, other, activation;
+  Window window;
+  int64_t kernel;
+  std::vector<uintptr_t> packed;
+  uintptr_t weights;
+  int64_t n;
+  uintptr_t factors, bias;
+  static constexpr auto fields() {
+    return std::make_tuple(&Step::kind, &Step::x, &Step::other, &Step::activation, &Step::window, &Step::kernel,
+                           &Step::packed, &Step::weights, &Step::n, &Step::factors, &Step::bias);
+  }
+};
+
+NetworkStep step_of(const Step& s) {
+  check_numbers(0, 0, s.activation);
+  NetworkStep step{};
+  step.kind = parse<StepKind>(s.kind, kStepKindNames, "kind");
+  step.x = s.x;
+  step.other = s.other;
+  step.activation = static_cast<Activation>(s.activation);
+  step.kernel_size = s.window.kernel_size;
+  step.stride = s.window.stride;
+  step.padding = s.window.padding;
+  step.dilation = s.window.dilation;
+  step.weights = pointer<const float>(s.weights);
+  step.n = s.n;
+  step.factors = pointer<const float>(s.factors);
+  step.bias = pointer<const float>(s.bias);
+  if (step.kind == StepKind::kConv) {
+    step.kernel = &checked_kernel(s.kernel);
+    for (uintptr_t group : s.packed) step.groups.push_back(checked_packing(*step.kernel, group));
+  }
+  return step;
+}
+
+Network make_network(int64_t inputs, const std::vector<Step>& steps, const std::vector<int64_t>& outputs) {
+  std::vector<NetworkStep> made;
+  for (const Step& step : steps) made.push_back(step_of(step));
+  return {inputs, std::move(made), outputs};
+}
+
+// An address and a shape [channels, height, width].
+struct ImagesAt {
+  uintptr_t address;
+  std::array<int64_t, 3> shape;
+  static constexpr auto fields() { return std::make_tuple(&ImagesAt::address, &ImagesAt::shape); }
+};
+
+void run_network(const Network& network, int64_t batch, const std::vector<ImagesAt>& inputs,
+                 const std::vector<ImagesAt>& outputs, int64_t parts) {
+  std::vector<InputImages> xs;
+  std::vector<OutputImages> ys;
+  for (const ImagesAt& x : inputs) xs.push_back({pointer<const float>(x.address), x.shape});
+  for (const ImagesAt& y : outputs) ys.push_back({pointer<float>(y.address), y.shape});
+  py::gil_scoped_release release;
+  network.run(batch, xs, ys, Spread{static_cast<int>(parts)});
+}
+
 // Whether four vectors of `bytes` each, or none where the address is 0, hold what lies in `kept` one after another.
 bool same_vectors(uintptr_t kept, uintptr_t a, uintptr_t b, uintptr_t c, uintptr_t d, int64_t bytes) {
   const char* at = pointer<const char>(kept);
@@ -181,6 +245,10 @@ void bind_calls(py::module_& m) {
         py::arg("parts") = 0);
   m.def("conv", &conv, py::arg("kernel"), py::arg("images"), py::arg("packed"), py::arg("epilogue"), py::arg("window"),
         py::arg("parts") = 0);
+  py::class_<Network>(m, "Network")
+      .def(py::init(&make_network), py::arg("inputs"), py::arg("steps"), py::arg("outputs"))
+      .def("output_shapes", &Network::output_shapes, py::arg("inputs"))
+      .def("run", &run_network, py::arg("batch"), py::arg("inputs"), py::arg("outputs"), py::arg("parts") = 0);
   m.def("same_vectors", &same_vectors, py::arg("kept"), py::arg("a"), py::arg("b"), py::arg("c"), py::arg("d"),
         py::arg("nbytes"));
 }

@@ -59,8 +59,13 @@ void check_conv(const ConvShape& c, const PackingHeader* w) {
       {"output height", c.out_h, 0}, {"output width", c.out_w, 0},
   };
   for (const auto& size : sizes) check_size(size.name, size.value, size.least);
-  const int64_t x_image = image_elements(c.channels, c.height, c.width),
-                y_image = image_elements(w->n, c.out_h, c.out_w);
+  image_elements(c.channels, c.height, c.width);
+  image_elements(w->n, c.out_h, c.out_w);
+  if (c.x_plane < c.height * c.width) fail("x", "channels of " + std::to_string(c.height * c.width), c.x_plane);
+  if (c.y_plane < c.out_h * c.out_w) fail("y", "channels of " + std::to_string(c.out_h * c.out_w), c.y_plane);
+  const int64_t x_image = product(c.channels, c.x_plane), y_image = product(w->n, c.y_plane);
+  check_elements("x", x_image);
+  check_elements("y", y_image);
 
   const int64_t reach[] = {(c.out_h - 1) * c.stride_h + (c.kernel_h - 1) * c.dilation_h,
                            (c.out_w - 1) * c.stride_w + (c.kernel_w - 1) * c.dilation_w};
@@ -83,10 +88,14 @@ namespace {
 
 // One group of a convolution; x, y and bias lie behind those of the groups before it.
 SpmmArgs group_of(SpmmArgs args, const ConvShape& shape, const PackingHeader* w, int64_t group) {
-  const int64_t x_first = group * shape.channels * shape.height * shape.width,
-                y_first = group * w->n * shape.out_h * shape.out_w;
+  const int64_t x_first = group * shape.channels * shape.x_plane, y_first = group * w->n * shape.y_plane;
   args.x = static_cast<const char*>(args.x) + x_first * dtype_bytes(args.dtype);
   args.y = static_cast<char*>(args.y) + y_first * dtype_bytes(args.dtype);
+  if (args.factors != nullptr) args.factors += group * w->n;
+  if (args.residual != nullptr) {
+    const int64_t first = group * w->n * args.residual_plane;
+    args.residual = static_cast<const char*>(args.residual) + first * dtype_bytes(args.dtype);
+  }
   if (args.bias != nullptr) {
     args.bias = static_cast<const char*>(args.bias) + group * w->n * dtype_bytes(args.bias_dtype);
   }
@@ -117,7 +126,8 @@ void round_pieces(int64_t begin, int64_t end, void* ctx) {
 void round_images(const SpmmKernel& kernel, SpmmArgs& args, ConvShape& rounded, Spread spread) {
   if (kernel.round_images == nullptr) return;
   rounded = *args.conv;
-  rounded.x_image = rounded.channels * rounded.height * rounded.width;
+  rounded.x_plane = rounded.height * rounded.width;
+  rounded.x_image = rounded.channels * rounded.x_plane;
   // Images without pixels have no pieces. A scale of 0 is theirs.
   const int64_t pixels = rounded.batch * rounded.x_image, pieces = pixels > 0 ? rounded.batch * rounded.channels : 0;
   const int64_t scales = rounded.batch * static_cast<int64_t>(sizeof(TokenScale));
@@ -140,6 +150,10 @@ void run_conv(const SpmmKernel& kernel, const SpmmArgs& call, const ConvSizes& s
     fail("groups", "one packing for each, and a number that divides the channels", groups);
   }
   const int64_t rows = s.y[1] / groups;
+  image_elements(s.x[1], s.x[2], s.x[3]);
+  image_elements(s.y[1], s.y[2], s.y[3]);
+  const int64_t x_plane = s.x_plane > 0 ? s.x_plane : s.x[2] * s.x[3];
+  const int64_t y_plane = s.y_plane > 0 ? s.y_plane : s.y[2] * s.y[3];
   const ConvShape shape{s.x[0],
                         s.x[1] / groups,
                         s.x[2],
@@ -154,8 +168,10 @@ void run_conv(const SpmmKernel& kernel, const SpmmArgs& call, const ConvSizes& s
                         s.dilation[1],
                         s.y[2],
                         s.y[3],
-                        image_elements(s.x[1], s.x[2], s.x[3]),
-                        image_elements(s.y[1], s.y[2], s.y[3])};
+                        product(s.x[1], x_plane),
+                        product(s.y[1], y_plane),
+                        x_plane,
+                        y_plane};
   std::vector<SpmmArgs> calls;
   for (int64_t group = 0; group < groups; ++group) {
     const PackingHeader* w = packed[static_cast<size_t>(group)];

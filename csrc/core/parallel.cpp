@@ -8,6 +8,8 @@
 #include <new>
 #include <stdexcept>
 
+#include "sparseinfer/memory.h"
+
 namespace sparseinfer {
 namespace {
 
@@ -80,6 +82,7 @@ char* thread_scratch(ScratchSlot slot, int64_t bytes) {
     const int64_t rounded = (bytes + 4095) / 4096 * 4096;
     buffer.data = static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>(rounded)));
     if (buffer.data == nullptr) throw std::bad_alloc();
+    prefer_huge_pages(buffer.data, rounded);
     buffer.size = rounded;
   }
   return buffer.data;

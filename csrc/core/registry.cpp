@@ -8,7 +8,8 @@ namespace sparseinfer {
 #define SI_OTHER_LEVEL(...)
 #define SI_LEVEL(number, name, ...)         \
   extern const SpmmKernel kernels_##name[]; \
-  extern const int kernel_count_##name;
+  extern const int kernel_count_##name;     \
+  extern const ImageOps image_ops_##name;
 #include "sparseinfer/levels.inc"
 #undef SI_LEVEL
 
@@ -24,6 +25,14 @@ const std::vector<RegisteredKernel>& registry() {
     return list;
   }();
   return all;
+}
+
+const ImageOps& image_ops(Isa isa) {
+#define SI_LEVEL(number, name, ...) \
+  if (isa == Isa::number) return image_ops_##name;
+#include "sparseinfer/levels.inc"
+#undef SI_LEVEL
+  return image_ops_scalar;
 }
 #undef SI_OTHER_LEVEL
 

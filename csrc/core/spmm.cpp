@@ -33,7 +33,7 @@ struct Region {
 // From the first element of y to behind the last.
 int64_t y_bytes(const SpmmArgs& args) {
   const int64_t rows = args.conv != nullptr ? args.conv->batch - 1 : args.m - 1;
-  const int64_t last = args.conv != nullptr ? args.w->n * args.conv->out_h * args.conv->out_w : args.w->n;
+  const int64_t last = args.conv != nullptr ? args.w->n * args.conv->y_plane : args.w->n;
   const int64_t step = args.conv != nullptr ? args.conv->y_image : args.ldy;
   return (rows * step + last) * dtype_bytes(args.dtype);
 }

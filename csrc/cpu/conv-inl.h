@@ -72,6 +72,14 @@ struct Pixels {
   }
 };
 
+// Whether the channels of the image are the columns of W, and may be read where they lie.
+SI_INLINE bool channels_are_columns(const SpmmArgs& a) {
+  const ConvShape* c = a.conv;
+  return c != nullptr && a.padded && a.dtype == DType::kF32 && c->batch == 1 && c->kernel_h * c->kernel_w == 1 &&
+         c->stride_h * c->stride_w == 1 && c->out_h == c->height && c->out_w == c->width && c->pad_top == 0 &&
+         c->pad_left == 0;
+}
+
 // out[t : t + R] of one column, as far as the column goes.
 template <int kTokens>
 SI_INLINE void put_pixels(float* out, int t, const float* inside, Row::V v) {
@@ -120,8 +128,8 @@ void pack_pixels(const SpmmArgs& a, int64_t token, int64_t first, int64_t column
   const ConvShape& c = *a.conv;
   const Pixels<kTokens> pixels(c, a.first_token + token, a.first_token + a.m);
   const T* x = static_cast<const T*>(a.x);
-  const int64_t plane = c.height * c.width, taps = c.kernel_h * c.kernel_w;
-  const int64_t size = (c.batch - 1) * c.x_image + c.channels * plane, step = c.stride_w;
+  const int64_t plane = c.x_plane, taps = c.kernel_h * c.kernel_w;
+  const int64_t size = (c.batch - 1) * c.x_image + (c.channels - 1) * plane + c.height * c.width, step = c.stride_w;
   float inside[kTokens + R] = {};
   for (int64_t i = 0; i < columns && i < taps; ++i) {
     const int64_t tap = (first + i) % taps;
@@ -137,23 +145,29 @@ void pack_pixels(const SpmmArgs& a, int64_t token, int64_t first, int64_t column
   }
 }
 
-// sums[rows][kTokens] -> y[image][rows from `row` on][pixels] + bias, activated, for the pixels from `token` on.
+// sums[rows][kTokens] -> y[image][rows from `row` on][pixels], times factors, plus bias and residual, activated, for
+// the pixels from `token` on.
 template <int kTokens, class T>
 void finish_pixels(const SpmmArgs& a, const float* sums, int64_t row, int64_t rows, int64_t token) {
-  const int64_t plane = a.conv->out_h * a.conv->out_w, last = a.first_token + a.m;
+  const int64_t plane = a.conv->out_h * a.conv->out_w, y_plane = a.conv->y_plane, last = a.first_token + a.m;
   const Activation activation = a.activation;
   int64_t at = a.first_token + token;
   const int64_t end = last - at < kTokens ? last : at + kTokens;
   while (at < end) {
     const int64_t pixel = at % plane, count = end - at < plane - pixel ? end - at : plane - pixel;
-    T* y = static_cast<T*>(a.y) + at / plane * a.conv->y_image + row * plane + pixel;
+    T* y = static_cast<T*>(a.y) + at / plane * a.conv->y_image + row * y_plane + pixel;
     const float* from = sums;
-    for (int64_t r = 0; r < rows; ++r, y += plane, from += kTokens) {
+    for (int64_t r = 0; r < rows; ++r, y += y_plane, from += kTokens) {
+      const T* residual = static_cast<const T*>(a.residual);  // of one image
+      if (residual != nullptr) residual += (row + r) * a.residual_plane + pixel;
+      const Row::V factor = Row::set1(a.factors != nullptr ? a.factors[row + r] : 1.0f);
       const Row::V bias = Row::set1(a.bias != nullptr ? bias_at<T>(a, row + r) : 0.0f);
       for (int64_t i = 0; i < count; i += R) {
-        __builtin_prefetch(y + kRowsAhead * plane + i, 1);
+        __builtin_prefetch(y + kRowsAhead * y_plane + i, 1);
         const int here = count - i < R ? static_cast<int>(count - i) : R;
-        Row::V v = Row::add(Row::load(from + i), bias);  // scratch has rows to spare
+        Row::V v = Row::load(from + i);  // scratch has rows to spare
+        v = a.factors != nullptr ? Row::fma(v, factor, bias) : Row::add(v, bias);
+        if (residual != nullptr) v = Row::add(v, Row::load_partial(residual + i, here));
         if (activation != Activation::kNone) v = activate<Row>(v, activation);
         if (here == R) {
           Row::store(y + i, v);

@@ -130,5 +130,15 @@ void pack_pixel_bytes(const SpmmArgs& a, int64_t token, int64_t first, int64_t c
   }
 }
 
+// sums[rows][kTokens], of integers, times the scales of their rows.
+template <class Vec, int kTokens>
+void scale_rows(const PackingHeader* w, float* sums, int64_t row, int64_t rows) {
+  const float* scales = section<float>(w, w->scales) + row;
+  for (int64_t r = 0; r < rows; ++r) {
+    const auto scale = Vec::set1(scales[r]);
+    for (int t = 0; t < kTokens; t += Vec::L, sums += Vec::L) Vec::store(sums, Vec::mul(Vec::load(sums), scale));
+  }
+}
+
 }  // namespace
 }  // namespace sparseinfer

@@ -20,10 +20,14 @@ struct Rowgroup : PackedPanels {
   using Step = sparseinfer::Step<S, Payload>;
   static constexpr TileMode kMode = kMode_;
   static constexpr int kRows = kGroupRows;
+  static constexpr bool kReadsPlanes = kMode == TileMode::kFloat;
+  static SI_INLINE FilledPlanes planes(const float* x, size_t plane, size_t columns, const float* zeros) {
+    return {{x, plane}, columns, zeros};
+  }
 
-  template <class S, int Pattern>
-  static SI_INLINE void pattern(const typename S::Element* x, int count, const uint16_t*& offsets,
-                                const Payload*& values, typename S::Vec::V (&sum)[4][S::kSums]) {
+  template <class S, int Pattern, class Columns>
+  static SI_INLINE void pattern(const Columns& x, int count, const uint16_t*& offsets, const Payload*& values,
+                                typename S::Vec::V (&sum)[4][S::kSums]) {
     using Vec = typename S::Vec;
     constexpr int kStored = __builtin_popcount(Pattern), kPositions = Step<S>::kPositions;
     // Multiplies of a step (rowgroup_step): those of a quad of weights, one load for four broadcasts.
@@ -52,9 +56,9 @@ struct Rowgroup : PackedPanels {
   }
 
   // Multiply `kIndex` of a step and those after it.
-  template <class S, int Pattern, int kIndex, int kMultiplies, int kSets, int N, int kStored>
-  static SI_INLINE void multiply(const typename S::Element* x, const Positions<N>& positions,
-                                 typename Step<S>::Quad quad, typename S::Vec::V (&sum)[4][S::kSums],
+  template <class S, int Pattern, int kIndex, int kMultiplies, int kSets, class Columns, int N, int kStored>
+  static SI_INLINE void multiply(const Columns& x, const Positions<N>& positions, typename Step<S>::Quad quad,
+                                 typename S::Vec::V (&sum)[4][S::kSums],
                                  typename S::Vec::V (&more)[kSets][kStored][S::kSums]) {
     typename Step<S>::X xv[S::kSums];
     Step<S>::template load<kIndex * Step<S>::kPositions>(x, positions, xv);
@@ -84,10 +88,10 @@ struct Rowgroup : PackedPanels {
     }
   }
 
-  // sums [rows of the split][tokens]
-  template <class S>
-  static void cell(const PackingHeader* w, int64_t split, int64_t panel, const typename S::Element* x, float* sums,
-                   int64_t, char*) {
+  // sums [rows of the split][tokens]; x is a tile, or FilledPlanes
+  template <class S, class Columns>
+  static void cell(const PackingHeader* w, int64_t split, int64_t panel, const Columns& x, float* sums, int64_t,
+                   char*) {
     using Vec = typename S::Vec;
     const int64_t* split_rows = section<int64_t>(w, w->split_rows);
     const int64_t groups = (split_rows[split + 1] - split_rows[split] + kGroupRows - 1) / kGroupRows;

@@ -20,11 +20,13 @@ struct Rowlist : PackedPanels {
   using Step = sparseinfer::Step<S, Payload>;
   static constexpr TileMode kMode = kMode_;
   static constexpr int kRows = 1;
+  static constexpr bool kReadsPlanes = kMode == TileMode::kFloat;
+  // Of a panel; lists are not filled up.
+  static SI_INLINE Planes planes(const float* x, size_t plane, size_t, const float*) { return {x, plane}; }
 
   // One multiply, the positions of which are those from kFirst on.
-  template <class S, int kFirst = 0, int N, class W>
-  static SI_INLINE void step(const typename S::Element* x, const Positions<N>& positions, W w,
-                             typename S::Vec::V (&sum)[S::kSums]) {
+  template <class S, int kFirst = 0, class Columns, int N, class W>
+  static SI_INLINE void step(Columns x, const Positions<N>& positions, W w, typename S::Vec::V (&sum)[S::kSums]) {
     typename Step<S>::X xv[S::kSums];
     Step<S>::template load<kFirst>(x, positions, xv);
     SI_UNROLL
@@ -32,8 +34,8 @@ struct Rowlist : PackedPanels {
   }
 
   // Four steps with one load of weights, and few of positions: the load ports are what binds.
-  template <class S, int Sets>
-  static SI_INLINE void quad(const typename S::Element* x, const uint16_t* offsets, const Payload* values,
+  template <class S, int Sets, class Columns>
+  static SI_INLINE void quad(Columns x, const uint16_t* offsets, const Payload* values,
                              typename S::Vec::V (&sum)[Sets][S::kSums]) {
     constexpr int kOffsets = Step<S>::kPositions;
     const typename Step<S>::Quad w = Step<S>::quad(values);
@@ -46,9 +48,8 @@ struct Rowlist : PackedPanels {
   }
 
   // sum[tokens] of one row += its list. `kWhole`: the list is one of whole steps; else a last unit may stand alone.
-  template <class S, bool kWhole>
-  static SI_INLINE void row(const typename S::Element* x, const uint16_t* offsets, const Payload* values, int length,
-                            float* out) {
+  template <class S, bool kWhole, class Columns>
+  static SI_INLINE void row(Columns x, const uint16_t* offsets, const Payload* values, int length, float* out) {
     using Vec = typename S::Vec;
     constexpr int Sets = S::kSums >= 8 ? 1 : S::kSums >= 4 ? 2 : 4;
     constexpr int kOffsets = Step<S>::kPositions;
@@ -78,10 +79,9 @@ struct Rowlist : PackedPanels {
     }
   }
 
-  // sums [rows of the split][tokens]
-  template <class S>
-  static void cell(const PackingHeader* w, int64_t split, int64_t panel, const typename S::Element* x, float* sums,
-                   int64_t, char*) {
+  // sums [rows of the split][tokens]; x is a tile, or Planes
+  template <class S, class Columns>
+  static void cell(const PackingHeader* w, int64_t split, int64_t panel, Columns x, float* sums, int64_t, char*) {
     const Cell* cell = section<Cell>(w, w->cells) + split * w->panels + panel;
     const Run* run = section<Run>(w, w->counts) + cell->counts;
     const Run* last = section<Run>(w, w->counts) + cell[1].counts;

@@ -17,6 +17,26 @@ SI_INLINE const Element* tokens_of(const Element* x, size_t position) {
   return x + position * S::kTokens;
 }
 
+// Columns of x that lie where they are, `plane` elements apart: channels of an image.
+struct Planes {
+  const float* x;
+  size_t plane;
+};
+template <class S>
+SI_INLINE const float* tokens_of(Planes x, size_t position) {
+  return x.x + position * x.plane;
+}
+// The same for lists that are filled up: the position behind the last column of the panel is one of zeros.
+struct FilledPlanes {
+  Planes columns;
+  size_t count;
+  const float* zeros;  // [tokens of a tile]
+};
+template <class S>
+SI_INLINE const float* tokens_of(const FilledPlanes& x, size_t position) {
+  return position < x.count ? tokens_of<S>(x.columns, position) : x.zeros;
+}
+
 // The positions of N units, with one load for every four of them: loads are what binds most steps.
 template <int N>
 struct Positions {
@@ -61,8 +81,8 @@ struct Step<S, T, TileMode::kFloat> {
   static constexpr int kPositions = 1;
 
   // x of one multiply, the positions of which are those from kFirst on.
-  template <int kFirst = 0, int N>
-  static SI_INLINE void load(const float* x, const Positions<N>& positions, V (&out)[S::kSums]) {
+  template <int kFirst = 0, class Columns, int N>
+  static SI_INLINE void load(const Columns& x, const Positions<N>& positions, V (&out)[S::kSums]) {
     const float* from = tokens_of<S>(x, positions.template at<kFirst>());
     SI_UNROLL
     for (int t = 0; t < S::kSums; ++t) out[t] = Vec::load(from + t * Vec::L);

@@ -6,6 +6,7 @@
 #include "cpu/bsr-inl.h"
 #include "cpu/csr-inl.h"
 #include "cpu/grouplist-inl.h"
+#include "cpu/images-inl.h"
 #include "cpu/norm-inl.h"
 #include "cpu/probe-inl.h"
 #include "cpu/rowgroup-inl.h"
@@ -85,6 +86,9 @@ const SpmmKernel SI_JOIN(kernels_, SI_ISA)[] = {
 #undef SI_SPMM_TILES
 };
 const int SI_JOIN(kernel_count_, SI_ISA) = sizeof(SI_JOIN(kernels_, SI_ISA)) / sizeof(SpmmKernel);
+
+extern const ImageOps SI_JOIN(image_ops_, SI_ISA);
+const ImageOps SI_JOIN(image_ops_, SI_ISA) = {max_pool, mean_of_image, add_images, depthwise};
 
 extern const ProbeLoop SI_JOIN(probe_loops_, SI_ISA)[];
 extern const int SI_JOIN(probe_loop_count_, SI_ISA);

@@ -153,18 +153,9 @@ void finish_tile(const SpmmArgs& a, const float* sums, int64_t row, int64_t rows
   }
 }
 
-// sums[rows][kTokens], of integers, times the scales of their rows.
-template <class Vec, int kTokens>
-void scale_rows(const PackingHeader* w, float* sums, int64_t row, int64_t rows) {
-  const float* scales = section<float>(w, w->scales) + row;
-  for (int64_t r = 0; r < rows; ++r) {
-    const auto scale = Vec::set1(scales[r]);
-    for (int t = 0; t < kTokens; t += Vec::L, sums += Vec::L) Vec::store(sums, Vec::mul(Vec::load(sums), scale));
-  }
-}
-
 // What most Bodies say of themselves.
 struct PackedPanels {
+  static constexpr bool kReadsPlanes = false;
   static int64_t panel(const PackingHeader* w) { return w->panel; }
   static int64_t scratch_bytes(const PackingHeader*) { return 0; }
 };
@@ -192,12 +183,14 @@ struct Tiled {
   static int64_t tile_bytes(const SpmmArgs& a) {
     return kScaleBytes + panels(a.w) * positions(a.w) * kTileTokens * kElement;
   }
-  static int64_t workspace_bytes(const SpmmArgs& a) { return tiles(a) * tile_bytes(a); }
+  // Whether channels of the image are the columns of a tile, which then is not copied.
+  static bool reads_planes(const SpmmArgs& a) { return Body::kReadsPlanes && channels_are_columns(a); }
+  static int64_t workspace_bytes(const SpmmArgs& a) { return reads_planes(a) ? 0 : tiles(a) * tile_bytes(a); }
   static constexpr int64_t kSumBytes = (kChunkRows + R) * kTileTokens * 4;  // with rows that the epilogue may read
   static int64_t scratch_bytes(const SpmmArgs& a) { return kSumBytes + Body::scratch_bytes(a.w); }
   static bool by_tokens(const SpmmArgs& a) { return kBytes && a.conv == nullptr; }
   static int64_t prepare_items(const SpmmArgs& a) {
-    return tiles(a) * (by_tokens(a) ? kTileTokens / kGroup : panels(a.w));
+    return reads_planes(a) ? 0 : tiles(a) * (by_tokens(a) ? kTileTokens / kGroup : panels(a.w));
   }
 
   template <class F>
@@ -330,8 +323,25 @@ struct Tiled {
   template <class S>
   static void run_tile(const SpmmArgs& a, int64_t tile, int64_t begin, int64_t end, float* sums, char* scratch) {
     using Element = typename S::Element;
-    const int64_t* split_rows = section<int64_t>(a.w, a.w->split_rows);
+    if constexpr (Body::kReadsPlanes) {
+      if (reads_planes(a)) {
+        const float* x = static_cast<const float*>(a.x) + a.first_token + tile * kTileTokens;
+        const auto plane = static_cast<size_t>(a.conv->x_plane), width = static_cast<size_t>(Body::panel(a.w));
+        alignas(64) const float zeros[S::kTokens] = {};
+        return run_panels<S>(a, tile, begin, end, sums, scratch, [&](int64_t i) {
+          return Body::planes(x + static_cast<size_t>(i) * width * plane, plane, width, zeros);
+        });
+      }
+    }
     const Element* x = reinterpret_cast<const Element*>(a.workspace + tile * tile_bytes(a) + kScaleBytes);
+    run_panels<S>(a, tile, begin, end, sums, scratch, [&](int64_t i) { return x + i * positions(a.w) * S::kTokens; });
+  }
+
+  // `columns(panel)`: what the body reads of x.
+  template <class S, class Columns>
+  static SI_INLINE void run_panels(const SpmmArgs& a, int64_t tile, int64_t begin, int64_t end, float* sums,
+                                   char* scratch, Columns columns) {
+    const int64_t* split_rows = section<int64_t>(a.w, a.w->split_rows);
     const int64_t most = panels(a.w) > 1 ? kChunkRows : kBlockRows;  // one panel: sums stay in L1
     for (int64_t s = begin; s < end;) {
       int64_t chunk_end = s + 1;
@@ -339,7 +349,7 @@ struct Tiled {
       const int64_t row = split_rows[s], rows = split_rows[chunk_end] - row;
       memset(sums, 0, rows * S::kTokens * sizeof(float));
       for (int64_t panel = 0; panel < panels(a.w); ++panel) {
-        const Element* xp = x + panel * positions(a.w) * S::kTokens;
+        const auto xp = columns(panel);
         for (int64_t i = s; i < chunk_end; ++i) {
           const int64_t at = split_rows[i] - row;
           Body::template cell<S>(a.w, i, panel, xp, sums + at * S::kTokens, at, scratch);

@@ -11,16 +11,17 @@ from torch import Tensor, nn
 from sparseinfer._running import deep_copy
 from sparseinfer.convert.accept import accepted, without_wrong_parts
 from sparseinfer.convert.assembly.places import replace_
+from sparseinfer.convert.assembly.regions import layers_in_regions
 from sparseinfer.convert.assembly.replacements import Build, build
 from sparseinfer.convert.assembly.surroundings import finish_, leave_nested_tensors, unfinish_
 from sparseinfer.convert.decisions import Decision, decide
 from sparseinfer.convert.options import ConvertKeywords, ConvertOptions, options_of, shows_keywords
 from sparseinfer.convert.record import attach_record, record_of
 from sparseinfer.convert.report import attach
-from sparseinfer.convert.rows import rows_of
+from sparseinfer.convert.rows import in_regions, rows_of
 from sparseinfer.convert.survey.kinds import types_in
 from sparseinfer.convert.survey.survey import Survey, products_of, survey_of
-from sparseinfer.convert.whole import Whole, without_slower_parts
+from sparseinfer.convert.whole import Whole, regions_pay, without_slower_parts
 from sparseinfer.prune import finalize_
 from sparseinfer.prune.masks import nncf_masks_merged
 from sparseinfer.select import FilterFn, Patterns, select_modules
@@ -86,11 +87,14 @@ def convert(
                      result for these inputs, nothing is fused
     fold_batch_norm  with `example_inputs`: a batch norm that alone reads a layer's result is folded into
                      a second copy of the layer's weight; the layer by itself keeps the original one
+    regions          modules of convolutions, batch norms, activations, additions and poolings run as one
+                     native call, if the source of their forward allows it and the model is not slower then;
+                     every call checks that nothing has changed
     filter_fn        which modules to look at: those for which filter_fn(module, fqn) is true
     targets          only these: fully qualified names, class names, or "re:" and a regular expression that is
                      matched against the start of the name; also layers that the example does not call
     ignore           layers to leave out, in the same form; see sparseinfer.select.select_modules
-    options          a ConvertOptions instead of the keywords from `tokens` to `fold_batch_norm`
+    options          a ConvertOptions instead of the keywords from `tokens` to `regions`
 
     With `example_inputs`, `measure` and on the CPU, the converted model is at last compared as a whole with
     its best dense form and with the original, unless twenty calls take longer than there is time; layers that
@@ -118,8 +122,9 @@ def convert(
         else:
             attempt = _without_wrong_parts(model, survey, attempt, example_inputs)
         whole = _compared(model, survey, attempt, example_inputs)
+        attempt = _without_slower_regions(model, attempt, whole, example_inputs)
         converted = _copy(model, whole.built)
-        finish_(converted, whole.built, fuse=attempt.options.fuse)
+        finish_(converted, whole.built, attempt.options)
         return _finished(converted, survey, attempt, whole)
 
 
@@ -149,7 +154,7 @@ def convert_(
             replacements, is_accepted = attempt.built.replacements, False
             try:
                 replace_(model, replacements)
-                finish_(model, attempt.built, fuse=attempt.options.fuse)
+                finish_(model, attempt.built, attempt.options)
                 result = survey.recording.result
                 is_accepted = accepted(
                     model, example_inputs, result, attempt.built, attempt.options, last=attempt.last
@@ -162,9 +167,10 @@ def convert_(
         else:
             attempt = _without_wrong_parts(model, survey, attempt, example_inputs)
         whole = _compared(model, survey, attempt, example_inputs)
+        attempt = _without_slower_regions(model, attempt, whole, example_inputs)
         whole.built.point_to_norms({})
         replace_(model, whole.built.replacements)
-        finish_(model, whole.built, fuse=attempt.options.fuse)
+        finish_(model, whole.built, attempt.options)
         return _finished(model, survey, attempt, whole)
 
 
@@ -204,10 +210,25 @@ def _compared(model: nn.Module, survey: Survey, attempt: _Attempt, example_input
     )
 
 
+def _without_slower_regions(
+    model: nn.Module, attempt: _Attempt, whole: Whole, example_inputs: Any
+) -> _Attempt:
+    """The attempt without regions, if the model is faster then."""
+    plainer = replace(attempt.options, regions=False)
+
+    def trial(options: ConvertOptions) -> nn.Module:
+        return _trial(model, whole.built, options)
+
+    if example_inputs is None or not attempt.options.regions or not attempt.options.measure:
+        return attempt
+    pay = regions_pay(lambda: trial(attempt.options), lambda: trial(plainer), example_inputs, attempt.options)
+    return attempt if pay else replace(attempt, options=plainer)
+
+
 def _finished(model: nn.Module, survey: Survey, attempt: _Attempt, whole: Whole) -> nn.Module:
     finalize_(model)
     leave_nested_tensors(model)
-    rows = rows_of(survey, whole.decisions, whole.built)
+    rows = in_regions(rows_of(survey, whole.decisions, whole.built), layers_in_regions(model))
     attach(model, rows)
     attach_record(model, record_of(survey, whole.decisions, whole.built, attempt.options, rows))
     return model
@@ -220,7 +241,7 @@ def _types(model: nn.Module) -> tuple[type[nn.Module], ...]:
 def _trial(model: nn.Module, built: Build, options: ConvertOptions) -> nn.Module:
     """A converted model to be run and forgotten, which shares its tensors with the original."""
     trial = _copy(model, built, [*model.parameters(), *model.buffers()])
-    finish_(trial, built, fuse=options.fuse)
+    finish_(trial, built, options)
     leave_nested_tensors(trial)
     return trial
 

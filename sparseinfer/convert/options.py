@@ -70,6 +70,7 @@ class ConvertKeywords(TimingKeywords, total=False):
     budget_s: float
     fuse: bool
     fold_batch_norm: bool
+    regions: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,7 @@ class ConvertOptions:
     budget_s: float = 60.0
     fuse: bool = True
     fold_batch_norm: bool = False
+    regions: bool = True
 
     def __post_init__(self) -> None:
         _check_one_of("weights", self.weights, _WEIGHTS)
@@ -122,7 +124,7 @@ class ConvertOptions:
 
     def unfused(self) -> ConvertOptions:
         """The same, with every layer by itself."""
-        return replace(self, fuse=False, fold_batch_norm=False)
+        return replace(self, fuse=False, fold_batch_norm=False, regions=False)
 
     def unfolded(self) -> ConvertOptions:
         """The same, without folding batch norms."""

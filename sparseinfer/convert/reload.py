@@ -129,7 +129,7 @@ def reload_(model: nn.Module, record: Record, planning: Planning, source: Source
     replace_(model, built.replacements)
     new = built.replacements.get(model, model)
     try:
-        finish_(new, built, fuse=options.fuse)
+        finish_(new, built, options)
     except BaseException:
         unfinish_(new)
         replace_(model, {new: old for old, new in built.replacements.items()})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -35,6 +36,19 @@ def rows_of(survey: Survey, decisions: Sequence[Decision], built: Build) -> tupl
     for fqn, pool in built.pools.items():
         by_fqn[fqn].append(_pool(fqn, pool))
     return tuple(row for fqn in (*survey.modules, *survey.pools) for row in by_fqn[fqn])
+
+
+def in_regions(rows: Sequence[LayerReport], regions: Mapping[str, str]) -> tuple[LayerReport, ...]:
+    """The rows, which say so where a layer runs in a region: in that of the module with this name."""
+
+    def told(row: LayerReport) -> LayerReport:
+        region = regions.get(row.layer)
+        if region is None:
+            return row
+        place = f"the region {region}" if region else "a region that is the whole model"
+        return replace(row, reason=f"{row.reason}; runs in {place}")
+
+    return tuple(map(told, rows))
 
 
 def _row(decision: Decision, site: Site, built: Build) -> LayerReport:

@@ -10,6 +10,7 @@ from torch import nn
 
 from sparseinfer._machine import free_bytes
 from sparseinfer.convert.assembly.reduced import Part, parts_of, reduced
+from sparseinfer.convert.assembly.regions import layers_in_regions
 from sparseinfer.convert.assembly.replacements import Build, build
 from sparseinfer.convert.decisions import Decision
 from sparseinfer.convert.options import COMPACT, ConvertOptions
@@ -62,6 +63,20 @@ def without_slower_parts(
 
     left = _slower(parts, comparison, lambda left: trial(without(left)))
     return replace(whole, built=without(left))
+
+
+def regions_pay(
+    with_regions: Callable[[], nn.Module],
+    without: Callable[[], nn.Module],
+    example_inputs: Any,
+    options: ConvertOptions,
+) -> bool:
+    """Whether the converted model is not surely slower with regions than without; both are made by these."""
+    model = with_regions()
+    if not layers_in_regions(model):
+        return True
+    comparison = Comparison(without(), example_inputs, options.budget_s)
+    return not comparison.is_slower(lambda: model)
 
 
 def _against_dense(

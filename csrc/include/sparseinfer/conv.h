@@ -9,7 +9,7 @@ namespace sparseinfer {
 struct PackingHeader;
 
 // x [batch][channels][height][width] and y [batch][n][out_h][out_w]. Images may lie further apart than they are large,
-// so that one group of a grouped convolution is a convolution of its own.
+// so that one group of a grouped convolution is a convolution of its own; so may the channels of one image.
 struct ConvShape {
   int64_t batch, channels, height, width;
   int64_t kernel_h, kernel_w;
@@ -18,6 +18,7 @@ struct ConvShape {
   int64_t dilation_h, dilation_w;
   int64_t out_h, out_w;
   int64_t x_image, y_image;  // elements from one image to the next
+  int64_t x_plane, y_plane;  // elements from one channel to the next
 };
 
 // Elements of one image. Throws std::invalid_argument where a size is negative or the product too large.

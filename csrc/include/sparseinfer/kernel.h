@@ -38,6 +38,12 @@ struct SpmmArgs {
   // Nullable; then ldx and ldy say nothing: x and y lie as `conv` says, and the m tokens are pixels of the output from
   // `first_token` on.
   const ConvShape* conv;
+  // Of convolutions, nullable: y = activation(factors[n] * sum + bias[n] + residual), where residual is one image like
+  // y with channels `residual_plane` elements apart.
+  const float* factors;
+  const void* residual;
+  int64_t residual_plane;
+  bool padded;  // x is one image, behind which a tile of tokens may be read: some kernels then read it where it lies
   int64_t first_token;  // of the whole call; x and y are those of this token where there is no convolution
 
   // The images of storage i8: x rounded to bytes beforehand, as `conv` says, and the scale of each image.

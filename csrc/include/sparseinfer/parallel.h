@@ -33,8 +33,8 @@ void parallel_for(int64_t items, Spread spread, RangeFn fn, void* ctx);
 constexpr int64_t kSerialPrepare = int64_t{1} << 16;
 
 // Memory that lives as long as the calling thread, grows on demand and is 64-byte aligned. Each slot is one buffer.
-enum class ScratchSlot { kWorkspace, kThread, kStraddling, kImages, kHidden };
-constexpr int kScratchSlots = 5;
+enum class ScratchSlot { kWorkspace, kThread, kStraddling, kImages, kHidden, kArena };
+constexpr int kScratchSlots = 6;
 char* thread_scratch(ScratchSlot slot, int64_t bytes);
 
 }  // namespace sparseinfer

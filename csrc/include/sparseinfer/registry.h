@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "sparseinfer/cpu_features.h"
+#include "sparseinfer/image_ops.h"
 #include "sparseinfer/kernel.h"
 
 namespace sparseinfer {
@@ -16,6 +17,9 @@ struct RegisteredKernel {
 
 // Kernel ids are positions in this list; they are valid within one process only.
 const std::vector<RegisteredKernel>& registry();
+
+// Those of a level that this machine can run.
+const ImageOps& image_ops(Isa isa);
 
 // Whether some row reads this packing with weights held so.
 bool has_kernels(PackingKind packing, Storage storage);

@@ -8,10 +8,12 @@ is allowed: results do not depend on what the survey found (`survey/chains.py`).
 from __future__ import annotations
 
 import ast
+import functools
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import nn
 
 from sparseinfer._source import source_of
@@ -35,9 +37,11 @@ from sparseinfer.modules.linear import SparseLinear
 from sparseinfer.modules.normed import WHOLE, normed_sum, one_after_another
 from sparseinfer.modules.owned import may_take, take
 from sparseinfer.modules.products import passes_on
+from sparseinfer.modules.regions import Holder
 
-# On a class made here: what it was made for.
-_JOINED = "_sparseinfer_joined_forward"
+# On a class made here: what it was made for, None if its forward is that of its base; and on a module, what
+# holds its region.
+_JOINED, _HOLDER = "_sparseinfer_joined_forward", "_sparseinfer_region"
 
 _BOUND: dict[str, object] = {
     CHAIN: chain,
@@ -87,50 +91,80 @@ def _join_methods_(module: nn.Module) -> None:
     """Join calls of two modules that `one_after_another` may run as one, in methods beside `forward`."""
     if not any(hasattr(type(child), WHOLE) for child in module.children()):
         return
-    if not may_be_derived(module, forward=False):
+    if not may_be_derived(module, told=False):
         return
     methods = pairs_in(module, lambda a, b: hasattr(type(a), WHOLE) and hasattr(type(b), WHOLE))
     if methods:
         base: Any = base_class(module)
-        forward: JoinedForward = getattr(type(module), _JOINED, JoinedForward())
+        forward = _joined(module) or JoinedForward()
         module.__class__ = _class(base, replace(forward, methods=methods))
 
 
+def hold_region_(module: nn.Module) -> Holder | None:
+    """Give the module a class whose forward runs as a region where it can; what holds the region.
+
+    None: the module cannot have a class of its own.
+    """
+    if "forward" in vars(module) or not may_be_derived(module, told=False):
+        return None
+    base: Any = base_class(module)
+    module.__class__ = _class(base, _joined(module), region=True)
+    holder = vars(module)[_HOLDER] = Holder()
+    return holder
+
+
 def part_(module: nn.Module) -> None:
-    """Undo `join_`."""
+    """Undo `join_` and `hold_region_`."""
+    vars(module).pop(_HOLDER, None)
     if type(module) is not base_class(module):
         module.__class__ = base_class(module)
 
 
+def region_of(module: nn.Module) -> Holder | None:
+    """What holds the module's region, if it has one."""
+    return vars(module).get(_HOLDER)
+
+
+def leave_region_(module: nn.Module) -> None:
+    """Undo `hold_region_` alone."""
+    base: Any = base_class(module)
+    joined = _joined(module)
+    vars(module).pop(_HOLDER, None)
+    module.__class__ = base if joined is None else _class(base, joined)
+
+
+def _joined(module: nn.Module) -> JoinedForward | None:
+    """What the module's class was made for."""
+    return getattr(type(module), _JOINED, None)
+
+
 @lru_cache(maxsize=1024)
-def _class(base: Any, joined: JoinedForward) -> Any:
-    """A class that passes for `base`, with this forward; `base` itself where that has no source."""
+def _class(base: Any, joined: JoinedForward | None, region: bool = False) -> Any:
+    """A class that passes for `base`, with this forward; `base` itself where that has no source.
+
+    joined   None: the forward of `base`
+    region   a forward that runs as a region where it can
+    """
     names: dict[str, Any] = {BASE: base, _JOINED: joined}
-    if base.forward is nn.Sequential.forward:
-        names["forward"] = _sequential_forward
-    elif joined.pairs:
-        source = source_of(base.forward)
-        if source is None:
+    if joined is not None:
+        written = _written(base, joined)
+        if written is None:
             return base
-        definition = ast.fix_missing_locations(definition_of(joined, source))
-        names["forward"] = source.compiled(definition, _BOUND)
-        names[WHOLE] = whole_of(definition)
-    for name in {method for method, _, _ in joined.methods}:
-        source = source_of(methods_of(base)[name])
-        if source is None:
-            return base
-        definition = ast.fix_missing_locations(paired(source, name, joined.methods))
-        names[name] = source.compiled(definition, _BOUND)
+        names |= written
+    if region:
+        names["forward"] = _region_forward(names.get("forward", base.forward))
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
         how, args, *rest = base.__reduce_ex__(self, protocol)
         if getattr(how, "__name__", "") == "__newobj__" and args[0] is kind:
-            return _made, (base, joined.pairs, joined.methods, *args[1:]), *rest
+            parts = None if joined is None else (joined.pairs, joined.methods)
+            return _made, (base, parts, region, *args[1:]), *rest
         # In an older protocol, which names the class that others know.
         return how, tuple(base if item is kind else item for item in args), *rest
 
     names |= {"__reduce_ex__": reduce, "__module__": base.__module__, "__doc__": base.__doc__}
-    # One that wants to be told of derived classes prepares them for a forward of their own; this has none.
+    # One that wants to be told of derived classes prepares them for a forward of their own, which this does not
+    # need.
     told = is_told(base)
     kind: Any = type(base.__name__, (nn.Module if told else base,), names)
     if told:
@@ -139,13 +173,45 @@ def _class(base: Any, joined: JoinedForward) -> Any:
     return kind
 
 
+def _written(base: Any, joined: JoinedForward) -> dict[str, Any] | None:
+    """The methods of a class whose calls are joined; None where `base` has no source."""
+    names: dict[str, Any] = {}
+    if base.forward is nn.Sequential.forward:
+        names["forward"] = _sequential_forward
+    elif joined.pairs:
+        source = source_of(base.forward)
+        if source is None:
+            return None
+        definition = ast.fix_missing_locations(definition_of(joined, source))
+        names["forward"] = source.compiled(definition, _BOUND)
+        names[WHOLE] = whole_of(definition)
+    for name in {method for method, _, _ in joined.methods}:
+        source = source_of(methods_of(base)[name])
+        if source is None:
+            return None
+        definition = ast.fix_missing_locations(paired(source, name, joined.methods))
+        names[name] = source.compiled(definition, _BOUND)
+    return names
+
+
 def _made(
-    base: Any, pairs: frozenset[Pair], methods: frozenset[tuple[str, str, str]], *args: Any
+    base: Any, parts: tuple[frozenset[Pair], frozenset[tuple[str, str, str]]] | None, region: bool, *args: Any
 ) -> nn.Module:
     """For copies and pickles, which know no class that was made here."""
-    kind = _class(base, JoinedForward(pairs, methods))
+    kind = _class(base, None if parts is None else JoinedForward(*parts), region)
     made: nn.Module = kind.__new__(kind, *args)
     return made
+
+
+def _region_forward(forward: Any) -> Any:
+    @functools.wraps(forward)
+    def region_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return forward(self, *args, **kwargs)
+        holder = region_of(self)
+        return forward(self, *args, **kwargs) if holder is None else holder.call(self, forward, args, kwargs)
+
+    return region_forward
 
 
 def _sequential_forward(self: nn.Sequential, input: Any) -> Any:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from sparseinfer.convert.assembly.joining import join_all_, part_
+from sparseinfer.convert.assembly.regions import capture_all_
 from sparseinfer.convert.assembly.replacements import Build
 from sparseinfer.convert.assembly.undisturbed import undisturbed
+from sparseinfer.convert.options import ConvertOptions
 from sparseinfer.modules import SparseMultiheadAttention
 from sparseinfer.modules.shared import share_in, unshare_in
 
@@ -14,8 +16,9 @@ from sparseinfer.modules.shared import share_in, unshare_in
 _NESTED = "_sparseinfer_used_nested_tensors"
 
 
-def finish_(model: nn.Module, built: Build, *, fuse: bool) -> None:
-    """Let Linears that share a matrix share its results, and layers be chained with what follows them."""
+def finish_(model: nn.Module, built: Build, options: ConvertOptions) -> None:
+    """Let Linears share results, layers be chained with what follows them, and regions run as one."""
+    fuse = options.fuse
     for fqn, part in built.shared:
         parent = model.get_submodule(fqn)
         while isinstance(parent, (nn.ModuleList, nn.ModuleDict)):  # which are never called
@@ -24,6 +27,8 @@ def finish_(model: nn.Module, built: Build, *, fuse: bool) -> None:
         share_in(parent, part, checked=not undisturbed(parent, part.all_in(parent)))
     if fuse or built.folds:
         join_all_(model, fuse=fuse)
+    if fuse and options.regions:
+        capture_all_(model)
 
 
 def unfinish_(model: nn.Module) -> None:

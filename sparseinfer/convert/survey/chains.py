@@ -151,15 +151,15 @@ def _chains_in_sequential(module: nn.Module, joins: Joins) -> Chains:
     return Chains(tuple(_runs(steps, joins)), JoinedForward(pairs))
 
 
-def may_be_derived(module: nn.Module, *, forward: bool = True) -> bool:
+def may_be_derived(module: nn.Module, *, told: bool = True) -> bool:
     """Whether a class derived from the module's is copied and pickled as usual, and nobody learns of it.
 
-    forward   it has another forward, which one that is told of classes may wrap; else methods beside it
+    told   whether a class that asks for it is told of those derived from it
     """
     base = base_class(module)
     if isinstance(module, (fx.GraphModule, torch.jit.ScriptModule)) or type(base) is not type:
         return False
-    if forward and is_told(base):
+    if told and is_told(base):
         return False
     return not any(_COPIED_OTHERWISE & vars(kind).keys() for kind in base.__mro__[:-1])
 

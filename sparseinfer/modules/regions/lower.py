@@ -1,0 +1,298 @@
+"""Makes native networks of the recorded calls of a forward, and leaves the other calls as they are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from sparseinfer import ops
+from sparseinfer.formats import CSR
+from sparseinfer.modules.activations import activation_name
+from sparseinfer.modules.chain import FoldedLayer, affine_of
+from sparseinfer.modules.conv import SparseConv2d, weight_in_channels_last
+from sparseinfer.modules.pooling import ChannelsLastMaxPool2d
+from sparseinfer.modules.regions.trace import Call, Recorded, Value
+from sparseinfer.ops.cpu.kernels import kernel_id
+from sparseinfer.ops.cpu.network import NO_VALUE, Network, Step
+from sparseinfer.ops.cpu.packing import pack
+
+# Dense weights that are packed for a network: they are held twice, and compared at every call.
+MOST_DENSE_BYTES = 256 << 10
+_ADD = frozenset({Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__, torch.add})
+_IN_PLACE = frozenset({Tensor.add_, Tensor.__iadd__, Tensor.relu_, torch.relu_, nn.functional.relu_})
+_POOLS = (nn.MaxPool2d, ChannelsLastMaxPool2d)
+_NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)
+# Storages whose kernels read images of fp32.
+_STORAGES = ("f32", "wbf16", "wf16")
+
+# A tensor of the model whose values went into a step, and what they were.
+Copied: TypeAlias = "tuple[tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None], ops.Kept]"
+
+
+@dataclass
+class Native:
+    """Consecutive calls as one network.
+
+    inputs    numbers of the values it reads
+    outputs   numbers of the values it makes that are used elsewhere, each with its place among the results
+    layers    the layers in it
+    copied    values of the model's that the network has a copy of
+    """
+
+    network: Network
+    inputs: list[int]
+    outputs: dict[int, int]
+    layers: list[nn.Module]
+    copied: list[Copied]
+
+
+Part: TypeAlias = "Native | tuple[int, Call]"
+
+
+def lowered(recorded: Recorded) -> list[Part]:
+    """The calls in order: networks, and calls that stay, each with the number of its value."""
+    uses = Counter(number for call in recorded.calls for number in call.reads())
+    uses.update(leaf.number for leaf in recorded.leaves if isinstance(leaf, Value))
+    parts: list[Part] = []
+    run: list[tuple[int, Call]] = []
+    alone: set[int] = set()  # values of the run that nothing else refers to
+
+    def close() -> None:
+        if run:
+            parts.extend(_Lowering(run, uses).parts())
+            run.clear()
+            alone.clear()
+
+    for number, call in enumerate(recorded.calls, start=1):
+        if _is_native(call, uses, alone):
+            run.append((number, call))
+            # What does nothing returns its input.
+            if not isinstance(call.function, _NOTHING) or all(
+                i in alone and uses[i] == 1 for i in call.reads()
+            ):
+                alone.add(number)
+        else:
+            close()
+            parts.append((number, call))
+    close()
+    return parts
+
+
+def _is_native(call: Call, uses: Counter[int], alone: set[int]) -> bool:
+    """Whether a step of a network computes it; `alone`: values that nothing else can refer to."""
+    function = call.function
+    values = [arg for arg in call.args if isinstance(arg, Value)]
+    if function in _ADD:
+        if len(call.args) != 2 or len(values) != 2 or call.kwargs:
+            return False
+    elif len(call.args) != 1 or len(values) != 1:
+        return False
+    in_place = function in _IN_PLACE or getattr(function, "inplace", False) or call.kwargs.get("inplace")
+    if in_place and (values[0].number not in alone or uses[values[0].number] != 1):
+        return False
+    if isinstance(function, _NOTHING):
+        return not function.training or isinstance(function, nn.Identity)
+    if function in _ADD:
+        return True
+    if _activation(call) != "none":
+        return True
+    return not call.kwargs and isinstance(function, nn.Module) and _is_step(function)
+
+
+def _activation(call: Call) -> str:
+    function = call.function
+    if isinstance(function, nn.Module) or not call.kwargs:
+        return "none" if call.kwargs else activation_name(function)
+    if set(call.kwargs) == {"inplace"}:
+        return activation_name(function)
+    return "none"
+
+
+def _is_step(layer: nn.Module) -> bool:
+    if isinstance(layer, FoldedLayer):
+        return _is_step(layer.plain)
+    kind = type(layer)
+    if kind is SparseConv2d:
+        storages = {layout.storage for layout in layer._layouts()}
+        plain = layer._pad is None and not layer.channels_last and storages <= {*_STORAGES}
+        return plain and layer.device.type == "cpu" and layer.dtype == torch.float32
+    if kind is nn.Conv2d:
+        return _is_dense_step(layer)
+    if kind is nn.BatchNorm2d:
+        held = (layer.running_mean, layer.running_var, layer.weight, layer.bias)
+        given = [t for t in held if t is not None]
+        statistics = layer.running_mean is not None and layer.running_var is not None
+        return statistics and not layer.training and all(t.dtype == torch.float32 and t.is_cpu for t in given)
+    if kind in _POOLS:
+        pool: Any = layer
+        sizes = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
+        return not pool.ceil_mode and not pool.return_indices and all(map(_is_pair, sizes))
+    return kind is nn.AdaptiveAvgPool2d and layer.output_size in (1, (1, 1))
+
+
+def _is_dense_step(conv: nn.Conv2d) -> bool:
+    weight = conv.weight
+    held = [t for t in (weight, conv.bias) if t is not None]
+    plain = all(type(t) is nn.Parameter and t.dtype == torch.float32 and t.is_cpu for t in held)
+    plain = plain and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+    if not plain or weight_in_channels_last(conv) or not all(t.is_contiguous() for t in held):
+        return False
+    return _is_depthwise(conv) or (conv.groups == 1 and weight.nbytes <= MOST_DENSE_BYTES)
+
+
+def _is_depthwise(conv: nn.Conv2d) -> bool:
+    return conv.groups == conv.in_channels == conv.out_channels and conv.groups > 1
+
+
+def _is_pair(size: Any) -> bool:
+    return isinstance(size, int) or (len(size) == 2 and all(isinstance(one, int) for one in size))
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _window(layer: Any) -> tuple[tuple[int, int], ...]:
+    return tuple(_pair(getattr(layer, name)) for name in ("kernel_size", "stride", "padding", "dilation"))
+
+
+@dataclass
+class _Lowering:
+    """Of consecutive calls, all of which are native."""
+
+    run: Sequence[tuple[int, Call]]
+    uses: Counter[int]
+    inputs: list[int] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    places: dict[int, int] = field(default_factory=dict)  # of values, in the network
+    shared: set[int] = field(default_factory=set)  # places that several values have
+    layers: list[nn.Module] = field(default_factory=list)
+    copied: list[Copied] = field(default_factory=list)
+    own_bias: dict[int, Tensor | None] = field(default_factory=dict)  # of a convolution, by its place
+
+    def parts(self) -> list[Part]:
+        made = {number for number, _ in self.run}
+        reads = Counter(number for _, call in self.run for number in call.reads())
+        self.inputs = sorted(reads.keys() - made)
+        self.places = {number: place for place, number in enumerate(self.inputs)}
+        self.shared = set(self.places.values())
+        for number, call in self.run:
+            self.places[number] = self._place(call)
+        # Values that somebody else reads too.
+        outside = {number for number in made if self.uses[number] > reads[number]}
+        wanted = sorted({self.places[number] for number in outside})
+        if not self.steps or (wanted and wanted[0] < len(self.inputs)) or not self._pays():
+            return list(self.run)
+        network = Network(len(self.inputs), self.steps, wanted)
+        outputs = {number: wanted.index(self.places[number]) for number in outside}
+        return [Native(network, self.inputs, outputs, self.layers, self.copied)]
+
+    def _pays(self) -> bool:
+        return any(step.kind in ("conv", "depthwise") for step in self.steps)
+
+    def _place(self, call: Call) -> int:
+        function: Any = call.function
+        read = [leaf.number for leaf in call.args if isinstance(leaf, Value)]
+        x = self.places[read[0]]
+        if isinstance(function, nn.Module):
+            self.layers.append(function)
+        if function in _ADD:
+            return self._add(read)
+        if isinstance(function, _NOTHING):
+            if self.uses[read[0]] != 1:
+                self.shared.add(x)
+            return x
+        name = _activation(call)
+        if name != "none":
+            step = self._open(read[0])
+            if step is None:
+                return self._new(Step("add", x, activation=name))
+            step.activation = name
+            return x
+        layer = function.plain if isinstance(function, FoldedLayer) else function
+        if isinstance(layer, nn.BatchNorm2d):
+            return self._norm(read[0], layer)
+        if isinstance(layer, SparseConv2d):
+            return self._sparse(x, layer)
+        if isinstance(layer, nn.Conv2d):
+            return self._dense(x, layer)
+        if isinstance(layer, _POOLS):
+            return self._new(Step("max_pool", x, window=_window(layer)))
+        return self._new(Step("mean", x))
+
+    def _new(self, step: Step) -> int:
+        self.steps.append(step)
+        return len(self.inputs) + len(self.steps) - 1
+
+    def _open(self, value: int) -> Step | None:
+        """The step that made the value, if what follows may become part of it."""
+        place = self.places[value]
+        if place in self.shared or self.uses[value] != 1:
+            return None
+        step = self.steps[place - len(self.inputs)]
+        return step if step.activation == "none" and step.kind in ("conv", "depthwise", "add") else None
+
+    def _add(self, read: Sequence[int]) -> int:
+        a, b = (self.places[number] for number in read)
+        # The later of the two can add the earlier one, which is there by then.
+        for value, other in sorted(zip(read, (b, a), strict=True), key=lambda pair: -self.places[pair[0]]):
+            step = self._open(value)
+            if step is not None and step.other == NO_VALUE and other < self.places[value]:
+                step.other = other
+                return self.places[value]
+        return self._new(Step("add", a, other=b))
+
+    def _norm(self, value: int, norm: nn.BatchNorm2d) -> int:
+        step, place = self._open(value), self.places[value]
+        held = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        self._copy(*held)
+        scale, shift = affine_of(norm)
+        if step is None or step.kind == "add" or step.factors is not None or step.other != NO_VALUE:
+            step = Step("add", place, n=norm.num_features)
+            place = self._new(step)
+        elif step.bias is not None:
+            bias = step.bias
+            self._copy(bias, None, None, None)
+            shift = shift + scale * bias.detach().double()
+        step.factors, step.bias = scale.float().contiguous(), shift.float().contiguous()
+        return place
+
+    def _copy(self, *held: Tensor | None) -> None:
+        a, b, c, d = held
+        kept = ops.Kept(tuple(None if t is None else t.detach().clone() for t in (a, b, c, d)))  # type: ignore[arg-type]
+        self.copied.append(((a, b, c, d), kept))
+
+    def _sparse(self, x: int, conv: SparseConv2d) -> int:
+        bucket = ops.parse_plan(conv.plan)[-1]
+        first = bucket.packing * conv.groups
+        window = (conv._op_kernel_size, conv._op_stride, conv._op_padding, conv._op_dilation)
+        return self._new(
+            Step(
+                "conv",
+                x,
+                activation=conv.activation,
+                window=tuple(map(tuple, window)),
+                kernel=kernel_id(bucket.kernel),
+                packings=conv._packings()[first : first + conv.groups],
+                n=conv.out_channels,
+                bias=conv.bias,
+            )
+        )
+
+    def _dense(self, x: int, conv: nn.Conv2d) -> int:
+        step = Step("conv", x, window=_window(conv), n=conv.out_channels, bias=conv.bias)
+        if _is_depthwise(conv):
+            step.kind, step.weights = "depthwise", conv.weight
+            return self._new(step)
+        # With all rows in every pattern the kernel multiplies without looking anything up.
+        fmt = CSR.from_dense(conv.weight.detach().flatten(1))
+        layout = ops.Layout.on_cpu(fmt)
+        step.kernel = kernel_id(layout.conv_buckets(0)[0].kernel)
+        step.packings = [pack(fmt, layout.packing)]
+        self._copy(conv.weight, None, None, None)
+        return self._new(step)
