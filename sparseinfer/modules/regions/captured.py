@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,8 +22,9 @@ from sparseinfer.ops.schema import in_channels_last
 _CONSTANTS = (type(None), bool, int, float, str)
 # Of a layer, the calls that are recorded; other modules are followed into their own forward.
 _LAYERS = ("torch.nn.modules.", "sparseinfer.modules.")
-# How often a module that changes is captured anew; every time costs some milliseconds.
-_MOST_CAPTURES = 8
+# How often a form of calls of a module that changes is captured anew, and of how many forms; every time costs
+# some milliseconds.
+_MOST_CAPTURES, _MOST_FORMS = 8, 16
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = tuple(
     getattr(torch_module, f"_global{kind}")
@@ -127,7 +129,7 @@ class Holder:
 
     def __init__(self) -> None:
         self._captured: dict[Any, Captured | None] = {}
-        self._captures = 0
+        self._captures: Counter[Any] = Counter()
 
     def call(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """module's forward(*args, **kwargs), natively where that returns the same."""
@@ -138,7 +140,7 @@ class Holder:
         x = call.x
         if module.training or watched(x) or is_observed() or any(_GLOBAL_HOOKS):
             return forward(module, *args, **kwargs)
-        captured = self._captured.get(call.key)
+        captured = self._captured.get(_form(call, x))
         if captured is None or not captured.holds():
             captured = self._again(module, x, call)
         if captured is None or not captured.takes(x):
@@ -153,7 +155,7 @@ class Holder:
         """What is captured for calls with the input alone. Refused: nothing can be."""
         call = _Call((torch.empty(0, device="cpu"),), {}).forget_input()
         captured = Captured(module, channels, call)
-        self._captured[call.key] = captured
+        self._captured[call.key, channels] = captured
         return captured
 
     def layers(self) -> list[nn.Module]:
@@ -163,14 +165,15 @@ class Holder:
 
     def _again(self, module: nn.Module, x: Tensor, call: _Call) -> Captured | None:
         # A form of calls that was refused, too: what it depended on may have changed.
-        if self._captures >= _MOST_CAPTURES or x.dim() != 4:
+        form = _form(call, x)
+        if x.dim() != 4 or self._captures[form] >= _MOST_CAPTURES or len(self._captures) > _MOST_FORMS:
             return None
-        self._captures += 1
+        self._captures[form] += 1
         try:
             captured = Captured(module, x.shape[1], call.forget_input())
         except Refused:
             return None
-        self._captured[call.key] = captured
+        self._captured[form] = captured
         return captured
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Holder:
@@ -178,6 +181,11 @@ class Holder:
 
     def __reduce__(self) -> Any:
         return Holder, ()
+
+
+def _form(call: _Call, x: Tensor) -> Any:
+    """Calls for which the same is captured: with such arguments, and so many channels."""
+    return call.key, x.shape[1] if x.dim() == 4 else 0
 
 
 class _Unchanged:
