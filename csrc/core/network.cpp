@@ -284,8 +284,11 @@ Network::Network(int64_t inputs, std::vector<NetworkStep> steps, std::vector<int
     }
     if (has_window(s)) {
       for (size_t d = 0; d < 2; ++d) {
-        for (int64_t size : {s.kernel_size[d], s.stride[d], s.dilation[d], s.padding[d] + 1}) {
+        for (int64_t size : {s.kernel_size[d], s.stride[d], s.dilation[d]}) {
           if (size < 1 || size > kMostInWindow) fail(i, "sizes of a window, got " + std::to_string(size));
+        }
+        if (s.padding[d] < 0 || s.padding[d] > kMostInWindow) {
+          fail(i, "padding from 0 to " + std::to_string(kMostInWindow) + ", got " + std::to_string(s.padding[d]));
         }
         if (s.kind == StepKind::kMaxPool && s.padding[d] > s.kernel_size[d] / 2) {
           fail(i, "padding of at most half the kernel, got " + std::to_string(s.padding[d]));

@@ -309,6 +309,8 @@ BAD_STEPS: list[tuple[list[Step], list[int]]] = [
     ([Step("max_pool", 0, window=((3, 3), (1, 1), (2, 0), (1, 1)))], [1]),
     ([Step("max_pool", 0, window=((3, 3), (1, 0), (1, 1), (1, 1)))], [1]),
     ([Step("max_pool", 0, window=((1 << 40, 1), (1, 1), (0, 0), (1, 1)))], [1]),
+    ([Step("max_pool", 0, window=((3, 3), (1, 1), (0, -1), (1, 1)))], [1]),
+    ([Step("max_pool", 0, window=((3, 3), (1, 1), ((1 << 63) - 1, 0), (1, 1)))], [1]),
     ([Step("depthwise", 0, n=3)], [1]),
     ([Step("conv", 0, n=3)], [1]),
     ([Step("unknown", 0)], [1]),
