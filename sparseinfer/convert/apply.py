@@ -82,9 +82,10 @@ def convert(
     budget_s         seconds to measure layers for, at most; what is left is predicted. Comparing whole models
                      takes at most half of it
     fuse             with `example_inputs`: an activation that alone reads a layer's result is fused into the
-                     layer, an activation that is the last reader of its input works in place, and Linears
-                     that get the same input become one matrix. If the model then returns a different
-                     result for these inputs, nothing is fused
+                     layer, and so are a residual addition and the nn.LayerNorm after it; two Linears with an
+                     activation between them run as one; an activation that is the last reader of its input
+                     works in place, and Linears that get the same input become one matrix. If the model then
+                     returns a different result for these inputs, nothing is fused
     fold_batch_norm  with `example_inputs`: a batch norm that alone reads a layer's result is folded into
                      a second copy of the layer's weight; the layer by itself keeps the original one
     regions          modules of convolutions, batch norms, activations, additions and poolings run as one

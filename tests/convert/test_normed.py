@@ -13,7 +13,6 @@ from convert_helpers import K
 from fusion_helpers import square
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import BertConfig, BertModel
 
 from sparseinfer import Magnitude, convert, densify_, explain, ops, prune_
 
@@ -421,8 +420,10 @@ def test_a_base_that_is_told_of_classes_learns_of_none(blocks: list[Any]) -> Non
 
 
 def test_bert(blocks: list[Any]) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    dense = BertModel(BertConfig(**sizes, num_attention_heads=2), add_pooling_layer=False).eval()
+    config = transformers.BertConfig(**sizes, num_attention_heads=2)
+    dense = transformers.BertModel(config, add_pooling_layer=False).eval()
     prune_(dense, Magnitude(0.8), keep_masks=False, progress=False)
     ids = {"input_ids": torch.randint(0, 64, (3, 9))}
     fast: Any = convert(dense, example_inputs=ids, memory="compact", measure=False)

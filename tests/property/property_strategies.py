@@ -7,7 +7,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 from property_cases import Case, Run
-from property_programs import LAST, SIZES, STATEMENTS, Program
+from property_programs import LAST, SIZES, Program
+from property_sublayers import STATEMENTS, EncoderProgram
 
 _WEIGHTED = [name for name, times in STATEMENTS for _ in range(times)]
 # What works on its input as it comes.
@@ -18,7 +19,7 @@ _DECORATIONS = ("weight_norm", "spectral_norm", "drop_connect", "halved", "prune
 @st.composite
 def cases(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Case:
     x = draw(st.sampled_from(("flat", "tokens", "tokens", "image", "seq", "ids", "grid")))
-    program = Program(draw, x, draw(st.sampled_from(SIZES)))
+    program = EncoderProgram(draw, x, draw(st.sampled_from(SIZES)))
     d = int(next((size for size in reversed(program.values["x"]) if isinstance(size, int)), 32))
     if x == "ids":
         name = program.make(f"nn.Embedding({d}, {program.pick(SIZES)})", "e")
