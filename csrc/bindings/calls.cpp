@@ -121,7 +121,7 @@ Product checked_block_product(const BlockProduct& product, const Tokens& x) {
   return {&k, checked_product(k, x, product.packed, epilogue, 0, product.n)};
 }
 
-// One product or two, whose result may be added to a residual and normalized; y is contiguous, in no memory that is read.
+// One product or two, whose result may be added to a residual and normalized; y is contiguous and overlaps no input.
 void block(const Tokens& x, const BlockProduct& first, const std::optional<BlockProduct>& second,
            const std::optional<ResidualNorm>& norm, uintptr_t y, int64_t parts) {
   Block block;

@@ -1,5 +1,5 @@
-// Runs one or two products and what is done to whole rows of the result, depth-first: a thread takes some tokens through
-// all of it while they are in its cache.
+// Runs one or two products and what is done to whole rows of the result, depth-first: a thread takes some tokens
+// through all of it while they are in its cache.
 #pragma once
 
 #include "sparseinfer/kernel.h"

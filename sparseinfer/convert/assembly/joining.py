@@ -163,8 +163,7 @@ def _class(base: Any, joined: JoinedForward | None, region: bool = False) -> Any
         return how, tuple(base if item is kind else item for item in args), *rest
 
     names |= {"__reduce_ex__": reduce, "__module__": base.__module__, "__doc__": base.__doc__}
-    # One that wants to be told of derived classes prepares them for a forward of their own, which this does not
-    # need.
+    # One that is told of derived classes would prepare them for a forward of their own.
     told = is_told(base)
     kind: Any = type(base.__name__, (nn.Module if told else base,), names)
     if told:

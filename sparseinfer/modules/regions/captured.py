@@ -106,6 +106,8 @@ class _Call:
         others = [(name, arg) for name, arg in named if not isinstance(arg, Tensor)]
         if len(tensors) != 1 or not all(type(arg) in _CONSTANTS for _, arg in others):
             raise Refused("it is called with other arguments")
+        self._at: Any
+        self.x: Any  # None where it is forgotten
         self._at, self.x = tensors[0]
         self._args, self._kwargs = list(args), dict(kwargs)
         self.key = (self._at, *((name, type(arg), arg) for name, arg in others))

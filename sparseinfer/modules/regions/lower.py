@@ -113,7 +113,7 @@ def _activation(call: Call) -> str:
     return "none"
 
 
-def _is_step(layer: nn.Module) -> bool:
+def _is_step(layer: Any) -> bool:
     if isinstance(layer, FoldedLayer):
         return _is_step(layer.plain)
     kind = type(layer)

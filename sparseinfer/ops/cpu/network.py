@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ class Step:
         """Those that native code reads at fixed addresses, besides packings."""
         return [t for t in (self.weights, self.factors, self.bias) if t is not None]
 
-    def arguments(self) -> tuple[object, ...]:
+    def arguments(self) -> Any:
         return (
             self.kind,
             self.x,
