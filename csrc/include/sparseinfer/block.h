@@ -12,8 +12,8 @@ struct Product {
   SpmmArgs args;  // without a convolution; workspace is filled in
 };
 
-// y = norm(second(first(x))). x is that of `first`, y that of `last()`; what lies between them is filled in. The bits are
-// those of the products one by one.
+// y = norm(second(first(x))). x is that of `first`, y that of `last()`; what lies between them is filled in. The bits
+// are those of the products one by one.
 struct Block {
   Product first, second;  // `second` has no kernel: there is only one product
   const RowNorm* norm = nullptr;
