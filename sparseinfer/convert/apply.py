@@ -88,8 +88,7 @@ def convert(
                      returns a different result for these inputs, nothing is fused
     fold_batch_norm  with `example_inputs`: a batch norm that alone reads a layer's result is folded into
                      a second copy of the layer's weight; the layer by itself keeps the original one
-    regions          modules of convolutions and what lies between them run as one native call, where their
-                     forward allows it, while nothing has changed, and if the model is not slower then
+    regions          convolutions and what lies between them run as one native call where that is not slower
     filter_fn        which modules to look at: those for which filter_fn(module, fqn) is true
     targets          only these: fully qualified names, class names, or "re:" and a regular expression that is
                      matched against the start of the name; also layers that the example does not call
