@@ -88,9 +88,7 @@ def convert(
                      returns a different result for these inputs, nothing is fused
     fold_batch_norm  with `example_inputs`: a batch norm that alone reads a layer's result is folded into
                      a second copy of the layer's weight; the layer by itself keeps the original one
-    regions          modules of convolutions, batch norms, activations, additions and poolings run as one
-                     native call, if the source of their forward allows it and the model is not slower then;
-                     every call checks that nothing has changed
+    regions          convolutions and what lies between them run as one native call where that is not slower
     filter_fn        which modules to look at: those for which filter_fn(module, fqn) is true
     targets          only these: fully qualified names, class names, or "re:" and a regular expression that is
                      matched against the start of the name; also layers that the example does not call
@@ -122,8 +120,7 @@ def convert(
                 break
         else:
             attempt = _without_wrong_parts(model, survey, attempt, example_inputs)
-        whole = _compared(model, survey, attempt, example_inputs)
-        attempt = _without_slower_regions(model, attempt, whole, example_inputs)
+        attempt, whole = _compared(model, survey, attempt, example_inputs)
         converted = _copy(model, whole.built)
         finish_(converted, whole.built, attempt.options)
         return _finished(converted, survey, attempt, whole)
@@ -167,8 +164,7 @@ def convert_(
                 break
         else:
             attempt = _without_wrong_parts(model, survey, attempt, example_inputs)
-        whole = _compared(model, survey, attempt, example_inputs)
-        attempt = _without_slower_regions(model, attempt, whole, example_inputs)
+        attempt, whole = _compared(model, survey, attempt, example_inputs)
         whole.built.point_to_norms({})
         replace_(model, whole.built.replacements)
         finish_(model, whole.built, attempt.options)
@@ -200,30 +196,25 @@ def _without_wrong_parts(
     return replace(attempt, built=built)
 
 
-def _compared(model: nn.Module, survey: Survey, attempt: _Attempt, example_inputs: Any) -> Whole:
-    """The conversion without parts that make the whole model slower."""
+def _compared(
+    model: nn.Module, survey: Survey, attempt: _Attempt, example_inputs: Any
+) -> tuple[_Attempt, Whole]:
+    """The conversion without parts, or without regions, that make the whole model slower."""
+    options = attempt.options
+    plainer = replace(options, regions=False)
 
     def trial(built: Build) -> nn.Module:
-        return _trial(model, built, attempt.options)
+        return _trial(model, built, options)
 
-    return without_slower_parts(
-        model, survey, attempt.decisions, attempt.built, trial, example_inputs, attempt.options
+    whole = without_slower_parts(
+        model, survey, attempt.decisions, attempt.built, trial, example_inputs, options
     )
-
-
-def _without_slower_regions(
-    model: nn.Module, attempt: _Attempt, whole: Whole, example_inputs: Any
-) -> _Attempt:
-    """The attempt without regions, if the model is faster then."""
-    plainer = replace(attempt.options, regions=False)
-
-    def trial(options: ConvertOptions) -> nn.Module:
-        return _trial(model, whole.built, options)
-
-    if example_inputs is None or not attempt.options.regions or not attempt.options.measure:
-        return attempt
-    pay = regions_pay(lambda: trial(attempt.options), lambda: trial(plainer), example_inputs, attempt.options)
-    return attempt if pay else replace(attempt, options=plainer)
+    if example_inputs is None or not options.regions or not options.measure:
+        return attempt, whole
+    pay = regions_pay(
+        lambda: trial(whole.built), lambda: _trial(model, whole.built, plainer), example_inputs, options
+    )
+    return attempt if pay else replace(attempt, options=plainer), whole
 
 
 def _finished(model: nn.Module, survey: Survey, attempt: _Attempt, whole: Whole) -> nn.Module:

@@ -155,7 +155,7 @@ class Holder:
 
     def capture(self, module: nn.Module, channels: int) -> Captured:
         """What is captured for calls with the input alone. Refused: nothing can be."""
-        call = _Call((torch.empty(0, device="cpu"),), {}).forget_input()
+        call = _Call((torch.empty(0, dtype=torch.float32, device="cpu"),), {}).forget_input()
         captured = Captured(module, channels, call)
         self._captured[call.key, channels] = captured
         return captured

@@ -48,7 +48,7 @@ class Value(Tensor):
     @staticmethod
     def numbered(number: int) -> Value:
         with torch._C.DisableTorchFunction():
-            value: Value = Tensor._make_subclass(Value, torch.empty(0, device="meta"))
+            value: Value = Tensor._make_subclass(Value, torch.empty(0, dtype=torch.float32, device="meta"))
         value.number = number
         return value
 
