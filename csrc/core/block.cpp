@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <new>
+#include <utility>
 
 #include "core/passes.h"
 #include "sparseinfer/memory.h"
@@ -12,6 +13,7 @@
 namespace sparseinfer {
 namespace {
 
+// Passes for each thread from which on they take passes of their own.
 constexpr int64_t kLeastPasses = 1;
 
 // Tokens that are left over, or all where threads take no passes of their own: so many at a time.
