@@ -81,11 +81,9 @@ def convert(
     measure          time the candidates on this machine, or use cached times; False: predict times
     budget_s         seconds to measure layers for, at most; what is left is predicted. Comparing whole models
                      takes at most half of it
-    fuse             with `example_inputs`: an activation that alone reads a layer's result is fused into the
-                     layer, and so are a residual addition and the nn.LayerNorm after it; two Linears with an
-                     activation between them run as one; an activation that is the last reader of its input
-                     works in place, and Linears that get the same input become one matrix. If the model then
-                     returns a different result for these inputs, nothing is fused
+    fuse             with `example_inputs`: layers are fused with an activation or a residual addition and
+                     nn.LayerNorm that alone read their result, the two Linears of an MLP, and Linears of one
+                     input; other activations work in place. If the model's result then differs, nothing is
     fold_batch_norm  with `example_inputs`: a batch norm that alone reads a layer's result is folded into
                      a second copy of the layer's weight; the layer by itself keeps the original one
     regions          convolutions and what lies between them run as one native call where that is not slower
