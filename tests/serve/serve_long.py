@@ -190,14 +190,16 @@ def test_requests_that_take_too_long_or_are_too_many_are_refused(tmp_path: Path)
         assert found == {200, 429}
 
 
-def test_no_drawn_request_is_an_error_of_the_server(decoder_server: Server, encoder_server: Server) -> None:
+def test_no_drawn_request_is_an_error_of_the_server(
+    decoder_server: Server, encoder_server: Server, tmp_path: Path
+) -> None:
     pytest.importorskip("schemathesis", reason="schemathesis is not installed (make serve-test installs it)")
     for server in (decoder_server, encoder_server):
         command = [str(Path(sys.executable).parent / "st"), "run", f"{server.url}/openapi.json"]
         command += ["--checks", "not_a_server_error", "--max-examples", "60", "--seed", "1", "--no-color"]
         if server.key:
             command += ["--header", f"Authorization: Bearer {server.key}"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
         assert server.request("/health")[0] == 200
 
