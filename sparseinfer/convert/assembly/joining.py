@@ -84,7 +84,7 @@ def join_(module: nn.Module, joins: Joins) -> None:
     chains = chains_in(module, joins)
     if chains.steps or chains.forward.pairs:
         base: Any = base_class(module)
-        module.__class__ = _class(base, chains.forward)
+        module.__class__ = _class(base, chains.forward, False)
 
 
 def _join_methods_(module: nn.Module) -> None:
@@ -97,7 +97,7 @@ def _join_methods_(module: nn.Module) -> None:
     if methods:
         base: Any = base_class(module)
         forward = _joined(module) or JoinedForward()
-        module.__class__ = _class(base, replace(forward, methods=methods))
+        module.__class__ = _class(base, replace(forward, methods=methods), False)
 
 
 def hold_region_(module: nn.Module) -> Holder | None:
@@ -108,7 +108,7 @@ def hold_region_(module: nn.Module) -> Holder | None:
     if "forward" in vars(module) or not may_be_derived(module, told=False):
         return None
     base: Any = base_class(module)
-    module.__class__ = _class(base, _joined(module), region=True)
+    module.__class__ = _class(base, _joined(module), True)
     holder = vars(module)[_HOLDER] = Holder()
     return holder
 
@@ -130,7 +130,7 @@ def leave_region_(module: nn.Module) -> None:
     base: Any = base_class(module)
     joined = _joined(module)
     vars(module).pop(_HOLDER, None)
-    module.__class__ = base if joined is None else _class(base, joined)
+    module.__class__ = base if joined is None else _class(base, joined, False)
 
 
 def _joined(module: nn.Module) -> JoinedForward | None:
@@ -139,7 +139,7 @@ def _joined(module: nn.Module) -> JoinedForward | None:
 
 
 @lru_cache(maxsize=1024)
-def _class(base: Any, joined: JoinedForward | None, region: bool = False) -> Any:
+def _class(base: Any, joined: JoinedForward | None, region: bool) -> Any:
     """A class that passes for `base`, with this forward; `base` itself where that has no source.
 
     joined   None: the forward of `base`

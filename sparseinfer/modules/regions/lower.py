@@ -120,7 +120,7 @@ def _is_step(layer: Any) -> bool:
     if kind is SparseConv2d:
         storages = {layout.storage for layout in layer._layouts()}
         plain = layer._pad is None and not layer.channels_last and storages <= {*_STORAGES}
-        return plain and layer.device.type == "cpu" and layer.dtype == torch.float32
+        return plain and layer._info.device == "cpu" and layer.dtype == torch.float32
     if kind is nn.Conv2d:
         return _is_dense_step(layer)
     if kind is nn.BatchNorm2d:
