@@ -141,8 +141,9 @@ def assert_close(y: Tensor, x: Tensor, fmt: CSR | BSR, bias: Tensor | None = Non
     magnitude = x.double().abs() @ w.abs().T + (0.0 if bias is None else bias.double().abs())
     reference = ops.reference_linear(x, fmt, bias)
     rounded = torch.finfo(x.dtype).eps / 2 if x.dtype != F32 else 0.0
+    smallest = torch.finfo(x.dtype).smallest_normal * torch.finfo(x.dtype).eps  # subnormal y
     allowed = 2 * torch.finfo(F32).eps * ((w != 0).sum(1) + 4) * magnitude + rounded * reference.abs()
-    assert ((y.double() - reference).abs() <= allowed + 1e-30).all()
+    assert ((y.double() - reference).abs() <= allowed + smallest).all()
 
 
 @pytest.mark.parametrize("kernel", [k for k in KERNELS if k.storage == "wi8"], ids=lambda k: k.name)
