@@ -40,6 +40,29 @@ struct Window {
   }
 };
 
+// A step of a network; addresses of fp32 vectors and of packings, which callers have checked and keep alive.
+struct Step {
+  std::string kind;
+  int64_t x, other, activation;
+  Window window;
+  int64_t kernel;
+  std::vector<uintptr_t> packed;
+  uintptr_t weights;
+  int64_t n;
+  uintptr_t factors, bias;
+  static constexpr auto fields() {
+    return std::make_tuple(&Step::kind, &Step::x, &Step::other, &Step::activation, &Step::window, &Step::kernel,
+                           &Step::packed, &Step::weights, &Step::n, &Step::factors, &Step::bias);
+  }
+};
+
+// An address and a shape [channels, height, width].
+struct ImagesAt {
+  uintptr_t address;
+  std::array<int64_t, 3> shape;
+  static constexpr auto fields() { return std::make_tuple(&ImagesAt::address, &ImagesAt::shape); }
+};
+
 const SpmmKernel& checked_kernel(int64_t id) {
   const auto& all = registry();
   if (id < 0 || id >= static_cast<int64_t>(all.size()) || !all[static_cast<size_t>(id)].available) {
@@ -161,22 +184,6 @@ void conv(int64_t kernel, const Images& images, const std::vector<uintptr_t>& pa
   run_conv(k, args, sizes, groups, Spread{static_cast<int>(parts)});
 }
 
-// A step of a network; addresses of fp32 vectors and of packings, which callers have checked and keep alive.
-struct Step {
-  std::string kind;
-  int64_t x, other, activation;
-  Window window;
-  int64_t kernel;
-  std::vector<uintptr_t> packed;
-  uintptr_t weights;
-  int64_t n;
-  uintptr_t factors, bias;
-  static constexpr auto fields() {
-    return std::make_tuple(&Step::kind, &Step::x, &Step::other, &Step::activation, &Step::window, &Step::kernel,
-                           &Step::packed, &Step::weights, &Step::n, &Step::factors, &Step::bias);
-  }
-};
-
 NetworkStep step_of(const Step& s) {
   check_numbers(0, 0, s.activation);
   NetworkStep step{};
@@ -204,13 +211,6 @@ Network make_network(int64_t inputs, const std::vector<Step>& steps, const std::
   for (const Step& step : steps) made.push_back(step_of(step));
   return {inputs, std::move(made), outputs};
 }
-
-// An address and a shape [channels, height, width].
-struct ImagesAt {
-  uintptr_t address;
-  std::array<int64_t, 3> shape;
-  static constexpr auto fields() { return std::make_tuple(&ImagesAt::address, &ImagesAt::shape); }
-};
 
 void run_network(const Network& network, int64_t batch, const std::vector<ImagesAt>& inputs,
                  const std::vector<ImagesAt>& outputs, int64_t parts) {

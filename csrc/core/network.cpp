@@ -2,7 +2,6 @@
 #include "sparseinfer/network.h"
 
 #include <algorithm>
-#include <atomic>
 #include <exception>
 #include <mutex>
 #include <stdexcept>
@@ -178,7 +177,6 @@ struct ImageRun {
   size_t inputs;
   std::vector<Place> values;
   int64_t arena_bytes = 0;
-  int64_t first_image = 0;
   std::mutex failing;
   std::exception_ptr failure;
 };
@@ -317,14 +315,18 @@ Network::Network(int64_t inputs, std::vector<NetworkStep> steps, std::vector<int
   }
 }
 
-std::vector<ImageShape> Network::output_shapes(const std::vector<ImageShape>& inputs) const {
+std::vector<ImageShape> Network::shapes(const std::vector<ImageShape>& inputs) const {
   if (static_cast<int64_t>(inputs.size()) != inputs_) {
     throw std::invalid_argument("inputs: expected " + std::to_string(inputs_) + ", got " +
                                 std::to_string(inputs.size()));
   }
-  const std::vector<ImageShape> shapes = shapes_of(steps_, inputs);
+  return shapes_of(steps_, inputs);
+}
+
+std::vector<ImageShape> Network::output_shapes(const std::vector<ImageShape>& inputs) const {
+  const std::vector<ImageShape> all = shapes(inputs);
   std::vector<ImageShape> result;
-  for (int64_t output : outputs_) result.push_back(shapes[static_cast<size_t>(output)]);
+  for (int64_t output : outputs_) result.push_back(all[static_cast<size_t>(output)]);
   return result;
 }
 
@@ -332,14 +334,16 @@ void Network::run(int64_t batch, const std::vector<InputImages>& inputs, const s
                   Spread spread) const {
   std::vector<ImageShape> given;
   for (const InputImages& input : inputs) given.push_back(input.shape);
-  const std::vector<ImageShape> expected = output_shapes(given);
-  bool fits = batch >= 0 && outputs.size() == expected.size();
-  for (size_t i = 0; fits && i < outputs.size(); ++i) fits = outputs[i].shape == expected[i];
+  const std::vector<ImageShape> all = shapes(given);
+  bool fits = batch >= 0 && outputs.size() == outputs_.size();
+  for (size_t i = 0; fits && i < outputs.size(); ++i) {
+    fits = outputs[i].shape == all[static_cast<size_t>(outputs_[i])];
+  }
   if (!fits) throw std::invalid_argument("outputs: expected the shapes that follow from the inputs");
   if (batch == 0) return;
 
-  ImageRun images{steps_, inputs.size(), {}, 0, 0, {}, {}};
-  for (const ImageShape& shape : shapes_of(steps_, given)) {
+  ImageRun images{steps_, inputs.size(), {}, 0, {}, {}};
+  for (const ImageShape& shape : all) {
     Place value;
     value.shape = shape;
     value.plane = padded_plane(shape[1] * shape[2]);

@@ -14,6 +14,9 @@ SpmmArgs tokens_of(SpmmArgs args, int64_t first, int64_t count);
 // `spread`, or one thread where a call is too small for more.
 Spread worth(Spread spread, const SpmmArgs& args);
 
+// Gives a pass on this thread its workspace, with x in it, and returns the kernel's scratch memory.
+char* prepare_pass(const SpmmKernel& kernel, SpmmArgs& args);
+
 // Workspace of one pass.
 int64_t pass_bytes(const SpmmKernel& kernel, const SpmmArgs& args);
 

@@ -112,9 +112,7 @@ void run_passes(int64_t begin, int64_t end, void* ctx) {
   try {
     for (int64_t pass = begin; pass < end; ++pass) {
       SpmmArgs args = tokens_of(*region.args, pass * kPassTokens, kPassTokens);
-      args.workspace = thread_scratch(ScratchSlot::kWorkspace, kernel.workspace_bytes(args));
-      char* scratch = thread_scratch(ScratchSlot::kThread, kernel.scratch_bytes(args));
-      kernel.prepare(args, 0, kernel.prepare_items(args));
+      char* scratch = prepare_pass(kernel, args);
       run_splits(kernel, args, *region.parts, 0, args.w->splits, scratch);
     }
   } catch (const std::bad_alloc&) {
@@ -139,6 +137,13 @@ Spread worth(Spread spread, const SpmmArgs& args) {
   constexpr double kSerialWork = 1.0e6;
   const double work = static_cast<double>(args.m) * static_cast<double>(args.w->nnz + args.w->n);
   return spread.parts == 0 && work < kSerialWork ? Spread::serial() : spread;
+}
+
+char* prepare_pass(const SpmmKernel& kernel, SpmmArgs& args) {
+  args.workspace = thread_scratch(ScratchSlot::kWorkspace, kernel.workspace_bytes(args));
+  char* scratch = thread_scratch(ScratchSlot::kThread, kernel.scratch_bytes(args));
+  kernel.prepare(args, 0, kernel.prepare_items(args));
+  return scratch;
 }
 
 int64_t pass_bytes(const SpmmKernel& kernel, const SpmmArgs& args) {

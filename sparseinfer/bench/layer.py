@@ -12,7 +12,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from sparseinfer._int8 import rounded, row_scales
+from sparseinfer._int8 import rounded, row_peaks, row_scales
 from sparseinfer._machine import last_level_cache_bytes
 from sparseinfer._timing import Call, SelfTimed, Timing, interleave, num_threads
 from sparseinfer.bench.candidate import DENSE, Candidate
@@ -175,7 +175,7 @@ def _times(
 def _stored(weight: Tensor, dtype: str) -> tuple[Tensor, Tensor | None]:
     """The weight in a dtype, and the scales of int8."""
     if WEIGHT_DTYPES[dtype] == torch.int8:
-        scales = row_scales(weight.abs().amax(1), weight.dtype)
+        scales = row_scales(row_peaks(weight), weight.dtype)
         return rounded(weight, scales), scales
     return weight.to(WEIGHT_DTYPES[dtype]), None
 

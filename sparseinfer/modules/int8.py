@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparseinfer import ops
-from sparseinfer._int8 import products, rounded, row_scales
+from sparseinfer._int8 import products, rounded, row_peaks, row_scales
 from sparseinfer.formats.checks import INT32_MAX, WrongDtype
 from sparseinfer.modules._tracing import constant, is_observed
 from sparseinfer.modules.rearranged import RearrangedLinear
@@ -54,7 +54,7 @@ class Int8Linear(RearrangedLinear):
 
     def _hold(self, weight: Tensor) -> None:
         weight = _finite(weight.detach().to(torch.float32), "weight")
-        self._scales = row_scales(weight.abs().amax(1), weight.dtype)
+        self._scales = row_scales(row_peaks(weight), weight.dtype)
         integers = rounded(weight, self._scales)
         self._sums = integers.sum(1, dtype=torch.int64).to(torch.float32)
         fits = int(integers.abs().sum(1, dtype=torch.int64).max()) * 255 <= INT32_MAX

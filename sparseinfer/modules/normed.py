@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from sparseinfer import ops
 from sparseinfer.modules.chain import chain
@@ -38,10 +39,9 @@ def normed_sum(
     Every call checks types, hooks and tensors, so this can replace the nested calls anywhere.
     """
     x: Any = args[0] if len(args) == 1 and not kwargs else None
-    products = products_of(steps, x)
-    row_norm = None if products is None else norm_of(norm, residual, x, products[-1].n)
-    if products is not None and row_norm is not None:
-        return ops.linear_block(x, products, row_norm)
+    block = _block(steps, x, norm, residual)
+    if block is not None:
+        return block
     y = chain(steps, *args, **kwargs)
     return norm(residual + y if residual_first else y + residual)
 
@@ -52,12 +52,19 @@ def one_after_another(first: Any, second: Any, x: Any, residual: Any) -> Any:
     if one is not None and two is not None and not one.norm and two.norm and _are_plain(first, second):
         steps = [first._modules.get(name) for name in one.steps]
         steps += [second._modules.get(name) for name in two.steps]
-        products = products_of(steps, x)
-        norm = second._modules.get(two.norm)
-        row_norm = None if products is None else norm_of(norm, residual, x, products[-1].n)
-        if products is not None and row_norm is not None:
-            return ops.linear_block(x, products, row_norm)
+        block = _block(steps, x, second._modules.get(two.norm), residual)
+        if block is not None:
+            return block
     return second(first(x), residual)
+
+
+def _block(steps: Sequence[Any], x: Any, norm: Any, residual: Any) -> Tensor | None:
+    """norm(steps(x) + residual) as one block; None: it is something else, or may not be fused now."""
+    products = products_of(steps, x)
+    row_norm = None if products is None else norm_of(norm, residual, x, products[-1].n)
+    if products is None or row_norm is None:
+        return None
+    return ops.linear_block(x, products, row_norm)
 
 
 def _are_plain(*modules: nn.Module) -> bool:

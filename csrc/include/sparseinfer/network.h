@@ -66,6 +66,9 @@ class Network {
            Spread spread) const;
 
  private:
+  // Of all values, for inputs of these shapes.
+  std::vector<ImageShape> shapes(const std::vector<ImageShape>& inputs) const;
+
   int64_t inputs_;
   std::vector<NetworkStep> steps_;
   std::vector<int64_t> outputs_;

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sparseinfer import ops
-from sparseinfer._int8 import row_scales
+from sparseinfer._int8 import row_peaks, row_scales
 from sparseinfer._timing import Call, sample
 from sparseinfer.convert.candidates.base import BaseCandidates, Candidate, Maker, kind_text
 from sparseinfer.convert.candidates.cost_model import predict_dense
@@ -99,7 +99,7 @@ class LinearCandidates(BaseCandidates):
         dense, scales = self.dense_weights.weight, self._scales
         if scales is None or self.shorter_x != torch.uint8 or not multiplies_int8(dense):
             return False
-        return torch.equal(scales, row_scales(dense.abs().amax(1), dense.dtype))
+        return torch.equal(scales, row_scales(row_peaks(dense), dense.dtype))
 
     def dense(self, tokens: int) -> Mapping[str, Maker]:
         x, (weight, bias) = self._x(tokens), (self.dense_weights.weight, self.dense_weights.bias)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sparseinfer import ops
-from sparseinfer._int8 import on_grid, rounded, row_scales, scale_name
+from sparseinfer._int8 import on_grid, rounded, row_peaks, row_scales, scale_name
 from sparseinfer.formats.checks import INT32_MAX
 from sparseinfer.formats.dtypes import VALUE_DTYPES
 
@@ -101,7 +101,7 @@ class Weights:
             return "its weight has values that int8 cannot hold"
         found = None if self.scales is None else on_grid(self.weight, self.scales)
         if found is None:
-            scales = row_scales(self.weight.abs().amax(1).float(), self.weight.dtype)
+            scales = row_scales(row_peaks(self.weight).float(), self.weight.dtype)
             found = rounded(self.weight, scales), scales
         integers, scales = found
         if int(integers.abs().sum(1, dtype=torch.int64).max()) * 255 > INT32_MAX:

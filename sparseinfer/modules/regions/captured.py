@@ -26,10 +26,7 @@ _LAYERS = ("torch.nn.modules.", "sparseinfer.modules.")
 # some milliseconds.
 _MOST_CAPTURES, _MOST_FORMS = 8, 16
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_GLOBAL_HOOKS = tuple(
-    getattr(torch_module, f"_global{kind}")
-    for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-)
+_GLOBAL_HOOKS = tuple(getattr(torch_module, f"_global{kind}") for kind in _HOOKS)
 # Of the calls, so many have to be in networks: for the others, joined layers are as fast or faster.
 _LEAST_NATIVE = 0.75
 _LEAST_CONVOLUTIONS = 2

@@ -173,7 +173,6 @@ class _Lowering:
     shared: set[int] = field(default_factory=set)  # places that several values have
     layers: list[nn.Module] = field(default_factory=list)
     copied: list[Copied] = field(default_factory=list)
-    own_bias: dict[int, Tensor | None] = field(default_factory=dict)  # of a convolution, by its place
 
     def parts(self) -> list[Part]:
         made = {number for number, _ in self.run}
