@@ -9,11 +9,12 @@ from sparseinfer._progress import Progress
 from sparseinfer.convert.candidates.choose import candidates_of
 from sparseinfer.convert.candidates.linear import LinearCandidates
 from sparseinfer.convert.options import ConvertOptions
-from sparseinfer.convert.plan import ROUNDING, Plan, compact_plan, dense_plan, plan
+from sparseinfer.convert.plan import ROUNDING, Plan, dense_plan, plan, single_plan
 from sparseinfer.convert.survey.recording import Recording
 from sparseinfer.convert.survey.survey import Product, Survey
 from sparseinfer.convert.timing.timer import Timer
 from sparseinfer.modules.sparse_or_dense import BESIDE
+from sparseinfer.ops import Layout
 from sparseinfer.ops.dense import PLAIN, PREPACKED
 
 
@@ -71,4 +72,8 @@ def _decided(product: Product, recording: Recording, options: ConvertOptions, ti
     exact_candidates, _ = candidates_of(plain, recording, options.exact())
     assert not isinstance(exact_candidates, str)
     (exact,) = exact_candidates.variants
-    return Decision(product, planned, compact_plan(exact))
+    # A region multiplies by the layer without its batch norm, as quickly as by the one that was planned.
+    layout = planned.chosen[-1] if planned.chosen else None
+    allowed = planned.times and layout in exact.layouts(planned.times[-1].tokens)
+    held = layout if isinstance(layout, Layout) and allowed else exact.compact_layout()
+    return Decision(product, planned, single_plan(exact, held))

@@ -111,9 +111,10 @@ def plan(
     return dense_plan(times, reason, tuple(rival.by_count.values()))
 
 
-def compact_plan(candidates: Candidates, reason: str = "", times: tuple[Times, ...] = ()) -> Plan:
-    """A plan with only the compact layout, for any number of tokens."""
-    layout = candidates.compact_layout()
+def single_plan(
+    candidates: Candidates, layout: Layout, reason: str = "", times: tuple[Times, ...] = ()
+) -> Plan:
+    """A plan with only this layout, for any number of tokens."""
     packed = candidates.packed(layout)
     buckets, dtype = candidates.buckets(layout), candidates.weights.weight.dtype
     return Plan(reason, times, (layout,) * len(times), (packed,), buckets, dtype=dtype)
@@ -182,7 +183,7 @@ def _compact_or_dense(candidates: Timed, counts: Sequence[int], timer: TimerFn) 
         return dense_plan(_timed(candidates, dict.fromkeys(counts, ()), timer), reason)
     times = _timed(candidates, dict.fromkeys(counts, (layout,)), timer)
     gains = _gains([time.ratio(layout) for time in times])
-    return compact_plan(smallest, f"{nbytes / dense_nbytes:.2f} of the dense bytes, {gains}", times)
+    return single_plan(smallest, layout, f"{nbytes / dense_nbytes:.2f} of the dense bytes, {gains}", times)
 
 
 def _compact_nbytes(candidates: Candidates) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sparseinfer import SparseConv1d, SparseConv2d, SparseLinear, convert, convert_, densify_, explain
 from sparseinfer.modules import FoldedLayer
+from sparseinfer.ops import parse_plan
 
 pytestmark = pytest.mark.usefixtures("script")
 
@@ -53,6 +54,22 @@ class TestFolded:
         )
         fast(X)
         assert names == ["relu"]
+
+    def test_the_layer_by_itself_multiplies_as_it_was_planned(self, script: Script) -> None:
+        """Networks call it: with the smallest packing they were half as fast."""
+        dense = conv_model()
+        tried: set[str] = set()
+        for packing in ("rowgroup", "rowlist", "bsr"):
+            script.ratio = lambda layout, m, packing=packing: 0.1 if layout.packing == packing else 0.5
+            fast = fold(dense)
+            (bucket,) = parse_plan(fast[0].plain.plan)
+            assert fast[0].plain.plan == fast[0].folded.plan
+            tried.add(bucket.kernel)
+        assert len(tried) > 1
+        compact = fold(dense, memory="compact")[0]
+        assert {parse_plan(each.plan)[0].kernel for each in (compact.plain, compact.folded)} == {
+            "spmm_bitmap_f32_t64"
+        }
 
     def test_a_layer_that_stays_dense_keeps_its_norm(self, script: Script) -> None:
         """Its weight may be written to, and a product would not know."""
