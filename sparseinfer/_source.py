@@ -154,8 +154,7 @@ def resolved(path: ast.expr, owner: nn.Module, function: types.FunctionType) -> 
         code = function.__code__
         if code.co_argcount and path.id == code.co_varnames[0]:
             return owner
-        local = path.id in code.co_varnames or path.id in code.co_cellvars or path.id in code.co_freevars
-        return None if local else function.__globals__.get(path.id)
+        return resolved_in(path, function)
     if isinstance(path, ast.Attribute):
         holder = resolved(path.value, owner, function)
         if isinstance(holder, nn.Module):
@@ -169,6 +168,16 @@ def resolved(path: ast.expr, owner: nn.Module, function: types.FunctionType) -> 
             except (LookupError, TypeError):
                 return None
     return None
+
+
+def resolved_in(path: ast.expr, function: types.FunctionType) -> Any:
+    """What a path of a global name and attributes of modules refers to in a function; None if unknown."""
+    if isinstance(path, ast.Name):
+        code = function.__code__
+        local = path.id in code.co_varnames or path.id in code.co_cellvars or path.id in code.co_freevars
+        return None if local else function.__globals__.get(path.id)
+    holder = resolved_in(path.value, function) if isinstance(path, ast.Attribute) else None
+    return vars(holder).get(path.attr) if isinstance(holder, types.ModuleType) else None
 
 
 def is_path(node: ast.expr) -> bool:
