@@ -1,6 +1,6 @@
-// Attention (attention.h) of one head: K is transposed once, so that lanes are keys; then kRows queries at a time meet
-// block after block of keys. Of a block, kRows x kVecs registers hold scores, later sums over keys. Nothing is read
-// past the end of a row of K, V or the mask.
+// Attention (attention.h) of one head: K is transposed, so that lanes are keys, and V copied, because its rows, far
+// apart, would share few sets of L1. Then kRows queries at a time meet block after block of keys. Of a block,
+// kRows x kVecs registers hold scores, later sums over keys. Nothing is read past the end of a row of K, V or the mask.
 #pragma once
 
 #include "cpu/activation-inl.h"
@@ -14,39 +14,34 @@ namespace attention {
 constexpr int kRows = Level::kRegisters == 32 ? 6 : 4, kVecs = Level::kRegisters == 32 ? 4 : 3;
 constexpr int kKeys = 128;  // of a block: with 64 dimensions, K and V of it take 64 KB
 
-// A number as a type.
-template <int kValue>
-struct Constant {
-  static constexpr int value = kValue;
-};
-
 SI_INLINE int64_t whole_vectors(int64_t count) { return (count + R - 1) / R * R; }
 SI_INLINE int64_t blocks_of(int64_t keys) { return (keys + kKeys - 1) / kKeys; }
 
-// In floats; every part but the first is a few rows.
+// In floats; every part but the first two is a few rows.
 struct Scratch {
   float* columns;         // [blocks][dim][kKeys]: K transposed, 0 behind its end
+  float* values;          // [keys][width]: V
   float *queries, *sums;  // [kRows][width], width = dim in whole vectors: scaled queries; sums over keys
   float* scores;          // [kRows][kKeys]
   int64_t width;
 
   Scratch(const AttentionArgs& a, char* memory)
       : columns(reinterpret_cast<float*>(memory)),
-        queries(columns + blocks_of(a.keys) * kKeys * a.dim),
+        values(columns + blocks_of(a.keys) * kKeys * a.dim),
+        queries(values + a.keys * whole_vectors(a.dim)),
         sums(queries + kRows * whole_vectors(a.dim)),
         scores(sums + kRows * whole_vectors(a.dim)),
         width(whole_vectors(a.dim)) {}
 };
 
 int64_t scratch_bytes(const AttentionArgs& a) {
-  const int64_t rows = kRows * (2 * whole_vectors(a.dim) + kKeys);
+  const int64_t rows = (a.keys + 2 * kRows) * whole_vectors(a.dim) + kRows * kKeys;
   return static_cast<int64_t>(sizeof(float)) * (blocks_of(a.keys) * kKeys * a.dim + rows);
 }
 
-// out[kRows][kWide vectors] = a[kRows][depth] . b[depth][kWide vectors] + factors[row] * out; `last` columns of the
-// last vector exist in b.
-template <int kWide, bool kWhole>
-SI_INLINE void multiply_tile(const float* a, int64_t a_row, int64_t depth, const float* b, int64_t b_row, int last,
+// out[kRows][kWide vectors] = a[kRows][depth] . b[depth][kWide vectors] + factors[row] * out; factors are nullable.
+template <int kWide>
+SI_INLINE void multiply_tile(const float* a, int64_t a_row, int64_t depth, const float* b, int64_t b_row,
                              const float* factors, float* out, int64_t out_row) {
   Row::V sums[kRows][kWide];
   SI_UNROLL
@@ -60,9 +55,7 @@ SI_INLINE void multiply_tile(const float* a, int64_t a_row, int64_t depth, const
   for (int64_t c = 0; c < depth; ++c, b += b_row) {
     Row::V right[kWide];
     SI_UNROLL
-    for (int j = 0; j < kWide; ++j) {
-      right[j] = kWhole || j + 1 < kWide ? Row::load(b + j * R) : Row::load_partial(b + j * R, last);
-    }
+    for (int j = 0; j < kWide; ++j) right[j] = Row::load(b + j * R);
     SI_UNROLL
     for (int i = 0; i < kRows; ++i) {
       const Row::V left = Row::set1(a[i * a_row + c]);
@@ -77,32 +70,16 @@ SI_INLINE void multiply_tile(const float* a, int64_t a_row, int64_t depth, const
   }
 }
 
-// The same for any number of columns; `out` has whole vectors, and so has b if it is `padded`.
-void multiply(const float* a, int64_t a_row, int64_t depth, const float* b, int64_t b_row, int64_t columns, bool padded,
+// The same for any number of columns, in whole vectors.
+void multiply(const float* a, int64_t a_row, int64_t depth, const float* b, int64_t b_row, int64_t columns,
               const float* factors, float* out, int64_t out_row) {
-  for (int64_t c = 0; c < columns;) {
-    const int64_t left = columns - c;
-    const auto last = static_cast<int>(left % R);
-    const auto tile = [&](auto wide) {
-      constexpr int kWide = decltype(wide)::value;
-      if (padded || last == 0 || left > kWide * R) {
-        multiply_tile<kWide, true>(a, a_row, depth, b + c, b_row, R, factors, out + c, out_row);
-      } else {
-        multiply_tile<kWide, false>(a, a_row, depth, b + c, b_row, last, factors, out + c, out_row);
-      }
-      c += kWide * R;
-    };
-    const int64_t vectors = whole_vectors(left) / R;
-    if (vectors >= kVecs) {
-      tile(Constant<kVecs>{});
-    } else if (vectors == 3) {
-      tile(Constant<3>{});
-    } else if (vectors == 2) {
-      tile(Constant<2>{});
-    } else {
-      tile(Constant<1>{});
-    }
+  int64_t c = 0;
+  for (; c + (kVecs - 1) * R < columns; c += kVecs * R) {
+    multiply_tile<kVecs>(a, a_row, depth, b + c, b_row, factors, out + c, out_row);
   }
+  if (c + 2 * R < columns) return multiply_tile<3>(a, a_row, depth, b + c, b_row, factors, out + c, out_row);
+  if (c + R < columns) return multiply_tile<2>(a, a_row, depth, b + c, b_row, factors, out + c, out_row);
+  if (c < columns) multiply_tile<1>(a, a_row, depth, b + c, b_row, factors, out + c, out_row);
 }
 
 // K [keys][dim] -> columns.
@@ -127,6 +104,26 @@ void transpose_keys(const AttentionArgs& a, const float* k, const Scratch& s) {
   float* block = s.columns + (end - tail) * a.dim;
   for (int64_t c = 0; tail > 0 && c < a.dim; ++c) {
     for (int64_t i = tail; i < whole_vectors(tail); ++i) block[c * kKeys + i] = 0.0f;
+  }
+}
+
+// V [keys][dim] -> values.
+void copy_values(const AttentionArgs& a, const float* v, const Scratch& s) {
+  for (int64_t key = 0; key < a.keys; ++key) {
+    const float* from = v + key * a.v_strides.token;
+    float* to = s.values + key * s.width;
+    for (int64_t c = 0; c < s.width; c += R) {
+      const bool whole = a.dim - c >= R;
+      Row::store(to + c, whole ? Row::load(from + c) : Row::load_partial(from + c, static_cast<int>(a.dim - c)));
+    }
+  }
+}
+
+// The next head's part of some rows will be in cache when it is needed; whether there is one does not matter.
+SI_INLINE void prefetch_next(const float* rows, const HeadStrides& strides, int64_t first, int64_t last, int64_t dim) {
+  for (int64_t row = first; row < last; ++row) {
+    const auto at = reinterpret_cast<uintptr_t>(rows) + sizeof(float) * (row * strides.token + strides.head);
+    for (int64_t c = 0; c < dim; c += 16) __builtin_prefetch(reinterpret_cast<const void*>(at + sizeof(float) * c));
   }
 }
 
@@ -185,8 +182,8 @@ struct Softmax {
 };
 
 // Queries [query, query + count) of one head, count <= kRows.
-void attend(const AttentionArgs& a, const float* q, const float* v, const char* mask, float* y, int64_t query,
-            int64_t count, const Scratch& s) {
+void attend(const AttentionArgs& a, const float* q, const char* mask, float* y, int64_t query, int64_t count,
+            const Scratch& s) {
   const int64_t mask_row = a.mask_strides.token * (a.kind == MaskKind::kAdded ? 4 : 1);
   for (int i = 0; i < kRows; ++i) {
     const float* from = q + (query + (i < count ? i : 0)) * a.q_strides.token;
@@ -197,7 +194,7 @@ void attend(const AttentionArgs& a, const float* q, const float* v, const char* 
   for (int i = 0; i < kRows; ++i) softmax[i] = {-__builtin_inff(), 0.0f};
   for (int64_t key = 0; key < a.keys; key += kKeys) {
     const int64_t keys = a.keys - key < kKeys ? a.keys - key : kKeys;
-    multiply(s.queries, s.width, a.dim, s.columns + key * a.dim, kKeys, keys, true, nullptr, s.scores, kKeys);
+    multiply(s.queries, s.width, a.dim, s.columns + key * a.dim, kKeys, keys, nullptr, s.scores, kKeys);
     for (int64_t i = 0; i < kRows; ++i) {
       const int64_t at = i < count ? query + i : query;
       const int64_t first = key * (a.kind == MaskKind::kAdded ? 4 : 1);
@@ -205,8 +202,8 @@ void attend(const AttentionArgs& a, const float* q, const float* v, const char* 
       add_mask(a.kind, row, keys, s.scores + i * kKeys);
       factors[i] = softmax[i].update(s.scores + i * kKeys, keys);
     }
-    multiply(s.scores, kKeys, keys, v + key * a.v_strides.token, a.v_strides.token, a.dim, false,
-             key == 0 ? nullptr : factors, s.sums, s.width);
+    multiply(s.scores, kKeys, keys, s.values + key * s.width, s.width, a.dim, key == 0 ? nullptr : factors, s.sums,
+             s.width);
   }
   for (int64_t i = 0; i < count; ++i) {
     const Row::V scale = Row::set1(softmax[i].sum == 0.0f ? 1.0f : 1.0f / softmax[i].sum);
@@ -228,10 +225,18 @@ void run(const AttentionArgs& a, int64_t batch, int64_t head, int64_t begin, int
   const int64_t mask_bytes = a.kind == MaskKind::kAdded ? 4 : 1;
   const char* mask =
       a.kind == MaskKind::kNone ? nullptr : static_cast<const char*>(a.mask) + at(a.mask_strides) * mask_bytes;
-  transpose_keys(a, a.k + at(a.k_strides), s);
+  const float *q = a.q + at(a.q_strides), *k = a.k + at(a.k_strides), *v = a.v + at(a.v_strides);
+  transpose_keys(a, k, s);
+  copy_values(a, v, s);
   for (int64_t query = begin; query < end; query += kRows) {
-    attend(a, a.q + at(a.q_strides), a.v + at(a.v_strides), mask, a.y + at(a.y_strides), query,
-           end - query < kRows ? end - query : kRows, s);
+    const int64_t count = end - query < kRows ? end - query : kRows;
+    prefetch_next(q, a.q_strides, query, query + count, a.dim);
+    // As many keys for each query as there are, while they last.
+    const int64_t first = (query - begin) * a.keys / (end - begin),
+                  last = (query - begin + count) * a.keys / (end - begin);
+    prefetch_next(k, a.k_strides, first, last, a.dim);
+    prefetch_next(v, a.v_strides, first, last, a.dim);
+    attend(a, q, mask, a.y + at(a.y_strides), query, count, s);
   }
 }
 
