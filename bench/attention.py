@@ -2,8 +2,8 @@
 
     python bench/attention.py FILE --batch 1 4 16 --tokens 8 32 128 384 512 --heads 12 --dim 64
 
-Milliseconds of the fastest of runs that take turns; `ratio` is torch's time by that of the native kernel, which
-`sparseinfer/modules/attended.py` takes instead of torch's function from the sizes on that are stated there.
+Milliseconds of the fastest of runs that take turns; `ratio` is torch's time by that of the native kernel,
+which `sparseinfer/modules/attended.py` takes for the sizes that are stated there.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main() -> None:
             row = {"batch": batch, "queries": queries, "keys": keys, "heads": heads, "dim": dim, "mask": kind}
             row |= {"torch_ms": round(torchs, 4), "native_ms": round(native, 4)}
             rows.append(row | {"ratio": round(torchs / native, 2)})
-            Console().print(rows[-1])
+            Console().print(*rows[-1].values())
     content = {"machine": describe_machine(ops.active_isa()), "threads": options.threads, "rows": rows}
     options.file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 

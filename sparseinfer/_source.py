@@ -145,8 +145,10 @@ def _same(a: types.CodeType, b: types.CodeType) -> bool:
     return key(a) == key(b) and len(_codes(a)) == len(_codes(b)) and all(_same(x, y) for x, y in inner)
 
 
-def resolved(path: ast.expr, owner: nn.Module, function: types.FunctionType) -> Any:
+def resolved(path: ast.expr, owner: nn.Module | None, function: types.FunctionType) -> Any:
     """The object that `self.mlp.act` or `F.relu` in a method of `owner` refers to now; None if unknown.
+
+    `owner` is None for functions that are no methods.
 
     Resolves attributes of modules, global names and constant indices; calls nothing, not even properties.
     """
@@ -154,7 +156,8 @@ def resolved(path: ast.expr, owner: nn.Module, function: types.FunctionType) -> 
         code = function.__code__
         if code.co_argcount and path.id == code.co_varnames[0]:
             return owner
-        return resolved_in(path, function)
+        local = path.id in code.co_varnames or path.id in code.co_cellvars or path.id in code.co_freevars
+        return None if local else function.__globals__.get(path.id)
     if isinstance(path, ast.Attribute):
         holder = resolved(path.value, owner, function)
         if isinstance(holder, nn.Module):
@@ -168,16 +171,6 @@ def resolved(path: ast.expr, owner: nn.Module, function: types.FunctionType) -> 
             except (LookupError, TypeError):
                 return None
     return None
-
-
-def resolved_in(path: ast.expr, function: types.FunctionType) -> Any:
-    """What a path of a global name and attributes of modules refers to in a function; None if unknown."""
-    if isinstance(path, ast.Name):
-        code = function.__code__
-        local = path.id in code.co_varnames or path.id in code.co_cellvars or path.id in code.co_freevars
-        return None if local else function.__globals__.get(path.id)
-    holder = resolved_in(path.value, function) if isinstance(path, ast.Attribute) else None
-    return vars(holder).get(path.attr) if isinstance(holder, types.ModuleType) else None
 
 
 def is_path(node: ast.expr) -> bool:

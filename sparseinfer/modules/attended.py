@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparseinfer import ops
-from sparseinfer._source import is_path, resolved_in, source_of
+from sparseinfer._source import is_path, resolved, source_of
 
 # What rewritten source calls.
 ATTENDED = "_sparseinfer_attended"
@@ -26,7 +26,7 @@ _TORCHS = F.scaled_dot_product_attention
 # What torch's own choice says where it takes the kernel that never writes the matrix of scores; only its
 # results have the strides and the treatment of masked rows that the native ones have.
 _FUSED = 1
-_choice = getattr(torch, "_fused_sdp_choice", None)
+_choice: Any = getattr(torch, "_fused_sdp_choice", None)
 
 # Sizes from which on the native kernel is faster (bench/attention.py, Zen 5, two threads); behind 2048 keys
 # the transposed keys leave the L2 cache.
@@ -48,7 +48,7 @@ def attended(function: Any, *args: Any, **kwargs: Any) -> Any:
 
 def is_attention(path: ast.expr, function: types.FunctionType) -> bool:
     """Whether an expression in a function's source is a name of torch's attention."""
-    return is_path(path) and resolved_in(path, function) is _TORCHS
+    return is_path(path) and resolved(path, None, function) is _TORCHS
 
 
 class Attended(ast.NodeTransformer):

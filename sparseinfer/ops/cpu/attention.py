@@ -42,11 +42,17 @@ def attention(
         kind = _KINDS[mask.dtype]
         mask = mask if mask.stride(-1) == 1 and mask.shape[-1] == keys else _whole_rows(mask, keys)
         mask = mask.expand(batch, heads, queries, keys)
-        given = (mask.data_ptr(), *mask.stride()[:3])
+        given = _heads(mask)
     y = q.new_empty((batch, queries, heads, dim)).transpose(1, 2)
-    tensors = [(x.data_ptr(), *x.stride()[:3]) for x in (q, k, v, y)]
+    tensors = [_heads(x) for x in (q, k, v, y)]
     core.attention(tensors, given, kind, (batch, heads, queries, keys, dim), scale, parts)
     return y
+
+
+def _heads(x: Tensor) -> tuple[int, int, int, int]:
+    """The address of [batch, heads, tokens, ...] and its strides."""
+    batch, head, token, _ = x.stride()
+    return x.data_ptr(), batch, head, token
 
 
 def _whole_rows(mask: Tensor, keys: int) -> Tensor:
