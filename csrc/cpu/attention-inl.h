@@ -1,8 +1,6 @@
-// Attention (attention.h) of one head: K is transposed, so that lanes are keys,
-// and V copied, because its rows, far apart, would share few sets of L1. Then
-// kRows queries at a time meet block after block of keys. Of a block, kRows x
-// kVecs registers hold scores, later sums over keys. Nothing is read past the
-// end of a row of K, V or the mask.
+// Attention (attention.h) of one head: K is transposed, so that lanes are keys, and V copied, because its rows, far
+// apart, would share few sets of L1. Then kRows queries at a time meet block after block of keys. Of a block,
+// kRows x kVecs registers hold scores, later sums over keys. Nothing is read past the end of a row of K, V or the mask.
 #pragma once
 
 #include "cpu/activation-inl.h"
@@ -23,8 +21,7 @@ SI_INLINE int64_t blocks_of(int64_t keys) { return (keys + kKeys - 1) / kKeys; }
 struct Scratch {
   float* columns;         // [blocks][dim][kKeys]: K transposed, 0 behind its end
   float* values;          // [keys][width]: V
-  float *queries, *sums;  // [kRows][width], width = dim in whole vectors: scaled
-                          // queries; sums over keys
+  float *queries, *sums;  // [kRows][width], width = dim in whole vectors: scaled queries; sums over keys
   float* scores;          // [kRows][kKeys]
   int64_t width;
 
@@ -42,8 +39,7 @@ int64_t scratch_bytes(const AttentionArgs& a) {
   return static_cast<int64_t>(sizeof(float)) * (blocks_of(a.keys) * kKeys * a.dim + rows);
 }
 
-// out[kRows][kWide vectors] = a[kRows][depth] . b[depth][kWide vectors] +
-// factors[row] * out; factors are nullable.
+// out[kRows][kWide vectors] = a[kRows][depth] . b[depth][kWide vectors] + factors[row] * out; factors are nullable.
 template <int kWide>
 SI_INLINE void multiply_tile(const float* a, int64_t a_row, int64_t depth, const float* b, int64_t b_row,
                              const float* factors, float* out, int64_t out_row) {
@@ -102,8 +98,8 @@ void transpose_keys(const AttentionArgs& a, const float* k, const Scratch& s) {
       for (int i = 0; i < kGroup; ++i) out[c * kKeys + i] = rows[i][c];
     }
   }
-  // Of the last vector of keys, what is behind the end must not hold what was
-  // there before: it may be slow, like subnormals.
+  // Of the last vector of keys, what is behind the end must not hold what was there before: it may be slow, like
+  // subnormals.
   const int64_t end = (a.keys + kGroup - 1) / kGroup * kGroup, tail = end % kKeys;
   float* block = s.columns + (end - tail) * a.dim;
   for (int64_t c = 0; tail > 0 && c < a.dim; ++c) {
@@ -123,8 +119,7 @@ void copy_values(const AttentionArgs& a, const float* v, const Scratch& s) {
   }
 }
 
-// The next head's part of some rows will be in cache when it is needed; whether
-// there is one does not matter.
+// The next head's part of some rows will be in cache when it is needed; whether there is one does not matter.
 SI_INLINE void prefetch_next(const float* rows, const HeadStrides& strides, int64_t first, int64_t last, int64_t dim) {
   for (int64_t row = first; row < last; ++row) {
     const auto at = reinterpret_cast<uintptr_t>(rows) + sizeof(float) * (row * strides.token + strides.head);
@@ -155,8 +150,7 @@ SI_INLINE void add_mask(MaskKind kind, const void* mask, int64_t count, float* s
   }
 }
 
-// e^x for x up to 0, or NaN; 0 below -87, also of -inf, so that no result is
-// subnormal.
+// e^x for x up to 0, or NaN; 0 below -87, also of -inf, so that no result is subnormal.
 SI_INLINE Row::V exp_up_to_0(Row::V x) {
   return Row::select_negative(Row::add(x, Row::set1(87.0f)), Row::zero(), exp_v<Row>(x));
 }
@@ -165,8 +159,7 @@ SI_INLINE Row::V exp_up_to_0(Row::V x) {
 struct Softmax {
   float largest, sum;
 
-  // scores[count] -> e^(score - largest). Returns what earlier sums have to be
-  // multiplied by.
+  // scores[count] -> e^(score - largest). Returns what earlier sums have to be multiplied by.
   SI_INLINE float update(float* scores, int64_t count) {
     Row::V top = Row::set1(largest);
     for (int64_t i = 0; i < count; i += R) top = Row::max(top, Row::load(scores + i));
@@ -196,8 +189,7 @@ SI_INLINE const void* mask_at(const AttentionArgs& a, int64_t batch, int64_t hea
   return a.kind == MaskKind::kNone ? nullptr : static_cast<const char*>(a.mask) + at * bytes;
 }
 
-// Queries [query, query + count) of one head, count <= kRows; q and y are those
-// of the head.
+// Queries [query, query + count) of one head, count <= kRows; q and y are those of the head.
 void attend(const AttentionArgs& a, int64_t batch, int64_t head, const float* q, float* y, int64_t query, int64_t count,
             const Scratch& s) {
   for (int i = 0; i < kRows; ++i) {
