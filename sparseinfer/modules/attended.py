@@ -28,9 +28,9 @@ _TORCHS = F.scaled_dot_product_attention
 _FUSED = 1
 _choice: Any = getattr(torch, "_fused_sdp_choice", None)
 
-# Sizes from which on the native kernel is faster (bench/attention.py, Zen 5, two threads); behind 2048 keys
-# the transposed keys leave the L2 cache.
-_LEAST_QUERIES, _MOST_KEYS, _MOST_DIM = 8, 2048, 256
+# Where the native kernel was faster (bench/attention.py, Zen 5, two threads, as many keys as queries): it
+# prepares all keys first, which a few queries do not pay for.
+_LEAST_QUERIES, _MOST_KEYS, _MOST_DIM, _MOST_KEYS_OF_A_QUERY = 8, 512, 128, 4
 _LEVELS = frozenset({"avx512", "avx512vnni", "avx512bf16", "amx"})
 
 
@@ -130,5 +130,6 @@ def _fits(q: Any, k: Any, v: Any, mask: Any) -> bool:
         for size, whole in zip(mask.shape[::-1], (keys, queries, heads, batch), strict=False)
     ):
         return False
-    large = queries >= _LEAST_QUERIES and 0 < keys <= _MOST_KEYS and 0 < dim <= _MOST_DIM
+    large = queries >= _LEAST_QUERIES and 0 < keys <= min(_MOST_KEYS, _MOST_KEYS_OF_A_QUERY * queries)
+    large = large and 0 < dim <= _MOST_DIM
     return large and batch * heads > 0 and ops.active_isa() in _LEVELS
