@@ -34,7 +34,7 @@ _TIMED: tuple[tuple[Any, str, Callable[..., str]], ...] = (
     (ops, "linear_block", lambda x, products, norm=None: f"{len(products)} products and layer norm"),
     (ops, "linear_parts", lambda *args: "q, k and v"),
     (ops, "linear", lambda *args: "one product"),
-    (F, "scaled_dot_product_attention", lambda *args, **kwargs: "attention"),
+    (ops, "attention", lambda *args: "attention"),
     (F, "layer_norm", lambda *args: "layer norm"),
 )
 

@@ -22,6 +22,9 @@ Window = tuple[Sequence[int], Sequence[int], Sequence[int], Sequence[int]]
 # Of a network: kind, values x and other, activation, window, kernel, packings, weights, n, factors, bias
 Step = tuple[str, int, int, int, Window, int, Sequence[int], int, int, int, int]
 ImagesAt = tuple[int, Sequence[int]]  # address, [channels, height, width]
+# [batch, heads, tokens, ...]: address, elements from batch to batch, head to head, token to token
+Heads = tuple[int, int, int, int]
+AttentionSizes = tuple[int, int, int, int, int]  # batch, heads, queries, keys, dim
 Dense = tuple[int, str, int, int]  # address, dtype, n, k
 Mask = tuple[int, int, int, int]  # address of the bits, n, k, how many are set
 # dtype, n, k, nnz, rows and columns of a block, then the addresses of crow, col, values and, or 0, scales
@@ -77,6 +80,9 @@ def block(
     norm: ResidualNorm | None,
     y: int,
     parts: int = 0,
+) -> None: ...
+def attention(
+    qkvy: Sequence[Heads], mask: Heads, kind: str, sizes: AttentionSizes, scale: float, parts: int = 0
 ) -> None: ...
 def conv(
     kernel: int, images: Images, packed: Sequence[int], epilogue: Epilogue, window: Window, parts: int = 0

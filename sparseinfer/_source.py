@@ -145,8 +145,10 @@ def _same(a: types.CodeType, b: types.CodeType) -> bool:
     return key(a) == key(b) and len(_codes(a)) == len(_codes(b)) and all(_same(x, y) for x, y in inner)
 
 
-def resolved(path: ast.expr, owner: nn.Module, function: types.FunctionType) -> Any:
+def resolved(path: ast.expr, owner: nn.Module | None, function: types.FunctionType) -> Any:
     """The object that `self.mlp.act` or `F.relu` in a method of `owner` refers to now; None if unknown.
+
+    `owner` is None for functions that are no methods.
 
     Resolves attributes of modules, global names and constant indices; calls nothing, not even properties.
     """

@@ -9,7 +9,8 @@ namespace sparseinfer {
 #define SI_LEVEL(number, name, ...)         \
   extern const SpmmKernel kernels_##name[]; \
   extern const int kernel_count_##name;     \
-  extern const ImageOps image_ops_##name;
+  extern const ImageOps image_ops_##name;   \
+  extern const AttentionOps attention_ops_##name;
 #include "sparseinfer/levels.inc"
 #undef SI_LEVEL
 
@@ -33,6 +34,14 @@ const ImageOps& image_ops(Isa isa) {
 #include "sparseinfer/levels.inc"
 #undef SI_LEVEL
   return image_ops_scalar;
+}
+
+const AttentionOps& attention_ops(Isa isa) {
+#define SI_LEVEL(number, name, ...) \
+  if (isa == Isa::number) return attention_ops_##name;
+#include "sparseinfer/levels.inc"
+#undef SI_LEVEL
+  return attention_ops_scalar;
 }
 #undef SI_OTHER_LEVEL
 

@@ -78,6 +78,7 @@ struct F32x16 {
   // a * 2^e for integral e
   static V scale(V a, V e) { return _mm512_scalef_ps(a, e); }
   static float sum(V a) { return _mm512_reduce_add_ps(a); }
+  static float largest(V a) { return _mm512_reduce_max_ps(a); }
   using Quad = V;
   template <class T>
   static Quad load_quad(const T* p) {

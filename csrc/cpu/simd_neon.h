@@ -102,6 +102,7 @@ struct F32x4 {
     return mul(mul(a, pow2(half)), pow2(vsubq_s32(whole, half)));
   }
   static float sum(V a) { return vaddvq_f32(a); }
+  static float largest(V a) { return vmaxvq_f32(a); }
 
   // Four weights: one load for four multiplies, each of which takes its weight from a lane.
   using Quad = V;

@@ -50,6 +50,7 @@ struct F32x1 {
   static V evens(V a, V) { return a; }
   static V scale(V a, V e) { return e == e ? ldexpf(a, static_cast<int>(e)) : e; }  // no integer is NaN
   static float sum(V a) { return a; }
+  static float largest(V a) { return a; }  // if none is NaN
 
   // Four weights, or pairs of them.
   using Quad = const float*;

@@ -2,6 +2,7 @@
 // the level's name. It is plain data, without constructors at load time.
 #pragma once
 
+#include "cpu/attention-inl.h"
 #include "cpu/bitmap-inl.h"
 #include "cpu/bsr-inl.h"
 #include "cpu/csr-inl.h"
@@ -89,6 +90,9 @@ const int SI_JOIN(kernel_count_, SI_ISA) = sizeof(SI_JOIN(kernels_, SI_ISA)) / s
 
 extern const ImageOps SI_JOIN(image_ops_, SI_ISA);
 const ImageOps SI_JOIN(image_ops_, SI_ISA) = {max_pool, mean_of_image, add_images, depthwise};
+
+extern const AttentionOps SI_JOIN(attention_ops_, SI_ISA);
+const AttentionOps SI_JOIN(attention_ops_, SI_ISA) = {attention::scratch_bytes, attention::run};
 
 extern const ProbeLoop SI_JOIN(probe_loops_, SI_ISA)[];
 extern const int SI_JOIN(probe_loop_count_, SI_ISA);

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from sparseinfer.modules._attention_mask import combined_mask
 from sparseinfer.modules._attention_names import AttentionNames
+from sparseinfer.modules.attended import attended
 from sparseinfer.modules.parts import checked_part, dense_bias, dense_linear, dense_weight, features
 
 
@@ -230,7 +231,7 @@ class SparseMultiheadAttention(AttentionNames):
         """Attention [n, heads, l, head_dim] and, if needed, its weights [n, heads, l, s]."""
         dropout = self.dropout if self.training else 0.0
         if not need_weights:
-            return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal), None
+            return attended(F.scaled_dot_product_attention, q, k, v, mask, dropout, is_causal), None
         scores = (q * math.sqrt(1.0 / self.head_dim)) @ k.transpose(-2, -1)
         weights = F.dropout(F.softmax(scores if mask is None else scores + mask, dim=-1), dropout)
         return weights @ v, weights

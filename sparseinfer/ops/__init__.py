@@ -21,6 +21,7 @@ from sparseinfer.ops.candidates import (
     may_win,
     min_sparsity,
 )
+from sparseinfer.ops.cpu.attention import attention
 from sparseinfer.ops.cpu.block import Product, ResidualNorm, linear_block
 from sparseinfer.ops.cpu.kernels import KernelInfo, active_isa, isa_levels, kernel_info, kernels, kernels_at
 from sparseinfer.ops.cpu.packing import pack
@@ -65,6 +66,7 @@ __all__ = [
     "ResidualNorm",
     "active_isa",
     "all_layouts",
+    "attention",
     "candidate_layouts",
     "check_packing",
     "compact_layout",

@@ -9,6 +9,7 @@
 #include <csignal>
 #include <set>
 
+#include "attentions.h"
 #include "convolutions.h"
 #include "damage.h"
 #include "exact.h"
@@ -336,6 +337,7 @@ int main_(int argc, char** argv) {
   check_damage();
   check_convolutions();
   check_bad_convolutions();
+  check_attention();
 
   std::set<std::string> levels;
   int64_t products = 0, round_trips = 0, damaged = 0, refused = 0;

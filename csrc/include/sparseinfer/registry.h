@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "sparseinfer/attention.h"
 #include "sparseinfer/cpu_features.h"
 #include "sparseinfer/image_ops.h"
 #include "sparseinfer/kernel.h"
@@ -20,6 +21,7 @@ const std::vector<RegisteredKernel>& registry();
 
 // Those of a level that this machine can run.
 const ImageOps& image_ops(Isa isa);
+const AttentionOps& attention_ops(Isa isa);
 
 // Whether some row reads this packing with weights held so.
 bool has_kernels(PackingKind packing, Storage storage);

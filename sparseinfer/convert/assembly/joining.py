@@ -8,6 +8,7 @@ is allowed: results do not depend on what the survey found (`survey/chains.py`).
 from __future__ import annotations
 
 import ast
+import copy
 import functools
 from dataclasses import replace
 from functools import lru_cache
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparseinfer._source import source_of
+from sparseinfer._source import Source, source_of
 from sparseinfer.convert.survey.chains import (
     BASE,
     JoinedForward,
@@ -32,6 +33,7 @@ from sparseinfer.convert.survey.chains import (
 from sparseinfer.convert.survey.pairs import ONE_AFTER_ANOTHER, methods_of, paired, pairs_in, whole_of
 from sparseinfer.convert.survey.rewriting import CHAIN, CHAIN_IN_ORDER, NORMED_SUM, TAKE
 from sparseinfer.modules.activations import activation_name
+from sparseinfer.modules.attended import ATTENDED, Attended, attended
 from sparseinfer.modules.chain import CHAINING, chain, chain_in_order
 from sparseinfer.modules.linear import SparseLinear
 from sparseinfer.modules.normed import WHOLE, normed_sum, one_after_another
@@ -49,6 +51,7 @@ _BOUND: dict[str, object] = {
     NORMED_SUM: normed_sum,
     TAKE: take,
     ONE_AFTER_ANOTHER: one_after_another,
+    ATTENDED: attended,
 }
 
 
@@ -77,6 +80,7 @@ def join_all_(model: nn.Module, *, fuse: bool) -> None:
     if fuse:
         for module in model.modules():
             _join_methods_(module)
+            _join_attention_(module)
 
 
 def join_(module: nn.Module, joins: Joins) -> None:
@@ -98,6 +102,25 @@ def _join_methods_(module: nn.Module) -> None:
         base: Any = base_class(module)
         forward = _joined(module) or JoinedForward()
         module.__class__ = _class(base, replace(forward, methods=methods), False)
+
+
+def _join_attention_(module: nn.Module) -> None:
+    """Let calls of torch's attention in the module's forward be `attended`."""
+    if "forward" in vars(module) or not may_be_derived(module, told=False):
+        return
+    base: Any = base_class(module)
+    source = source_of(base.forward)
+    if source is not None and _attended(source, source.copy()) is not None:
+        joined = replace(_joined(module) or JoinedForward(), attends=True)
+        module.__class__ = _class(base, joined, False)
+
+
+def _attended(source: Source, definition: ast.FunctionDef) -> ast.FunctionDef | None:
+    """The definition with calls of attention rewritten; None: it has none."""
+    names = [argument.arg for argument in (*definition.args.posonlyargs, *definition.args.args)]
+    rewriter = Attended(source.function, names[0] if names else "")
+    rewritten: ast.FunctionDef = rewriter.visit(definition)
+    return rewritten if rewriter.found else None
 
 
 def hold_region_(module: nn.Module) -> Holder | None:
@@ -157,7 +180,7 @@ def _class(base: Any, joined: JoinedForward | None, region: bool) -> Any:
     def reduce(self: nn.Module, protocol: Any) -> Any:
         how, args, *rest = base.__reduce_ex__(self, protocol)
         if getattr(how, "__name__", "") == "__newobj__" and args[0] is kind:
-            parts = None if joined is None else (joined.pairs, joined.methods)
+            parts = None if joined is None else (joined.pairs, joined.methods, joined.attends)
             return _made, (base, parts, region, *args[1:]), *rest
         # In an older protocol, which names the class that others know.
         return how, tuple(base if item is kind else item for item in args), *rest
@@ -177,12 +200,14 @@ def _written(base: Any, joined: JoinedForward) -> dict[str, Any] | None:
     names: dict[str, Any] = {}
     if base.forward is nn.Sequential.forward:
         names["forward"] = _sequential_forward
-    elif joined.pairs:
+    elif joined.pairs or joined.attends:
         source = source_of(base.forward)
         if source is None:
             return None
-        definition = ast.fix_missing_locations(definition_of(joined, source))
-        names["forward"] = source.compiled(definition, _BOUND)
+        definition = definition_of(joined, source) if joined.pairs else source.copy()
+        if joined.attends:
+            definition = _attended(source, copy.deepcopy(definition)) or definition
+        names["forward"] = source.compiled(ast.fix_missing_locations(definition), _BOUND)
         names[WHOLE] = whole_of(definition)
     for name in {method for method, _, _ in joined.methods}:
         source = source_of(methods_of(base)[name])
@@ -194,7 +219,10 @@ def _written(base: Any, joined: JoinedForward) -> dict[str, Any] | None:
 
 
 def _made(
-    base: Any, parts: tuple[frozenset[Pair], frozenset[tuple[str, str, str]]] | None, region: bool, *args: Any
+    base: Any,
+    parts: tuple[frozenset[Pair], frozenset[tuple[str, str, str]], bool] | None,
+    region: bool,
+    *args: Any,
 ) -> nn.Module:
     """For copies and pickles, which know no class that was made here."""
     kind = _class(base, None if parts is None else JoinedForward(*parts), region)

@@ -48,11 +48,12 @@ class JoinedForward:
     """A forward in which these pairs (and uses of `take`) are joined; equal if the pairs are equal.
 
     `definition` is its source, if it has been written; `definition_of` writes it. `methods` are the pairs of
-    calls that are joined in other methods (`pairs.py`).
+    calls that are joined in other methods (`pairs.py`); `attends`: calls of attention are `attended`.
     """
 
     pairs: frozenset[Pair] = frozenset()
     methods: frozenset[tuple[str, str, str]] = frozenset()
+    attends: bool = False
     definition: ast.FunctionDef | None = field(default=None, compare=False)
 
 
