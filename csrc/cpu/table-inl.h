@@ -5,6 +5,7 @@
 #include "cpu/bitmap-inl.h"
 #include "cpu/bsr-inl.h"
 #include "cpu/csr-inl.h"
+#include "cpu/depthwise-inl.h"
 #include "cpu/grouplist-inl.h"
 #include "cpu/images-inl.h"
 #include "cpu/norm-inl.h"
@@ -88,7 +89,7 @@ const SpmmKernel SI_JOIN(kernels_, SI_ISA)[] = {
 const int SI_JOIN(kernel_count_, SI_ISA) = sizeof(SI_JOIN(kernels_, SI_ISA)) / sizeof(SpmmKernel);
 
 extern const ImageOps SI_JOIN(image_ops_, SI_ISA);
-const ImageOps SI_JOIN(image_ops_, SI_ISA) = {max_pool, mean_of_image, add_images, depthwise};
+const ImageOps SI_JOIN(image_ops_, SI_ISA) = {max_pool, mean_of_image, add_images, scale_images, depthwise};
 
 extern const ProbeLoop SI_JOIN(probe_loops_, SI_ISA)[];
 extern const int SI_JOIN(probe_loop_count_, SI_ISA);

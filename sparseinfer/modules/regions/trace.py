@@ -220,6 +220,7 @@ FUNCTIONS = frozenset(
     {
         *(torch.relu, Tensor.relu, Tensor.relu_, torch.relu_, nn.functional.relu, nn.functional.relu_),
         *(nn.functional.silu, nn.functional.gelu, nn.functional.relu6, nn.functional.hardswish),
+        nn.functional.hardsigmoid,
         *(Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__, torch.add),
         *(
             torch.flatten,
@@ -229,6 +230,7 @@ FUNCTIONS = frozenset(
             torch.mul,
             Tensor.mul,
             Tensor.__mul__,
+            Tensor.__rmul__,
         ),
         *(Tensor.mean, torch.mean, torch.cat, nn.functional.adaptive_avg_pool2d, nn.functional.max_pool2d),
         *(nn.functional.pad, Tensor.squeeze, torch.squeeze, Tensor.unsqueeze, torch.unsqueeze),
