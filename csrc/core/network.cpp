@@ -71,7 +71,8 @@ std::vector<ImageShape> shapes_of(const std::vector<NetworkStep>& steps, const s
     image_elements(y[0], y[1], y[2]);
     const ImageShape other = s.kind == StepKind::kScale ? ImageShape{y[0], 1, 1} : y;
     if (s.other != kNoValue && shapes[static_cast<size_t>(s.other)] != other) {
-      fail(i, "operands that fit, got " + text(y) + " and " + text(shapes[static_cast<size_t>(s.other)]));
+      fail(i, std::string(s.kind == StepKind::kScale ? "one pixel of each channel" : "operands of one shape") +
+                  ", got " + text(y) + " and " + text(shapes[static_cast<size_t>(s.other)]));
     }
     shapes.push_back(y);
   }

@@ -71,11 +71,13 @@ class _Inverted(nn.Module):
         expand = _layers(channels, wide, 1, 1, eps=eps) if expansion > 1 else []
         depthwise = _layers(wide, wide, size, stride, eps=eps, groups=wide, as_tensorflow=as_tensorflow)
         project = [nn.Conv2d(wide, out, 1, bias=False), nn.BatchNorm2d(out, eps)]
-        self.layers = nn.Sequential(*expand, *depthwise, *project)
+        self.expand, self.depthwise = nn.Sequential(*expand), depthwise
+        self.project = nn.Sequential(*project)
         self.adds = stride == 1 and channels == out
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.layers(x) if self.adds else self.layers(x)
+        y: Tensor = self.project(self.depthwise(self.expand(x)))
+        return x + y if self.adds else y
 
 
 def _layers(

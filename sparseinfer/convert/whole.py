@@ -10,7 +10,7 @@ from torch import nn
 
 from sparseinfer._machine import free_bytes
 from sparseinfer.convert.assembly.reduced import Part, parts_of, reduced
-from sparseinfer.convert.assembly.regions import layers_in_regions
+from sparseinfer.convert.assembly.regions import has_sparse_convolutions, layers_in_regions
 from sparseinfer.convert.assembly.replacements import Build, build
 from sparseinfer.convert.decisions import Decision
 from sparseinfer.convert.options import COMPACT, ConvertOptions
@@ -71,10 +71,15 @@ def regions_pay(
     example_inputs: Any,
     options: ConvertOptions,
 ) -> bool:
-    """Whether the converted model is not surely slower with regions than without; both are made by these."""
+    """Whether the converted model is not surely slower with regions than without; both are made by these.
+
+    Regions of dense convolutions take memory, and have to be surely faster.
+    """
     model = with_regions()
     if not layers_in_regions(model):
         return True
+    if not has_sparse_convolutions(model):
+        return bool(Comparison(model, example_inputs, options.budget_s).is_slower(without))
     comparison = Comparison(without(), example_inputs, options.budget_s)
     return not comparison.is_slower(lambda: model)
 

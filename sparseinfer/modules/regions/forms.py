@@ -16,6 +16,11 @@ from sparseinfer.modules.chain import FoldedLayer
 from sparseinfer.modules.conv import SparseConv2d
 from sparseinfer.modules.regions.trace import Call, Value
 
+ADDITIONS = frozenset({Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__, torch.add})
+# Layers that return their input when they are not in training.
+NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)
+_IN_PLACE = frozenset({Tensor.add_, Tensor.__iadd__, Tensor.relu_, torch.relu_, F.relu_})
+_MAY_BE_IN_PLACE = frozenset({F.relu, F.silu, F.relu6, F.hardswish, F.hardsigmoid})
 PRODUCTS = frozenset({torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__})
 _METHODS = {
     **dict.fromkeys((Tensor.relu, Tensor.relu_, torch.relu_, F.relu_), "relu"),
@@ -72,6 +77,14 @@ def _zeros_around(call: Call) -> tuple[int, int, int, int] | None:
         return None
     left, right, top, bottom = pads
     return left, right, top, bottom
+
+
+def writes(call: Call) -> bool:
+    """Whether it may write to its first input."""
+    function = call.function
+    if function in _MAY_BE_IN_PLACE and call.args[1:] not in ((), (False,)):
+        return True
+    return bool(function in _IN_PLACE or getattr(function, "inplace", False) or call.kwargs.get("inplace"))
 
 
 def is_mean(call: Call) -> bool:

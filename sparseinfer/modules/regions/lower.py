@@ -15,7 +15,16 @@ from sparseinfer.formats import CSR
 from sparseinfer.modules.chain import FoldedLayer, affine_of
 from sparseinfer.modules.conv import SparseConv2d, weight_in_channels_last
 from sparseinfer.modules.pooling import ChannelsLastMaxPool2d
-from sparseinfer.modules.regions.forms import PRODUCTS, Padded, activation_of, is_mean, with_padded
+from sparseinfer.modules.regions.forms import (
+    ADDITIONS,
+    NOTHING,
+    PRODUCTS,
+    Padded,
+    activation_of,
+    is_mean,
+    with_padded,
+    writes,
+)
 from sparseinfer.modules.regions.trace import Call, Recorded, Value
 from sparseinfer.ops.cpu.kernels import kernel_id
 from sparseinfer.ops.cpu.network import NO_VALUE, Network, Step
@@ -23,10 +32,7 @@ from sparseinfer.ops.cpu.packing import pack
 
 # Dense weights that are packed for a network: they are held twice, and compared at every call.
 MOST_DENSE_BYTES = 256 << 10
-_ADD = frozenset({Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__, torch.add})
-_IN_PLACE = frozenset({Tensor.add_, Tensor.__iadd__, Tensor.relu_, torch.relu_, nn.functional.relu_})
 _POOLS = (nn.MaxPool2d, ChannelsLastMaxPool2d)
-_NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)
 # Storages whose kernels read images of fp32.
 _STORAGES = ("f32", "wbf16", "wf16")
 
@@ -78,7 +84,7 @@ def lowered(recorded: Recorded) -> list[Part]:
         if _is_native(call, uses, alone, pixels):
             run.append((number, call))
             # What does nothing returns its input.
-            if not isinstance(call.function, _NOTHING) or all(
+            if not isinstance(call.function, NOTHING) or all(
                 i in alone and uses[i] == 1 for i in call.reads()
             ):
                 alone.add(number)
@@ -98,8 +104,8 @@ def _is_pixel(call: Call, pixels: set[int]) -> bool:
         keeps = _pair(layer.kernel_size) == _PIXEL and layer.padding in (0, (0, 0))
     else:
         keeps = (
-            function in _ADD
-            or isinstance(layer, (nn.BatchNorm2d, *_NOTHING))
+            function in ADDITIONS
+            or isinstance(layer, (nn.BatchNorm2d, *NOTHING))
             or activation_of(call) != "none"
         )
     return keeps and pixels.issuperset(call.reads())
@@ -111,19 +117,18 @@ def _is_native(call: Call, uses: Counter[int], alone: set[int], pixels: set[int]
     values = [arg for arg in call.args if isinstance(arg, Value)]
     if is_mean(call):
         return True
-    if function in _ADD or function in PRODUCTS:
+    if function in ADDITIONS or function in PRODUCTS:
         if len(call.args) != 2 or len(values) != 2 or call.kwargs:
             return False
         if function in PRODUCTS:
             return any(value.number in pixels for value in values)
     elif len(call.args) != 1 or len(values) != 1:
         return False
-    in_place = function in _IN_PLACE or getattr(function, "inplace", False) or call.kwargs.get("inplace")
-    if in_place and (values[0].number not in alone or uses[values[0].number] != 1):
+    if writes(call) and (values[0].number not in alone or uses[values[0].number] != 1):
         return False
-    if isinstance(function, _NOTHING):
+    if isinstance(function, NOTHING):
         return not function.training or isinstance(function, nn.Identity)
-    if function in _ADD:
+    if function in ADDITIONS:
         return True
     if activation_of(call) != "none":
         return True
@@ -142,15 +147,20 @@ def _is_step(layer: Any) -> bool:
     if kind is nn.Conv2d:
         return _is_dense_step(layer)
     if kind is nn.BatchNorm2d:
-        held = (layer.running_mean, layer.running_var, layer.weight, layer.bias)
-        given = [t for t in held if t is not None]
-        statistics = layer.running_mean is not None and layer.running_var is not None
-        return statistics and not layer.training and all(t.dtype == torch.float32 and t.is_cpu for t in given)
+        return is_norm(layer)
     if kind not in _POOLS:
         return False
     pool: Any = layer
     sizes = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
     return not pool.ceil_mode and not pool.return_indices and all(map(_is_pair, sizes))
+
+
+def is_norm(layer: Any) -> bool:
+    """Whether it is a batch norm that multiplies and adds fp32 vectors on the CPU."""
+    if type(layer) is not nn.BatchNorm2d or layer.running_mean is None or layer.running_var is None:
+        return False
+    held = (layer.running_mean, layer.running_var, layer.weight, layer.bias)
+    return not layer.training and all(t is None or (t.dtype == torch.float32 and t.is_cpu) for t in held)
 
 
 def _is_dense_step(conv: nn.Conv2d) -> bool:
@@ -229,14 +239,14 @@ class _Lowering:
         x = self.places[read[0]]
         if isinstance(function, nn.Module):
             self.layers.append(function)
-        if function in _ADD:
+        if function in ADDITIONS:
             return self._add(read)
         if function in PRODUCTS:
             image, pixel = read if read[1] in self.pixels else read[::-1]
             return self._new(Step("scale", self.places[image], other=self.places[pixel]))
         if is_mean(call):
             return self._new(Step("mean", x))
-        if isinstance(function, _NOTHING):
+        if isinstance(function, NOTHING):
             if self.uses[read[0]] != 1:
                 self.shared.add(x)
             return x

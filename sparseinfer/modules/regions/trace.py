@@ -84,6 +84,15 @@ class Call:
         leaves = pytree.tree_leaves((self.args, self.kwargs))
         return [leaf.number for leaf in leaves if isinstance(leaf, Value)]
 
+    def of(self, values: Sequence[Any]) -> Any:
+        """The result, with these values in the place of those that stand for them."""
+
+        def given(leaf: Any) -> Any:
+            return values[leaf.number] if isinstance(leaf, Value) else leaf
+
+        args, kwargs = pytree.tree_map(given, (self.args, self.kwargs))
+        return self.function(*args, **kwargs)
+
 
 @dataclass
 class Recorded:
