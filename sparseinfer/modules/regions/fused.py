@@ -1,4 +1,4 @@
-"""Dense convolutions with the batch norm, sum and activation after them as one call of oneDNN each.
+"""Dense convolutions with the batch norm and sum after them as one call of oneDNN each, and the activation.
 
 For modules without sparse convolutions. Results stay in channels_last from one layer to the next; weights are
 multiplied by their batch norms and laid out for the shape of the input, as torch.compile does it for frozen
@@ -21,8 +21,6 @@ from sparseinfer.modules.regions.forms import ADDITIONS, NOTHING, activation_of,
 from sparseinfer.modules.regions.lower import Copied, is_norm
 from sparseinfer.modules.regions.trace import Call, Recorded, Refused, Value
 
-# What oneDNN does after a sum or a product: attr and scalars of `torch.ops.mkldnn._convolution_pointwise`.
-_ATTRIBUTES: dict[str, tuple[str, list[float]]] = {"none": ("none", []), "relu": ("relu", [])}
 # Layers whose result is new memory.
 _MAKERS = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d)
 # Of a weight, so many values are compared at every call, and torch's count of writes to it.
@@ -52,16 +50,16 @@ class Fused:
         weight, bias, shape = packed
         x = x.contiguous(memory_format=torch.channels_last)
         geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
-        attr, scalars = _ATTRIBUTES[self.activation]
         convolution: Any = torch.ops.mkldnn._convolution_pointwise
         if other is None:
-            return convolution(x, weight, bias, *geometry, attr, scalars, "")
-        if other.shape != shape or other.dtype != torch.float32:
+            y = convolution(x, weight, bias, *geometry, "none", [], "")
+        elif other.shape != shape or other.dtype != torch.float32:
             y = convolution(x, weight, bias, *geometry, "none", [], "") + other
-            return ops.ACTIVATIONS[self.activation](y)
-        other = other.contiguous(memory_format=torch.channels_last)
-        after = None if attr == "none" else attr
-        return convolution.binary(x, other, weight, bias, *geometry, "add", 1.0, after, scalars, "")
+        else:
+            other = other.contiguous(memory_format=torch.channels_last)
+            y = convolution.binary(x, other, weight, bias, *geometry, "add", 1.0, None, [], "")
+        # Not by oneDNN, whose relu of NaN is 0.
+        return torch.relu_(y) if self.activation == "relu" else ops.ACTIVATIONS[self.activation](y)
 
     def _pack(self, shape: torch.Size) -> tuple[Tensor, Tensor | None, torch.Size]:
         """Weight and bias for an input of this shape, and the shape of its result."""
@@ -149,7 +147,7 @@ def _goes_on(step: Fused, call: Call, last: int, reads: Sequence[int]) -> bool:
     if step.activation != "none":
         return False
     name = activation_of(call)
-    if name != "none" and name in _ATTRIBUTES and len(call.args) == 1:
+    if name != "none" and len(call.args) == 1:
         step.activation = name
     elif step.other is None and step.norm is None and len(call.args) == 1 and is_norm(function):
         step.norm = function
