@@ -68,11 +68,9 @@ class _Inverted(nn.Module):
     ) -> None:
         super().__init__()
         wide = expansion * channels
-        expand = _layers(channels, wide, 1, 1, eps=eps) if expansion > 1 else []
-        depthwise = _layers(wide, wide, size, stride, eps=eps, groups=wide, as_tensorflow=as_tensorflow)
-        project = [nn.Conv2d(wide, out, 1, bias=False), nn.BatchNorm2d(out, eps)]
-        self.expand, self.depthwise = nn.Sequential(*expand), depthwise
-        self.project = nn.Sequential(*project)
+        self.expand = _layers(channels, wide, 1, 1, eps=eps) if expansion > 1 else nn.Sequential()
+        self.depthwise = _layers(wide, wide, size, stride, eps=eps, groups=wide, as_tensorflow=as_tensorflow)
+        self.project = nn.Sequential(nn.Conv2d(wide, out, 1, bias=False), nn.BatchNorm2d(out, eps))
         self.adds = stride == 1 and channels == out
 
     def forward(self, x: Tensor) -> Tensor:

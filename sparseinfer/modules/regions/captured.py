@@ -133,7 +133,8 @@ class CapturedDense(Captured):
     def takes(self, x: Tensor) -> bool:
         if x.shape not in self._shapes and len(self._shapes) >= _MOST_SHAPES:
             return False
-        return self._takes(x) and not torch.is_autocast_enabled("cpu") and torch.backends.mkldnn.enabled
+        onednn = bool(torch.backends.mkldnn.enabled)
+        return onednn and self._takes(x) and not torch.is_autocast_enabled("cpu")
 
     def run(self, x: Tensor) -> Any:
         values: list[Any] = [None] * self._values

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sparseinfer import ops
 from sparseinfer.modules.chain import affine_of
 from sparseinfer.modules.regions.forms import ADDITIONS, NOTHING, activation_of, writes
-from sparseinfer.modules.regions.lower import Copied, is_norm
+from sparseinfer.modules.regions.lower import Copied, is_norm, window_of
 from sparseinfer.modules.regions.trace import Call, Recorded, Refused, Value
 
 # Layers whose result is new memory.
@@ -66,9 +66,9 @@ class Fused:
         conv = self.conv
         if len(shape) != 4 or shape[1] != conv.in_channels or 0 in shape:
             raise ValueError(f"x: expected [b, {conv.in_channels}, h, w], got {tuple(shape)}")
-        window = zip(shape[2:], conv.kernel_size, conv.stride, conv.padding, conv.dilation, strict=True)
-        sizes = [(n + 2 * int(p) - (k - 1) * d - 1) // s + 1 for n, k, s, p, d in window]
-        if min(sizes) < 1:
+        kernel, stride, padding, dilation = window_of(conv)
+        padded = [shape[i + 2] + 2 * padding[i] - (kernel[i] - 1) * dilation[i] - 1 for i in range(2)]
+        if min(padded) < 0:
             raise ValueError(f"x: expected an image that is not smaller than the kernel, got {tuple(shape)}")
         weight, bias = conv.weight.detach(), None if conv.bias is None else conv.bias.detach().clone()
         if self.norm is not None:
@@ -78,7 +78,13 @@ class Fused:
         reorder: Any = torch.ops.mkldnn._reorder_convolution_weight
         weight = weight.contiguous(memory_format=torch.channels_last)
         weight = reorder(weight, conv.padding, conv.stride, conv.dilation, conv.groups, shape)
-        return weight, bias, torch.Size((shape[0], conv.out_channels, *sizes))
+        return (
+            weight,
+            bias,
+            torch.Size(
+                (shape[0], conv.out_channels, *(n // s + 1 for n, s in zip(padded, stride, strict=True)))
+            ),
+        )
 
     def layers(self) -> list[nn.Module]:
         return [layer for layer in (self.conv, self.norm) if layer is not None]
@@ -92,7 +98,8 @@ class Fused:
             held.append((self.conv.bias, None, None, None))
         if norm is not None:
             held.append((norm.running_mean, norm.running_var, norm.weight, norm.bias))
-        return [(one, ops.Kept(tuple(t if t is None else t.detach().clone() for t in one))) for one in held]
+        kept: list[Any] = [tuple(t if t is None else t.detach().clone() for t in one) for one in held]
+        return [(one, ops.Kept(values)) for one, values in zip(held, kept, strict=True)]
 
 
 # The number of the value that it makes, and how.

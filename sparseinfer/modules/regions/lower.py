@@ -185,7 +185,7 @@ def _pair(size: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def _window(layer: Any) -> Window:
+def window_of(layer: Any) -> Window:
     return tuple(_pair(getattr(layer, name)) for name in ("kernel_size", "stride", "padding", "dilation"))
 
 
@@ -264,7 +264,7 @@ class _Lowering:
             return self._sparse(x, layer, pads)
         if isinstance(layer, nn.Conv2d):
             return self._dense(x, layer, pads)
-        return self._new(Step("max_pool", x, window=_window(layer)))
+        return self._new(Step("max_pool", x, window=window_of(layer)))
 
     def _new(self, step: Step) -> int:
         self.steps.append(step)
@@ -316,8 +316,8 @@ class _Lowering:
     def _sparse(self, x: int, conv: SparseConv2d, pads: Pads) -> int:
         bucket = ops.parse_plan(conv.plan)[-1]
         first = bucket.packing * conv.groups
-        window = (conv._op_kernel_size, conv._op_stride, conv._op_padding, conv._op_dilation)
-        window, after = _with_pads(tuple(map(tuple, window)), pads)
+        sizes = (conv._op_kernel_size, conv._op_stride, conv._op_padding, conv._op_dilation)
+        window, after = _with_pads(tuple(map(_pair, sizes)), pads)
         return self._new(
             Step(
                 "conv",
@@ -333,7 +333,7 @@ class _Lowering:
         )
 
     def _dense(self, x: int, conv: nn.Conv2d, pads: Pads) -> int:
-        window, after = _with_pads(_window(conv), pads)
+        window, after = _with_pads(window_of(conv), pads)
         step = Step("conv", x, window=window, padding_after=after, n=conv.out_channels, bias=conv.bias)
         if _is_depthwise(conv):
             step.kind, step.weights = "depthwise", conv.weight
