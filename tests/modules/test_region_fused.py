@@ -236,3 +236,24 @@ def test_wrong_inputs_give_the_errors_of_the_layers() -> None:
 def test_few_convolutions_are_no_region() -> None:
     with pytest.raises(Refused, match="few"):
         Holder(dense=True).capture(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()), 3)
+
+
+def test_convert_keeps_what_is_faster(monkeypatch: pytest.MonkeyPatch, runs: list[CapturedDense]) -> None:
+    from sparseinfer.convert.timing.whole_model import Comparison
+
+    torch.manual_seed(8)
+    dense = ResNet().eval()
+    randomize_norms(dense)
+    x = image(2, 3, 32, 32)
+    for is_faster in (True, False, None):
+        monkeypatch.setattr(Comparison, "is_slower", lambda self, made, answer=is_faster: answer)
+        with torch.inference_mode():
+            fast = si.convert(dense, example_inputs=(x,), fold_batch_norm=True, budget_s=1)
+        assert (region_of(fast) is not None) == (is_faster is True)
+        runs.clear()
+        check(dense, fast, x)
+        assert len(runs) == (is_faster is True)
+    for options in ({"fold_batch_norm": False}, {"measure": False}, {"regions": False}):
+        fast = si.convert(dense, example_inputs=(x,), **{"fold_batch_norm": True, "budget_s": 1, **options})
+        assert region_of(fast) is None
+    assert region_of(si.convert(dense, fold_batch_norm=True, budget_s=1)) is None

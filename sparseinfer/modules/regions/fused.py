@@ -78,13 +78,8 @@ class Fused:
         reorder: Any = torch.ops.mkldnn._reorder_convolution_weight
         weight = weight.contiguous(memory_format=torch.channels_last)
         weight = reorder(weight, conv.padding, conv.stride, conv.dilation, conv.groups, shape)
-        return (
-            weight,
-            bias,
-            torch.Size(
-                (shape[0], conv.out_channels, *(n // s + 1 for n, s in zip(padded, stride, strict=True)))
-            ),
-        )
+        sizes = (n // s + 1 for n, s in zip(padded, stride, strict=True))
+        return weight, bias, torch.Size((shape[0], conv.out_channels, *sizes))
 
     def layers(self) -> list[nn.Module]:
         return [layer for layer in (self.conv, self.norm) if layer is not None]
@@ -176,19 +171,18 @@ def _is_dense(conv: nn.Conv2d) -> bool:
 
 
 class Writes:
-    """Counts of torch's writes to weights. A write to a part of one that torch does not count, through
-    `.data`, may go unseen; one to all of it changes the values that are compared.
+    """Counts of torch's writes to weights.
+
+    A write to a part of one that torch does not count, through `.data` or in inference mode, may go unseen;
+    one to all of it changes the values that are compared.
     """
 
     def __init__(self, weights: Sequence[Tensor]) -> None:
-        """Refused: torch does not count the writes to one of them."""
-        if any(t.is_inference() for t in weights):
-            raise Refused("it has weights made in inference mode")
         self._weights = weights
         self._before = self._now()
 
     def _now(self) -> list[tuple[int, int]]:
-        return [(t.data_ptr(), t._version) for t in self._weights]
+        return [(t.data_ptr(), -1 if t.is_inference() else t._version) for t in self._weights]
 
     def none_since(self) -> bool:
         return self._now() == self._before
