@@ -73,14 +73,14 @@ def regions_pay(
 ) -> bool:
     """Whether the converted model is not surely slower with regions than without; both are made by these.
 
-    Regions of dense convolutions take memory, and have to be surely faster.
+    Regions of dense convolutions take memory, and have to be clearly faster.
     """
     model = with_regions()
     if not layers_in_regions(model):
         return True
-    if not has_sparse_convolutions(model):
-        return bool(Comparison(model, example_inputs, options.budget_s).is_slower(without))
     comparison = Comparison(without(), example_inputs, options.budget_s)
+    if not has_sparse_convolutions(model):
+        return comparison.is_clearly_faster(lambda: model)
     return not comparison.is_slower(lambda: model)
 
 
