@@ -139,6 +139,8 @@ bench-models: $(VENV)/.models
 	    --json bench/results/models_smollm2.json
 	$(BIN)/sparseinfer bench --model crepe --batch 16 --sparsity 0.8 0.9 --threads 2 --budget 4 \
 	    --json bench/results/models_crepe.json
+	$(BIN)/sparseinfer bench --model mobilenet-v2 efficientnet-lite0 --batch 1 16 --sparsity 0.8 --threads 2 --budget 4 \
+	    --json bench/results/models_mobile.json
 	$(BIN)/sparseinfer bench --model bert-base resnet-50 --sparsity 0 0.2 --threads 2 --budget 6 \
 	    --json bench/results/models_dense.json
 

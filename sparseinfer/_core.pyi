@@ -19,8 +19,9 @@ Matrix = tuple[int, int]  # address, elements from row to row; of y [m, n], whic
 Images = tuple[int, int, int, Sequence[int], Sequence[int]]
 # (height, width) each: kernel size, stride, padding, dilation
 Window = tuple[Sequence[int], Sequence[int], Sequence[int], Sequence[int]]
-# Of a network: kind, values x and other, activation, window, kernel, packings, weights, n, factors, bias
-Step = tuple[str, int, int, int, Window, int, Sequence[int], int, int, int, int]
+# Of a network: kind, values x and other, activation, window, padding below and right, kernel, packings,
+# weights, n, factors, bias
+Step = tuple[str, int, int, int, Window, Sequence[int], int, Sequence[int], int, int, int, int]
 ImagesAt = tuple[int, Sequence[int]]  # address, [channels, height, width]
 # [batch, heads, tokens, ...]: address, elements from batch to batch, head to head, token to token
 Heads = tuple[int, int, int, int]

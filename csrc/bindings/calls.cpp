@@ -45,14 +45,15 @@ struct Step {
   std::string kind;
   int64_t x, other, activation;
   Window window;
+  std::array<int64_t, 2> padding_after;
   int64_t kernel;
   std::vector<uintptr_t> packed;
   uintptr_t weights;
   int64_t n;
   uintptr_t factors, bias;
   static constexpr auto fields() {
-    return std::make_tuple(&Step::kind, &Step::x, &Step::other, &Step::activation, &Step::window, &Step::kernel,
-                           &Step::packed, &Step::weights, &Step::n, &Step::factors, &Step::bias);
+    return std::make_tuple(&Step::kind, &Step::x, &Step::other, &Step::activation, &Step::window, &Step::padding_after,
+                           &Step::kernel, &Step::packed, &Step::weights, &Step::n, &Step::factors, &Step::bias);
   }
 };
 
@@ -195,6 +196,7 @@ NetworkStep step_of(const Step& s) {
   step.stride = s.window.stride;
   step.padding = s.window.padding;
   step.dilation = s.window.dilation;
+  step.padding_after = s.padding_after;
   step.weights = pointer<const float>(s.weights);
   step.n = s.n;
   step.factors = pointer<const float>(s.factors);

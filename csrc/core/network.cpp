@@ -33,19 +33,22 @@ std::string text(const ImageShape& s) {
   return "[" + std::to_string(s[0]) + ", " + std::to_string(s[1]) + ", " + std::to_string(s[2]) + "]";
 }
 
-bool has_window(const NetworkStep& s) { return s.kind != StepKind::kMean && s.kind != StepKind::kAdd; }
+bool has_window(const NetworkStep& s) {
+  return s.kind == StepKind::kConv || s.kind == StepKind::kDepthwise || s.kind == StepKind::kMaxPool;
+}
 
 bool has_affine(const NetworkStep& s) { return s.factors != nullptr || s.bias != nullptr; }
 
 ImageShape result_of(size_t number, const NetworkStep& s, const ImageShape& x) {
   const bool per_channel = s.kind == StepKind::kDepthwise || (s.kind == StepKind::kAdd && has_affine(s));
   if (per_channel && x[0] != s.n) fail(number, std::to_string(s.n) + " channels, got " + text(x));
-  if (s.kind == StepKind::kAdd) return x;
+  if (s.kind == StepKind::kAdd || s.kind == StepKind::kScale) return x;
   if (x[1] < 1 || x[2] < 1) fail(number, "images with pixels, got " + text(x));
   if (s.kind == StepKind::kMean) return {x[0], 1, 1};
   ImageShape y{s.kind == StepKind::kMaxPool ? x[0] : s.n, 0, 0};
   for (size_t i = 0; i < 2; ++i) {
-    const int64_t reach = (s.kernel_size[i] - 1) * s.dilation[i] + 1, size = x[i + 1] + 2 * s.padding[i];
+    const int64_t reach = (s.kernel_size[i] - 1) * s.dilation[i] + 1,
+                  size = x[i + 1] + s.padding[i] + s.padding_after[i];
     if (size < reach) fail(number, "a kernel that is not larger than the padded image, got " + text(x));
     y[i + 1] = (size - reach) / s.stride[i] + 1;
   }
@@ -66,8 +69,10 @@ std::vector<ImageShape> shapes_of(const std::vector<NetworkStep>& steps, const s
     }
     const ImageShape y = result_of(i, s, x);
     image_elements(y[0], y[1], y[2]);
-    if (s.other != kNoValue && shapes[static_cast<size_t>(s.other)] != y) {
-      fail(i, "operands of one shape, got " + text(y) + " and " + text(shapes[static_cast<size_t>(s.other)]));
+    const ImageShape other = s.kind == StepKind::kScale ? ImageShape{y[0], 1, 1} : y;
+    if (s.other != kNoValue && shapes[static_cast<size_t>(s.other)] != other) {
+      fail(i, std::string(s.kind == StepKind::kScale ? "one pixel of each channel" : "operands of one shape") +
+                  ", got " + text(y) + " and " + text(shapes[static_cast<size_t>(s.other)]));
     }
     shapes.push_back(y);
   }
@@ -206,6 +211,8 @@ void run_channels(int64_t begin, int64_t end, void* ctx) {
       return ops.mean(c.x, c.y, plane, begin, end);
     case StepKind::kAdd:
       return ops.add(c.x, epilogue, c.y, plane, begin, end);
+    case StepKind::kScale:
+      return ops.scale(c.x, c.other, c.other_plane, s.activation, c.y, plane, begin, end);
     case StepKind::kDepthwise:
       return ops.depthwise(c.x, window, s.weights, epilogue, c.y, out_h, out_w, plane, begin, end);
     case StepKind::kConv:
@@ -223,7 +230,8 @@ void run_step(const ImageRun& run, size_t number, float* arena, int64_t image, S
   if (s.kind != StepKind::kConv) {
     const ImagePlanes planes{x.at(arena, image), x.shape[1], x.shape[2], x.plane};
     Channels channels{&s, planes, added, other != nullptr ? other->plane : 0, to, &y};
-    if (x.shape[0] * x.plane < kSerialPrepare) spread = Spread::serial();
+    const int64_t taps = s.kind == StepKind::kDepthwise ? s.kernel_size[0] * s.kernel_size[1] : 1;
+    if (x.shape[0] * x.plane * std::min(taps, kLine) < kSerialPrepare) spread = Spread::serial();
     return parallel_for(y.shape[0], spread, run_channels, &channels);
   }
   SpmmArgs args{};
@@ -285,14 +293,17 @@ Network::Network(int64_t inputs, std::vector<NetworkStep> steps, std::vector<int
         for (int64_t size : {s.kernel_size[d], s.stride[d], s.dilation[d]}) {
           if (size < 1 || size > kMostInWindow) fail(i, "sizes of a window, got " + std::to_string(size));
         }
-        if (s.padding[d] < 0 || s.padding[d] > kMostInWindow) {
-          fail(i, "padding from 0 to " + std::to_string(kMostInWindow) + ", got " + std::to_string(s.padding[d]));
-        }
-        if (s.kind == StepKind::kMaxPool && s.padding[d] > s.kernel_size[d] / 2) {
-          fail(i, "padding of at most half the kernel, got " + std::to_string(s.padding[d]));
+        for (int64_t padding : {s.padding[d], s.padding_after[d]}) {
+          if (padding < 0 || padding > kMostInWindow) {
+            fail(i, "padding from 0 to " + std::to_string(kMostInWindow) + ", got " + std::to_string(padding));
+          }
+          if (s.kind == StepKind::kMaxPool && padding > s.kernel_size[d] / 2) {
+            fail(i, "padding of at most half the kernel, got " + std::to_string(padding));
+          }
         }
       }
     }
+    if (s.kind == StepKind::kScale && s.other == kNoValue) fail(i, "another value, of one pixel");
     if (s.kind == StepKind::kDepthwise && (s.weights == nullptr || s.n < 1)) fail(i, "weights and channels");
     if (s.kind == StepKind::kConv) {
       if (s.kernel == nullptr || !s.kernel->takes_conv || s.kernel->round_images != nullptr) {

@@ -55,6 +55,17 @@ SI_INLINE V gelu_tanh(V x) {
   return gate<S>(x, S::mul(cubic, S::set1(2.0f * 0.79788456f)));
 }
 
+// x between 0 and 6.
+template <class S, class V = typename S::V>
+SI_INLINE V up_to_six(V x) {
+  return S::min(S::set1(6.0f), S::max(S::zero(), x));
+}
+
+template <class S, class V = typename S::V>
+SI_INLINE V hardsigmoid(V x) {
+  return S::mul(up_to_six<S>(S::add(x, S::set1(3.0f))), S::set1(1.0f / 6));
+}
+
 template <class S, class V = typename S::V>
 SI_INLINE V activate(V x, Activation activation) {
   switch (activation) {
@@ -66,6 +77,14 @@ SI_INLINE V activate(V x, Activation activation) {
       return gelu_tanh<S>(x);
     case Activation::kSilu:
       return gate<S>(x, x);
+    case Activation::kRelu6:
+      return up_to_six<S>(x);
+    case Activation::kHardswish:
+      return S::mul(x, hardsigmoid<S>(x));
+    case Activation::kSigmoid:
+      return gate<S>(S::set1(1.0f), x);
+    case Activation::kHardsigmoid:
+      return hardsigmoid<S>(x);
     case Activation::kNone:
       break;
   }
@@ -76,24 +95,13 @@ SI_INLINE V activate(V x, Activation activation) {
 template <class S, int N, class V = typename S::V>
 SI_INLINE void activate_all(V (&v)[N], Activation activation) {
   switch (activation) {
-    case Activation::kRelu:
-      SI_UNROLL
-      for (int i = 0; i < N; ++i) v[i] = activate<S>(v[i], Activation::kRelu);
-      break;
-    case Activation::kGelu:
-      SI_UNROLL
-      for (int i = 0; i < N; ++i) v[i] = gelu_erf<S>(v[i]);
-      break;
-    case Activation::kGeluTanh:
-      SI_UNROLL
-      for (int i = 0; i < N; ++i) v[i] = gelu_tanh<S>(v[i]);
-      break;
-    case Activation::kSilu:
-      SI_UNROLL
-      for (int i = 0; i < N; ++i) v[i] = gate<S>(v[i], v[i]);
-      break;
-    case Activation::kNone:
-      break;
+#define SI_ALL(number, name)                                                  \
+  case Activation::number:                                                    \
+    SI_UNROLL                                                                 \
+    for (int i = 0; i < N; ++i) v[i] = activate<S>(v[i], Activation::number); \
+    break;
+    SI_ACTIVATIONS(SI_ALL)
+#undef SI_ALL
   }
 }
 

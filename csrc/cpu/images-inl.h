@@ -1,5 +1,5 @@
-// Pooling, addition and depthwise convolution of images (image_ops.h). A row of the output is computed tap by tap, in
-// loops over its pixels that the compiler turns into vectors; it stays in L1 for all taps.
+// Pooling, addition and scaling of images (image_ops.h), and depthwise convolution with any window. A row of the output
+// is computed tap by tap, in loops over its pixels that the compiler turns into vectors; it stays in L1 for all taps.
 #pragma once
 
 #include "cpu/activation-inl.h"
@@ -106,8 +106,17 @@ void add_images(const ImagePlanes& x, const ImageEpilogue& e, float* y, int64_t 
   }
 }
 
-void depthwise(const ImagePlanes& x, const PoolWindow& w, const float* weights, const ImageEpilogue& e, float* y,
-               int64_t out_h, int64_t out_w, int64_t y_plane, int64_t begin, int64_t end) {
+// y[channel] = activation(x[channel] * scales[channel])
+void scale_images(const ImagePlanes& x, const float* scales, int64_t scales_plane, Activation activation, float* y,
+                  int64_t y_plane, int64_t begin, int64_t end) {
+  for (int64_t channel = begin; channel < end; ++channel) {
+    const ImageEpilogue e{scales + channel * (scales_plane - 1), nullptr, nullptr, 0, activation};
+    finish_row(x.x + channel * x.plane, e, channel, 0, x.height * x.width, y + channel * y_plane);
+  }
+}
+
+void depthwise_by_taps(const ImagePlanes& x, const PoolWindow& w, const float* weights, const ImageEpilogue& e,
+                       float* y, int64_t out_h, int64_t out_w, int64_t y_plane, int64_t begin, int64_t end) {
   const int64_t step = w.stride_w, taps = w.kernel_h * w.kernel_w;
   for_rows(
       x, w, y, out_h, out_w, y_plane, begin, end, 0.0f,

@@ -6,6 +6,7 @@
 #include "cpu/bitmap-inl.h"
 #include "cpu/bsr-inl.h"
 #include "cpu/csr-inl.h"
+#include "cpu/depthwise-inl.h"
 #include "cpu/grouplist-inl.h"
 #include "cpu/images-inl.h"
 #include "cpu/norm-inl.h"
@@ -89,7 +90,7 @@ const SpmmKernel SI_JOIN(kernels_, SI_ISA)[] = {
 const int SI_JOIN(kernel_count_, SI_ISA) = sizeof(SI_JOIN(kernels_, SI_ISA)) / sizeof(SpmmKernel);
 
 extern const ImageOps SI_JOIN(image_ops_, SI_ISA);
-const ImageOps SI_JOIN(image_ops_, SI_ISA) = {max_pool, mean_of_image, add_images, depthwise};
+const ImageOps SI_JOIN(image_ops_, SI_ISA) = {max_pool, mean_of_image, add_images, scale_images, depthwise};
 
 extern const AttentionOps SI_JOIN(attention_ops_, SI_ISA);
 const AttentionOps SI_JOIN(attention_ops_, SI_ISA) = {attention::scratch_bytes, attention::run};

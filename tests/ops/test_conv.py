@@ -184,7 +184,7 @@ def test_close_to_fp64(kernel: ops.KernelInfo, sparsity: float) -> None:
 
 
 @kernel
-@pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "silu"])
+@pytest.mark.parametrize("activation", [name for name in ops.ACTIVATIONS if name != "none"])
 def test_activations(kernel: ops.KernelInfo, activation: str) -> None:
     case = Case()
     w_dtype, x_dtype = DTYPES[kernel.storage][0]

@@ -35,12 +35,16 @@ namespace sparseinfer {
   X(kWI8, "wi8")
 
 // Applied to y in the epilogue of a kernel, after the bias; computed in cpu/activation-inl.h and cuda/common.cuh.
-#define SI_ACTIVATIONS(X)   \
-  X(kNone, "none")          \
-  X(kRelu, "relu")          \
-  X(kGelu, "gelu")          \
-  X(kGeluTanh, "gelu_tanh") \
-  X(kSilu, "silu")
+#define SI_ACTIVATIONS(X)    \
+  X(kNone, "none")           \
+  X(kRelu, "relu")           \
+  X(kGelu, "gelu")           \
+  X(kGeluTanh, "gelu_tanh")  \
+  X(kSilu, "silu")           \
+  X(kRelu6, "relu6")         \
+  X(kHardswish, "hardswish") \
+  X(kSigmoid, "sigmoid")     \
+  X(kHardsigmoid, "hardsigmoid")
 
 #define SI_NUMBER(number, ...) number,
 #define SI_NAME(number, name, ...) name,

@@ -37,7 +37,11 @@ struct ImageOps {
   // y[channel] = activation(factors[channel] * x[channel] + bias[channel] + residual[channel])
   void (*add)(const ImagePlanes& x, const ImageEpilogue& epilogue, float* y, int64_t y_plane, int64_t begin,
               int64_t end);
-  // The same of the sums of a convolution of each channel with weights [channel][kernel_h][kernel_w] of its own.
+  // y[channel] = activation(x[channel] * the first of `scales`[channel]), which are `scales_plane` elements apart
+  void (*scale)(const ImagePlanes& x, const float* scales, int64_t scales_plane, Activation activation, float* y,
+                int64_t y_plane, int64_t begin, int64_t end);
+  // The same as `add`, of the sums of a convolution of each channel with weights [channel][kernel_h][kernel_w] of its
+  // own.
   void (*depthwise)(const ImagePlanes& x, const PoolWindow& window, const float* weights, const ImageEpilogue& epilogue,
                     float* y, int64_t out_h, int64_t out_w, int64_t y_plane, int64_t begin, int64_t end);
 };

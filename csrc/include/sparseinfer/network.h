@@ -13,13 +13,14 @@
 namespace sparseinfer {
 
 // conv, depthwise: y = activation(factors[n] * conv(x) + bias[n] + other); add: the same of x itself; max_pool; mean:
-// of each channel, [n, 1, 1].
+// of each channel, [n, 1, 1]; scale: y = activation(x * other) with `other` [n, 1, 1].
 #define SI_STEP_KINDS(X)     \
   X(kConv, "conv")           \
   X(kDepthwise, "depthwise") \
   X(kMaxPool, "max_pool")    \
   X(kMean, "mean")           \
-  X(kAdd, "add")
+  X(kAdd, "add")             \
+  X(kScale, "scale")
 
 enum class StepKind : uint32_t { SI_STEP_KINDS(SI_NUMBER) };
 constexpr const char* kStepKindNames[] = {SI_STEP_KINDS(SI_NAME)};
@@ -29,7 +30,8 @@ struct NetworkStep {
   StepKind kind;
   int64_t x, other;  // numbers of values; `other` may be kNoValue
   Activation activation;
-  std::array<int64_t, 2> kernel_size, stride, padding, dilation;  // (height, width)
+  std::array<int64_t, 2> kernel_size, stride, padding, dilation;  // (height, width); padding: above and left
+  std::array<int64_t, 2> padding_after;                           // below and right
   const SpmmKernel* kernel;                                       // conv: reads fp32 images
   std::vector<const PackingHeader*> groups;                       // conv: the packing of each group, checked
   const float* weights;                                           // depthwise: [n][kernel_size]

@@ -12,10 +12,19 @@ from torch import Tensor, nn
 
 from sparseinfer import ops
 from sparseinfer.formats import CSR
-from sparseinfer.modules.activations import activation_name
 from sparseinfer.modules.chain import FoldedLayer, affine_of
 from sparseinfer.modules.conv import SparseConv2d, weight_in_channels_last
 from sparseinfer.modules.pooling import ChannelsLastMaxPool2d
+from sparseinfer.modules.regions.forms import (
+    ADDITIONS,
+    NOTHING,
+    PRODUCTS,
+    Padded,
+    activation_of,
+    is_mean,
+    with_padded,
+    writes,
+)
 from sparseinfer.modules.regions.trace import Call, Recorded, Value
 from sparseinfer.ops.cpu.kernels import kernel_id
 from sparseinfer.ops.cpu.network import NO_VALUE, Network, Step
@@ -23,13 +32,13 @@ from sparseinfer.ops.cpu.packing import pack
 
 # Dense weights that are packed for a network: they are held twice, and compared at every call.
 MOST_DENSE_BYTES = 256 << 10
-_ADD = frozenset({Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__, torch.add})
-_IN_PLACE = frozenset({Tensor.add_, Tensor.__iadd__, Tensor.relu_, torch.relu_, nn.functional.relu_})
 _POOLS = (nn.MaxPool2d, ChannelsLastMaxPool2d)
-_NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)
 # Storages whose kernels read images of fp32.
 _STORAGES = ("f32", "wbf16", "wf16")
 
+_PIXEL = (1, 1)
+Window: TypeAlias = "tuple[tuple[int, int], ...]"
+Pads: TypeAlias = "tuple[int, int, int, int]"
 # A tensor of the model whose values went into a step, and what they were.
 Copied: TypeAlias = "tuple[tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None], ops.Kept]"
 
@@ -64,15 +73,18 @@ def lowered(recorded: Recorded) -> list[Part]:
 
     def close() -> None:
         if run:
-            parts.extend(_Lowering(run, uses).parts())
+            parts.extend(_Lowering(run, uses, pixels).parts())
             run.clear()
             alone.clear()
 
-    for number, call in enumerate(recorded.calls, start=1):
-        if _is_native(call, uses, alone):
+    pixels: set[int] = set()  # values of one pixel, whatever the input
+    for number, call in with_padded(recorded.calls, uses):
+        if _is_pixel(call, pixels):
+            pixels.add(number)
+        if _is_native(call, uses, alone, pixels):
             run.append((number, call))
             # What does nothing returns its input.
-            if not isinstance(call.function, _NOTHING) or all(
+            if not isinstance(call.function, NOTHING) or all(
                 i in alone and uses[i] == 1 for i in call.reads()
             ):
                 alone.add(number)
@@ -83,34 +95,45 @@ def lowered(recorded: Recorded) -> list[Part]:
     return parts
 
 
-def _is_native(call: Call, uses: Counter[int], alone: set[int]) -> bool:
+def _is_pixel(call: Call, pixels: set[int]) -> bool:
+    if is_mean(call):
+        return True
+    function: Any = call.function
+    layer = function.plain if isinstance(function, FoldedLayer) else function
+    if isinstance(layer, (nn.Conv2d, SparseConv2d)):
+        keeps = _pair(layer.kernel_size) == _PIXEL and layer.padding in (0, (0, 0))
+    else:
+        keeps = (
+            function in ADDITIONS
+            or isinstance(layer, (nn.BatchNorm2d, *NOTHING))
+            or activation_of(call) != "none"
+        )
+    return keeps and pixels.issuperset(call.reads())
+
+
+def _is_native(call: Call, uses: Counter[int], alone: set[int], pixels: set[int]) -> bool:
     """Whether a step of a network computes it; `alone`: values that nothing else can refer to."""
     function = call.function
     values = [arg for arg in call.args if isinstance(arg, Value)]
-    if function in _ADD:
+    if is_mean(call):
+        return True
+    if function in ADDITIONS or function in PRODUCTS:
         if len(call.args) != 2 or len(values) != 2 or call.kwargs:
             return False
+        if function in PRODUCTS:
+            return any(value.number in pixels for value in values)
     elif len(call.args) != 1 or len(values) != 1:
         return False
-    in_place = function in _IN_PLACE or getattr(function, "inplace", False) or call.kwargs.get("inplace")
-    if in_place and (values[0].number not in alone or uses[values[0].number] != 1):
+    if writes(call) and (values[0].number not in alone or uses[values[0].number] != 1):
         return False
-    if isinstance(function, _NOTHING):
+    if isinstance(function, NOTHING):
         return not function.training or isinstance(function, nn.Identity)
-    if function in _ADD:
+    if function in ADDITIONS:
         return True
-    if _activation(call) != "none":
+    if activation_of(call) != "none":
         return True
-    return not call.kwargs and isinstance(function, nn.Module) and _is_step(function)
-
-
-def _activation(call: Call) -> str:
-    function = call.function
-    if isinstance(function, nn.Module) or not call.kwargs:
-        return "none" if call.kwargs else activation_name(function)
-    if set(call.kwargs) == {"inplace"}:
-        return activation_name(function)
-    return "none"
+    layer = function.layer if isinstance(function, Padded) else function
+    return not call.kwargs and isinstance(layer, nn.Module) and _is_step(layer)
 
 
 def _is_step(layer: Any) -> bool:
@@ -124,15 +147,20 @@ def _is_step(layer: Any) -> bool:
     if kind is nn.Conv2d:
         return _is_dense_step(layer)
     if kind is nn.BatchNorm2d:
-        held = (layer.running_mean, layer.running_var, layer.weight, layer.bias)
-        given = [t for t in held if t is not None]
-        statistics = layer.running_mean is not None and layer.running_var is not None
-        return statistics and not layer.training and all(t.dtype == torch.float32 and t.is_cpu for t in given)
-    if kind in _POOLS:
-        pool: Any = layer
-        sizes = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
-        return not pool.ceil_mode and not pool.return_indices and all(map(_is_pair, sizes))
-    return kind is nn.AdaptiveAvgPool2d and layer.output_size in (1, (1, 1))
+        return is_norm(layer)
+    if kind not in _POOLS:
+        return False
+    pool: Any = layer
+    sizes = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
+    return not pool.ceil_mode and not pool.return_indices and all(map(_is_pair, sizes))
+
+
+def is_norm(layer: Any) -> bool:
+    """Whether it is a batch norm that multiplies and adds fp32 vectors on the CPU."""
+    if type(layer) is not nn.BatchNorm2d or layer.running_mean is None or layer.running_var is None:
+        return False
+    held = (layer.running_mean, layer.running_var, layer.weight, layer.bias)
+    return not layer.training and all(t is None or (t.dtype == torch.float32 and t.is_cpu) for t in held)
 
 
 def _is_dense_step(conv: nn.Conv2d) -> bool:
@@ -157,8 +185,15 @@ def _pair(size: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def _window(layer: Any) -> tuple[tuple[int, int], ...]:
+def window_of(layer: Any) -> Window:
     return tuple(_pair(getattr(layer, name)) for name in ("kernel_size", "stride", "padding", "dilation"))
+
+
+def _with_pads(window: Window, pads: Pads) -> tuple[Window, tuple[int, int]]:
+    """The window with zeros around the image, and the padding below and right."""
+    kernel_size, stride, (above, beside), dilation = window
+    left, right, top, bottom = pads
+    return (kernel_size, stride, (above + top, beside + left), dilation), (above + bottom, beside + right)
 
 
 @dataclass
@@ -167,6 +202,7 @@ class _Lowering:
 
     run: Sequence[tuple[int, Call]]
     uses: Counter[int]
+    pixels: set[int]
     inputs: list[int] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     places: dict[int, int] = field(default_factory=dict)  # of values, in the network
@@ -196,17 +232,25 @@ class _Lowering:
 
     def _place(self, call: Call) -> int:
         function: Any = call.function
+        pads = (0, 0, 0, 0)
+        if isinstance(function, Padded):
+            function, pads = function.layer, function.pads
         read = [leaf.number for leaf in call.args if isinstance(leaf, Value)]
         x = self.places[read[0]]
         if isinstance(function, nn.Module):
             self.layers.append(function)
-        if function in _ADD:
+        if function in ADDITIONS:
             return self._add(read)
-        if isinstance(function, _NOTHING):
+        if function in PRODUCTS:
+            image, pixel = read if read[1] in self.pixels else read[::-1]
+            return self._new(Step("scale", self.places[image], other=self.places[pixel]))
+        if is_mean(call):
+            return self._new(Step("mean", x))
+        if isinstance(function, NOTHING):
             if self.uses[read[0]] != 1:
                 self.shared.add(x)
             return x
-        name = _activation(call)
+        name = activation_of(call)
         if name != "none":
             step = self._open(read[0])
             if step is None:
@@ -217,12 +261,10 @@ class _Lowering:
         if isinstance(layer, nn.BatchNorm2d):
             return self._norm(read[0], layer)
         if isinstance(layer, SparseConv2d):
-            return self._sparse(x, layer)
+            return self._sparse(x, layer, pads)
         if isinstance(layer, nn.Conv2d):
-            return self._dense(x, layer)
-        if isinstance(layer, _POOLS):
-            return self._new(Step("max_pool", x, window=_window(layer)))
-        return self._new(Step("mean", x))
+            return self._dense(x, layer, pads)
+        return self._new(Step("max_pool", x, window=window_of(layer)))
 
     def _new(self, step: Step) -> int:
         self.steps.append(step)
@@ -234,7 +276,7 @@ class _Lowering:
         if place in self.shared or self.uses[value] != 1:
             return None
         step = self.steps[place - len(self.inputs)]
-        return step if step.activation == "none" and step.kind in ("conv", "depthwise", "add") else None
+        return step if step.activation == "none" and step.kind not in ("max_pool", "mean") else None
 
     def _add(self, read: Sequence[int]) -> int:
         a, b = (self.places[number] for number in read)
@@ -251,7 +293,12 @@ class _Lowering:
         held = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
         self._copy(*held)
         scale, shift = affine_of(norm)
-        if step is None or step.kind == "add" or step.factors is not None or step.other != NO_VALUE:
+        if (
+            step is None
+            or step.kind in ("add", "scale")
+            or step.factors is not None
+            or step.other != NO_VALUE
+        ):
             step = Step("add", place, n=norm.num_features)
             place = self._new(step)
         elif step.bias is not None:
@@ -266,16 +313,18 @@ class _Lowering:
         kept = ops.Kept(tuple(None if t is None else t.detach().clone() for t in (a, b, c, d)))  # type: ignore[arg-type]
         self.copied.append(((a, b, c, d), kept))
 
-    def _sparse(self, x: int, conv: SparseConv2d) -> int:
+    def _sparse(self, x: int, conv: SparseConv2d, pads: Pads) -> int:
         bucket = ops.parse_plan(conv.plan)[-1]
         first = bucket.packing * conv.groups
-        window = (conv._op_kernel_size, conv._op_stride, conv._op_padding, conv._op_dilation)
+        sizes = (conv._op_kernel_size, conv._op_stride, conv._op_padding, conv._op_dilation)
+        window, after = _with_pads(tuple(map(_pair, sizes)), pads)
         return self._new(
             Step(
                 "conv",
                 x,
                 activation=conv.activation,
-                window=tuple(map(tuple, window)),
+                window=window,
+                padding_after=after,
                 kernel=kernel_id(bucket.kernel),
                 packings=conv._packings()[first : first + conv.groups],
                 n=conv.out_channels,
@@ -283,8 +332,9 @@ class _Lowering:
             )
         )
 
-    def _dense(self, x: int, conv: nn.Conv2d) -> int:
-        step = Step("conv", x, window=_window(conv), n=conv.out_channels, bias=conv.bias)
+    def _dense(self, x: int, conv: nn.Conv2d, pads: Pads) -> int:
+        window, after = _with_pads(window_of(conv), pads)
+        step = Step("conv", x, window=window, padding_after=after, n=conv.out_channels, bias=conv.bias)
         if _is_depthwise(conv):
             step.kind, step.weights = "depthwise", conv.weight
             return self._new(step)

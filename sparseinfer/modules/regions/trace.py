@@ -84,6 +84,15 @@ class Call:
         leaves = pytree.tree_leaves((self.args, self.kwargs))
         return [leaf.number for leaf in leaves if isinstance(leaf, Value)]
 
+    def of(self, values: Sequence[Any]) -> Any:
+        """The result, with these values in the place of those that stand for them."""
+
+        def given(leaf: Any) -> Any:
+            return values[leaf.number] if isinstance(leaf, Value) else leaf
+
+        args, kwargs = pytree.tree_map(given, (self.args, self.kwargs))
+        return self.function(*args, **kwargs)
+
 
 @dataclass
 class Recorded:
@@ -220,6 +229,7 @@ FUNCTIONS = frozenset(
     {
         *(torch.relu, Tensor.relu, Tensor.relu_, torch.relu_, nn.functional.relu, nn.functional.relu_),
         *(nn.functional.silu, nn.functional.gelu, nn.functional.relu6, nn.functional.hardswish),
+        nn.functional.hardsigmoid,
         *(Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__, torch.add),
         *(
             torch.flatten,
@@ -229,6 +239,7 @@ FUNCTIONS = frozenset(
             torch.mul,
             Tensor.mul,
             Tensor.__mul__,
+            Tensor.__rmul__,
         ),
         *(Tensor.mean, torch.mean, torch.cat, nn.functional.adaptive_avg_pool2d, nn.functional.max_pool2d),
         *(nn.functional.pad, Tensor.squeeze, torch.squeeze, Tensor.unsqueeze, torch.unsqueeze),

@@ -22,10 +22,11 @@ _PAIR = (1, 1)
 class Step:
     """One step: reads values and makes the next one. Values are numbered: inputs, then results.
 
-    kind        "conv", "depthwise", "max_pool", "mean" (of each channel) or "add"
+    kind        "conv", "depthwise", "max_pool", "mean" (of each channel), "add" or "scale"
     x, other    numbers of values; y = activation(factors · result + bias + other), of "add" the result is x;
-                a pooling has none of these
+                of "scale" y = activation(x · other), with one pixel of other; a pooling has none of these
     window      kernel size, stride, padding, dilation, each (height, width)
+    padding_after   below and right, where that of `window` is above and left; None: the same
     kernel      of "conv", which reads `packings`, one for each group
     weights     of "depthwise", float32 [n, 1, kh, kw], contiguous
     n           channels of the result
@@ -37,6 +38,7 @@ class Step:
     other: int = NO_VALUE
     activation: str = "none"
     window: tuple[Sequence[int], ...] = (_PAIR, _PAIR, (0, 0), _PAIR)
+    padding_after: Sequence[int] | None = None
     kernel: int = 0
     packings: Sequence[Tensor] = ()
     weights: Tensor | None = None
@@ -55,6 +57,7 @@ class Step:
             self.other,
             number_of_activation(self.activation),
             tuple(map(tuple, self.window)),
+            tuple(self.window[2] if self.padding_after is None else self.padding_after),
             self.kernel,
             [address(packed) for packed in self.packings],
             _address(self.weights),
