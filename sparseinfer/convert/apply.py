@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sparseinfer._running import deep_copy
 from sparseinfer.convert.accept import accepted, without_wrong_parts
 from sparseinfer.convert.assembly.places import replace_
-from sparseinfer.convert.assembly.regions import has_sparse_convolutions, layers_in_regions
+from sparseinfer.convert.assembly.regions import layers_in_regions
 from sparseinfer.convert.assembly.replacements import Build, build
 from sparseinfer.convert.assembly.surroundings import finish_, leave_nested_tensors, unfinish_
 from sparseinfer.convert.decisions import Decision, decide
@@ -207,11 +207,8 @@ def _compared(
     whole = without_slower_parts(
         model, survey, attempt.decisions, attempt.built, trial, example_inputs, options
     )
-    if not options.regions or not options.measure:
+    if example_inputs is None or not options.regions or not options.measure:
         return attempt, whole
-    if example_inputs is None:  # there was nothing that a region of dense convolutions could be measured with
-        is_sparse = any(map(has_sparse_convolutions, whole.built.replacements.values()))
-        return attempt if is_sparse else replace(attempt, options=plainer), whole
     pay = regions_pay(
         lambda: trial(whole.built), lambda: _trial(model, whole.built, plainer), example_inputs, options
     )

@@ -10,7 +10,7 @@ from torch import nn
 
 from sparseinfer._machine import free_bytes
 from sparseinfer.convert.assembly.reduced import Part, parts_of, reduced
-from sparseinfer.convert.assembly.regions import has_sparse_convolutions, layers_in_regions
+from sparseinfer.convert.assembly.regions import layers_in_regions
 from sparseinfer.convert.assembly.replacements import Build, build
 from sparseinfer.convert.decisions import Decision
 from sparseinfer.convert.options import COMPACT, ConvertOptions
@@ -71,16 +71,11 @@ def regions_pay(
     example_inputs: Any,
     options: ConvertOptions,
 ) -> bool:
-    """Whether the converted model is not surely slower with regions than without; both are made by these.
-
-    Regions of dense convolutions take memory, and have to be clearly faster.
-    """
+    """Whether the converted model is not surely slower with regions than without; both are made by these."""
     model = with_regions()
     if not layers_in_regions(model):
         return True
     comparison = Comparison(without(), example_inputs, options.budget_s)
-    if not has_sparse_convolutions(model):
-        return comparison.is_clearly_faster(lambda: model)
     return not comparison.is_slower(lambda: model)
 
 

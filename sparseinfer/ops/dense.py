@@ -56,12 +56,6 @@ def prepack_available(weight: Tensor) -> bool:
     )
 
 
-def fused_convolutions_available() -> bool:
-    """Whether this torch has convolutions with weights in oneDNN's own layout, and what follows them."""
-    wanted = ("_reorder_convolution_weight", "_convolution_pointwise")
-    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in wanted)
-
-
 def semi_structured_available(weight: Tensor) -> bool:
     """Whether weight [n, k] has 2:4 sparsity and is on a GPU whose tensor cores support it.
 

@@ -123,16 +123,16 @@ def _attended(source: Source, definition: ast.FunctionDef) -> ast.FunctionDef | 
     return rewritten if rewriter.found else None
 
 
-def hold_region_(module: nn.Module, *, dense: bool) -> Holder | None:
+def hold_region_(module: nn.Module) -> Holder | None:
     """Give the module a class whose forward runs as a region where it can; what holds the region.
 
-    dense: of dense convolutions. None: the module cannot have a class of its own.
+    None: the module cannot have a class of its own.
     """
     if "forward" in vars(module) or not may_be_derived(module, told=False):
         return None
     base: Any = base_class(module)
     module.__class__ = _class(base, _joined(module), True)
-    holder = vars(module)[_HOLDER] = Holder(dense=dense)
+    holder = vars(module)[_HOLDER] = Holder()
     return holder
 
 

@@ -9,27 +9,20 @@ from sparseinfer.modules import FoldedLayer, SparseConv2d
 from sparseinfer.modules.regions import Refused, is_layer
 
 
-def capture_all_(model: nn.Module, *, dense: bool = False) -> None:
-    """Let every module run as a region that can, the outermost first.
-
-    dense   modules of dense convolutions, in a model that has no sparse one
-    """
-    if not _captured(model, dense):
+def capture_all_(model: nn.Module) -> None:
+    """Let every module run as a region that can, the outermost first."""
+    if not _captured(model):
         for child in model.children():
-            capture_all_(child, dense=dense)
+            capture_all_(child)
 
 
-def has_sparse_convolutions(model: nn.Module) -> bool:
-    return any(isinstance(layer, SparseConv2d) for layer in model.modules())
-
-
-def _captured(module: nn.Module, dense: bool) -> bool:
+def _captured(module: nn.Module) -> bool:
     """Whether the module has a region now."""
-    channels = _input_channels(module, dense)
+    channels = _input_channels(module)
     followed = not is_layer(module) or isinstance(module, nn.Sequential)
     if channels is None or not followed or isinstance(module, FoldedLayer):
         return False
-    holder = hold_region_(module, dense=dense)
+    holder = hold_region_(module)
     if holder is None:
         return False
     try:
@@ -40,12 +33,13 @@ def _captured(module: nn.Module, dense: bool) -> bool:
     return True
 
 
-def _input_channels(module: nn.Module, dense: bool) -> int | None:
-    """Of its first sparse or dense convolution; None if it has none of those that it is captured for."""
-    if not dense and not has_sparse_convolutions(module):
+def _input_channels(module: nn.Module) -> int | None:
+    """Of its first sparse or dense convolution; None if it has no sparse one."""
+    layers = list(module.modules())
+    if not any(isinstance(layer, SparseConv2d) for layer in layers):
         return None
-    first = next((m for m in module.modules() if isinstance(m, (SparseConv2d, nn.Conv2d))), None)
-    return None if first is None else first.in_channels
+    first = next(layer for layer in layers if isinstance(layer, (SparseConv2d, nn.Conv2d)))
+    return first.in_channels
 
 
 def layers_in_regions(model: nn.Module) -> dict[str, str]:

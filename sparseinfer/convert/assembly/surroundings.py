@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from sparseinfer.convert.assembly.joining import join_all_, part_
-from sparseinfer.convert.assembly.regions import capture_all_, has_sparse_convolutions
+from sparseinfer.convert.assembly.regions import capture_all_
 from sparseinfer.convert.assembly.replacements import Build
 from sparseinfer.convert.assembly.undisturbed import undisturbed
 from sparseinfer.convert.options import ConvertOptions
@@ -28,10 +28,7 @@ def finish_(model: nn.Module, built: Build, options: ConvertOptions) -> None:
     if fuse or built.folds:
         join_all_(model, fuse=fuse)
     if fuse and options.regions:
-        if has_sparse_convolutions(model):
-            capture_all_(model)
-        elif options.fold_batch_norm and options.measure:
-            capture_all_(model, dense=True)
+        capture_all_(model)
 
 
 def unfinish_(model: nn.Module) -> None:

@@ -32,8 +32,6 @@ _LEAST_S, _MOST_S = 0.02, 0.5
 # where the faster of two calls takes this share of the original's time, nothing more is asked.
 _SLOWER = 1.02
 _CLEARLY_FASTER = 0.9
-# Of the calls of either model from which that is told, where nothing but this is asked.
-_TURNS = 5
 
 
 def parts_to_leave(parts: Sequence[Part], is_slower: IsSlower[Part]) -> list[Part]:
@@ -88,25 +86,14 @@ class Comparison:
         except Exception:
             return None
 
-    def is_clearly_faster(self, convert: Callable[[], nn.Module]) -> bool:
-        """Whether a converted model is clearly faster than the dense one; False: that cannot be told."""
-        if time.perf_counter() > self._deadline:
-            return False
-        try:
-            converted = convert()
-            with warnings.catch_warnings(), for_a_run(self._model), for_a_run(converted):
-                warnings.simplefilter("ignore")
-                dense, fast = (_repeatable(model, self._inputs) for model in (self._model, converted))
-                dense_s, fast_s = _fastest(dense, fast, turns=_TURNS)
-        except Exception:
-            return False
-        return fast_s < _CLEARLY_FASTER * dense_s
-
     def _is_slower(self, converted: nn.Module) -> bool | None:
         with warnings.catch_warnings(), for_a_run(self._model), for_a_run(converted):
             warnings.simplefilter("ignore")  # said once, when the model was run to be looked at
             dense, fast = (_repeatable(model, self._inputs) for model in (self._model, converted))
-            dense_s, fast_s = _fastest(dense, fast, turns=2)
+            for call_once in (dense, fast):  # what is made at the first call
+                call_once()
+            turns = [(_seconds(dense), _seconds(fast)) for _ in range(2)]
+            dense_s, fast_s = map(min, zip(*turns, strict=True))
             if fast_s < _CLEARLY_FASTER * dense_s:
                 return False
             if time.perf_counter() + _CALLS * dense_s > self._deadline:
@@ -114,14 +101,6 @@ class Comparison:
             budget_s = min(max(_ENOUGH_CALLS * dense_s, _LEAST_S), _MOST_S)
             ranking = rank({"dense": [dense], "fast": [fast]}, budget_s=budget_s)
             return ranking.is_sure and ranking.us["fast"] > _SLOWER * ranking.us["dense"]
-
-
-def _fastest(dense: Call, fast: Call, *, turns: int) -> tuple[float, float]:
-    """The least seconds of each, after a first call, which may make things."""
-    dense()
-    fast()
-    times = [(_seconds(dense), _seconds(fast)) for _ in range(turns)]
-    return min(a for a, _ in times), min(b for _, b in times)
 
 
 def _seconds(call_once: Call) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -14,11 +13,9 @@ from torch.nn.modules import module as torch_module
 from torch.utils import _pytree as pytree
 
 from sparseinfer.modules._tracing import is_observed
-from sparseinfer.modules.regions.fused import Fused, Writes, fused
 from sparseinfer.modules.regions.lower import Native, Part, lowered
-from sparseinfer.modules.regions.trace import Recorded, Refused, Value, recorded
+from sparseinfer.modules.regions.trace import Refused, Value, recorded
 from sparseinfer.ops import watched
-from sparseinfer.ops.dense import fused_convolutions_available
 from sparseinfer.ops.schema import in_channels_last
 
 # What a call may be given besides its input; the course of a forward may depend on it.
@@ -33,8 +30,6 @@ _GLOBAL_HOOKS = tuple(getattr(torch_module, f"_global{kind}") for kind in _HOOKS
 # Of the calls, so many have to be in networks: for the others, joined layers are as fast or faster.
 _LEAST_NATIVE = 0.75
 _LEAST_CONVOLUTIONS = 2
-# Each takes another copy of the dense weights.
-_MOST_SHAPES = 1
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -57,15 +52,11 @@ class Captured:
         convolutions = sum(step.kind in ("conv", "depthwise") for step in steps)
         if convolutions < _LEAST_CONVOLUTIONS or kept > (1 - _LEAST_NATIVE) * len(found.calls):
             raise Refused("little of it would be native")
-        self._keep(found, channels)
         self.layers = [layer for part in natives for layer in part.layers]
-        self._copied = [copied for part in natives for copied in part.copied]
-
-    def _keep(self, found: Recorded, channels: int) -> None:
-        """What a call needs to know of the module."""
         self._channels, self._leaves, self._structure = channels, found.leaves, found.structure
         self._values = len(found.calls) + 1
         self._unchanged = _Unchanged(found.modules)
+        self._copied = [copied for part in natives for copied in part.copied]
         self._parameters = [p for m in found.modules for p in m._parameters.values() if p is not None]
 
     def holds(self) -> bool:
@@ -74,12 +65,9 @@ class Captured:
 
     def takes(self, x: Tensor) -> bool:
         """Whether the networks return what the modules return for this x."""
-        return self._takes(x) and not in_channels_last(x)
-
-    def _takes(self, x: Tensor) -> bool:
         if type(x) is not Tensor or x.dtype != torch.float32 or not x.is_cpu or x.dim() != 4:
             return False
-        if x.layout != torch.strided or x.shape[1] != self._channels or not x.numel():
+        if x.layout != torch.strided or x.shape[1] != self._channels or not x.numel() or in_channels_last(x):
             return False
         # Without gradients there is nothing that a dense layer's weight could be told.
         grad = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self._parameters))
@@ -98,58 +86,8 @@ class Captured:
             else:
                 number, call = part
                 values[number] = call.of(values)
-        return self._result(values)
-
-    def _result(self, values: Sequence[Any]) -> Any:
         leaves = [values[leaf.number] if isinstance(leaf, Value) else leaf for leaf in self._leaves]
         return pytree.tree_unflatten(leaves, self._structure)
-
-
-class CapturedDense(Captured):
-    """A module's forward without sparse convolutions, as calls of oneDNN and calls in between.
-
-    The first shapes of inputs have their weights laid out; others go to the layers.
-    """
-
-    def __init__(self, module: nn.Module, channels: int, call: _Call) -> None:
-        if not fused_convolutions_available():
-            raise Refused("torch lacks oneDNN's convolutions")
-        found = recorded(module, channels, is_layer, call.with_input)
-        self._parts = fused(found)
-        steps = [part for _, part in self._parts if isinstance(part, Fused)]
-        if len(steps) < _LEAST_CONVOLUTIONS:
-            raise Refused("it has few dense convolutions")
-        self._keep(found, channels)
-        self.layers = [layer for step in steps for layer in step.layers()]
-        self._copied = [copied for step in steps for copied in step.copied()]
-        weights = [step.conv.weight for step in steps]
-        self._writes = Writes(weights)
-        self._channels_last = any(not weight.is_contiguous() for weight in weights)
-        self._shapes: set[torch.Size] = set()
-
-    def holds(self) -> bool:
-        return self._writes.none_since() and super().holds()
-
-    def takes(self, x: Tensor) -> bool:
-        if x.shape not in self._shapes and len(self._shapes) >= _MOST_SHAPES:
-            return False
-        onednn = bool(torch.backends.mkldnn.enabled)
-        return onednn and self._takes(x) and not torch.is_autocast_enabled("cpu")
-
-    def run(self, x: Tensor) -> Any:
-        values: list[Any] = [None] * self._values
-        values[0] = x
-        for number, part in self._parts:
-            if isinstance(part, Fused):
-                values[number] = part.run(values[part.x], None if part.other is None else values[part.other])
-            else:
-                values[number] = part.of(values)
-        self._shapes.add(x.shape)
-        if not self._channels_last and not in_channels_last(x):
-            for leaf in self._leaves:
-                if isinstance(leaf, Value) and values[leaf.number].dim() == 4:
-                    values[leaf.number] = values[leaf.number].contiguous()
-        return self._result(values)
 
 
 class _Call:
@@ -183,13 +121,9 @@ class _Call:
 
 
 class Holder:
-    """Keeps what was captured of a module, for each form of its calls. Copies and pickles are empty.
+    """Keeps what was captured of a module, for each form of its calls. Copies and pickles are empty."""
 
-    dense   its convolutions are dense
-    """
-
-    def __init__(self, *, dense: bool = False) -> None:
-        self._dense = dense
+    def __init__(self) -> None:
         self._captured: dict[Any, Captured | None] = {}
         self._captures: Counter[Any] = Counter()
 
@@ -216,7 +150,7 @@ class Holder:
     def capture(self, module: nn.Module, channels: int) -> Captured:
         """What is captured for calls with the input alone. Refused: nothing can be."""
         call = _Call((torch.empty(0, dtype=torch.float32, device="cpu"),), {}).forget_input()
-        captured = self._kind(module, channels, call)
+        captured = Captured(module, channels, call)
         self._captured[call.key, channels] = captured
         return captured
 
@@ -225,10 +159,6 @@ class Holder:
         captured = [one for one in self._captured.values() if one is not None]
         return [layer for one in captured for layer in one.layers]
 
-    @property
-    def _kind(self) -> type[Captured]:
-        return CapturedDense if self._dense else Captured
-
     def _again(self, module: nn.Module, x: Tensor, call: _Call) -> Captured | None:
         # A form of calls that was refused, too: what it depended on may have changed.
         form = _form(call, x)
@@ -236,17 +166,17 @@ class Holder:
             return None
         self._captures[form] += 1
         try:
-            captured = self._kind(module, x.shape[1], call.forget_input())
+            captured = Captured(module, x.shape[1], call.forget_input())
         except Refused:
             return None
         self._captured[form] = captured
         return captured
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Holder:
-        return Holder(dense=self._dense)
+        return Holder()
 
     def __reduce__(self) -> Any:
-        return functools.partial(Holder, dense=self._dense), ()
+        return Holder, ()
 
 
 def _form(call: _Call, x: Tensor) -> Any:
