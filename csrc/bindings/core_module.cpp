@@ -9,5 +9,6 @@ PYBIND11_MODULE(_core, m) {
   bind_machine(m);
   bind_packings(m);
   bind_calls(m);
+  bind_held_linear(m);
   bind_gpu_packings(m);
 }

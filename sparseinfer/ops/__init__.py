@@ -22,6 +22,7 @@ from sparseinfer.ops.candidates import (
     min_sparsity,
 )
 from sparseinfer.ops.cpu.block import Product, ResidualNorm, linear_block
+from sparseinfer.ops.cpu.held import held_fake, held_linear, held_operator
 from sparseinfer.ops.cpu.kernels import KernelInfo, active_isa, isa_levels, kernel_info, kernels, kernels_at
 from sparseinfer.ops.cpu.packing import pack
 from sparseinfer.ops.cpu.parts import linear_parts
@@ -74,6 +75,9 @@ __all__ = [
     "default_kernel",
     "describe",
     "format_plan",
+    "held_fake",
+    "held_linear",
+    "held_operator",
     "isa_levels",
     "kernel_info",
     "kernels",
