@@ -153,7 +153,7 @@ serve-test: serve-test-own $(addprefix serve-test-,$(ENGINES))
 
 serve-test-own: $(VENV)/.test
 	$(INSTALL) --quiet schemathesis
-	$(BIN)/python -m pytest tests/serve tests/serve/serve_long.py
+	$(BIN)/python -m pytest $(wildcard tests/serve/test_*.py) tests/serve/serve_long.py
 
 # Both, even if the first finds a difference.
 sweep:

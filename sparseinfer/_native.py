@@ -16,11 +16,11 @@ import torch
 
 from sparseinfer import _core as core
 
-__all__ = ["build_of", "core", "cuda_module"]
+__all__ = ["build_of", "core", "cuda_module", "torch_function"]
 
 
-def _torch_function(name: str) -> int:
-    """Address of a C function of torch (those for threads: torch >= 2.10), or 0 where it is missing."""
+def torch_function(name: str) -> int:
+    """Address of a C function of torch (torch >= 2.10), or 0 where it is missing."""
     for library in sorted((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*")):
         try:
             function = getattr(ctypes.CDLL(str(library)), name)
@@ -30,7 +30,7 @@ def _torch_function(name: str) -> int:
     return 0
 
 
-core.set_parallel_for(_torch_function("torch_parallel_for"), _torch_function("torch_get_num_threads"))
+core.set_parallel_for(torch_function("torch_parallel_for"), torch_function("torch_get_num_threads"))
 
 
 def build_of(module: ModuleType) -> list[int]:

@@ -29,7 +29,7 @@ import torch
 import sparseinfer as si
 
 sys.path.append(str(Path(__file__).parents[2] / "tests/serve_engines"))
-from ray_cluster import LocalCluster, pss_bytes, replicas
+from ray_cluster import HEAD, LocalCluster, pss_bytes, replicas
 from ray_traffic import TIMEOUT_S, Traffic, close
 from sentence_encoder import Encoder, save_encoder, sentences
 
@@ -45,9 +45,11 @@ class Nothing:
     """A predictor without a model, in a process that has imported what the others have."""
 
     def __init__(self, path: str) -> None:
-        import transformers
+        from transformers import BertModel
 
-        self.version = transformers.__version__
+        import sparseinfer.convert
+
+        self.imported = sparseinfer.convert, BertModel
 
     def __call__(self, inputs: list[Any]) -> list[Any]:
         return inputs
@@ -139,12 +141,15 @@ class Bench:
         return {**_counts(traffic), "kinds": kinds, "full_again_s": full_s, "right_afterwards": after}
 
     def memory(self) -> Row:
+        from ray import serve
+
         added = {}
         for load in (Nothing, Wide):
             totals = []
             for count in (1, 2):
-                half = {"num_cpus": 0.4}
-                options = {"num_replicas": count, "max_replicas_per_node": 2, "ray_actor_options": half}
+                serve.delete("bench")
+                one_node = {"num_cpus": 0.4, "resources": {HEAD: 1}}
+                options = {"num_replicas": count, "max_replicas_per_node": 2, "ray_actor_options": one_node}
                 handle = self._run(load, self._folder, **options)
                 self._cluster.wait_for_replicas("bench", count)
                 asked = [handle.predict.remote([1] * 16) for _ in range(64)]

@@ -10,5 +10,6 @@ PYBIND11_MODULE(_core, m) {
   bind_packings(m);
   bind_calls(m);
   bind_attention(m);
+  bind_held_linear(m);
   bind_gpu_packings(m);
 }

@@ -133,9 +133,12 @@ SpmmArgs tokens_of(SpmmArgs args, int64_t first, int64_t count) {
 }
 
 Spread worth(Spread spread, const SpmmArgs& args) {
-  // Below this many multiply-adds a parallel region (5-12 us) costs more than a second core saves.
-  constexpr double kSerialWork = 1.0e6;
-  const double work = static_cast<double>(args.m) * static_cast<double>(args.w->nnz + args.w->n);
+  // Below this a parallel region costs more than a second core saves: 2 us where torch's threads still wait actively
+  // for the next one (Zen 5), 5-12 where they sleep. In multiply-adds; a weight that is read costs as much as two.
+  // These take a core 5 to 10 us, of one token and of many.
+  constexpr double kSerialWork = 4.5e5, kReading = 2;
+  const double m = static_cast<double>(args.m);
+  const double work = (m + kReading) * static_cast<double>(args.w->nnz) + m * static_cast<double>(args.w->n);
   return spread.parts == 0 && work < kSerialWork ? Spread::serial() : spread;
 }
 

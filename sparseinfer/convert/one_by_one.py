@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 from torch import nn
@@ -62,7 +63,11 @@ class OneByOne:
         if all(each.weights.sparsity < each.min_sparsity for each in candidates.variants):
             return None  # without timing the dense ways
         timed = BesideOwn(candidates, self._own)
-        planned = plan(timed, tokens, self._in_server, self._options.memory_limit, (_OWN_INSIDE,))
+        for call_us in (self._own.call_us, self._own.beside_us):
+            measure = partial(self._in_server, call_us)
+            planned = plan(timed, tokens, measure, self._options.memory_limit, (_OWN_INSIDE,))
+            if not planned.dense_at:
+                break
         chosen = zip(planned.times, planned.chosen, strict=True)
         loses = any(times.ratio(each) > EQUAL for times, each in chosen)
         if not planned.is_sparse or (loses and self._options.memory_limit != COMPACT):
@@ -71,8 +76,8 @@ class OneByOne:
         assert isinstance(made, SparseLinear)
         return SparseOrOwn(made, planned.dense_at)
 
-    def _in_server(self, candidates: Timed, layouts: Iterable[Layout], tokens: int) -> Times:
-        """Times of calls in the server; all that a layer of ours holds is called as the layer is."""
-        times, more = self._timer(candidates, layouts, tokens), self._own.call_us
+    def _in_server(self, more: float, candidates: Timed, layouts: Iterable[Layout], tokens: int) -> Times:
+        """Times of calls in the server, where a layer of ours takes `more`, whatever it calls inside."""
+        times = self._timer(candidates, layouts, tokens)
         dense = {**times.dense, _OWN_INSIDE: times.dense[self._own.name] + more}
         return replace(times, dense=dense, sparse={each: us + more for each, us in times.sparse.items()})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +23,18 @@ Self = TypeVar("Self", bound="PackedLayer")
 
 _PARTS = ("values", "crow_indices", "col_indices")
 _SCALED_PARTS = (*_PARTS, "scales")  # of int8
+
+_pickles_packings: ContextVar[bool] = ContextVar("pickles_packings", default=False)
+
+
+@contextmanager
+def packings_pickled() -> Iterator[None]:
+    """Within it layers are pickled with their packings: for processes of this machine with this build."""
+    token = _pickles_packings.set(True)
+    try:
+        yield
+    finally:
+        _pickles_packings.reset(token)
 
 
 class PackedLayer(HeldWeight):
@@ -212,18 +226,21 @@ class PackedLayer(HeldWeight):
     def __getstate__(self) -> dict[str, Any]:
         """For pickle: the format and the packings' layouts, because a packing belongs to one machine."""
         state, packings = self.__dict__.copy(), set(self._packing_names)
+        del state["_noted"]
+        if _pickles_packings.get():
+            return state
         state["_buffers"] = {name: buffer for name, buffer in self._buffers.items() if name not in packings}
         state["format"] = self.to_format()
         state["layouts"] = self._layouts()
-        del state["_noted"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        fmt, layouts = state.pop("format"), state.pop("layouts")
+        fmt, layouts = state.pop("format", None), state.pop("layouts", None)
         super().__setstate__(state)
-        packings = pack_groups(fmt, layouts, self._groups)
-        for name, packed in zip(self._packing_names, packings, strict=True):
-            self._buffers[name] = packed
+        if fmt is not None:
+            packings = pack_groups(fmt, layouts, self._groups)
+            for name, packed in zip(self._packing_names, packings, strict=True):
+                self._buffers[name] = packed
         self._note_packed()
 
 

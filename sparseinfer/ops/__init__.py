@@ -23,6 +23,7 @@ from sparseinfer.ops.candidates import (
 )
 from sparseinfer.ops.cpu.attention import attention
 from sparseinfer.ops.cpu.block import Product, ResidualNorm, linear_block
+from sparseinfer.ops.cpu.held import held_fake, held_linear, held_operator
 from sparseinfer.ops.cpu.kernels import KernelInfo, active_isa, isa_levels, kernel_info, kernels, kernels_at
 from sparseinfer.ops.cpu.packing import pack
 from sparseinfer.ops.cpu.parts import linear_parts
@@ -76,6 +77,9 @@ __all__ = [
     "default_kernel",
     "describe",
     "format_plan",
+    "held_fake",
+    "held_linear",
+    "held_operator",
     "isa_levels",
     "kernel_info",
     "kernels",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from convert_helpers import Script, linear
@@ -14,7 +16,7 @@ from sparseinfer.convert.timing.ranking import Ranking
 from sparseinfer.modules import SparseLinear
 from sparseinfer.ops.dense import PLAIN
 
-OWN = OwnProduct("server", lambda weight: lambda x: x @ weight.T, call_us=1.0)
+OWN = OwnProduct("server", lambda weight: lambda x: x @ weight.T, call_us=1.0, beside_us=1.0)
 
 
 @pytest.fixture
@@ -59,6 +61,18 @@ def test_with_memory_for_both_a_layer_is_sparse_for_few_tokens_only(
     made = OneByOne(ConvertOptions(tokens=(1, 32), memory=2), 0, OWN).sparse(linear())
     assert (made is not None) == is_sparse
     assert made is None or made.own_at == (1,)
+
+
+@pytest.mark.parametrize(("beside_us", "is_sparse"), [(4.0, True), (6.0, False)])
+def test_a_layer_that_holds_both_may_be_called_in_another_way(
+    script: Script, beside_us: float, is_sparse: bool
+) -> None:
+    """For one token it takes 5 us and those of its call, the server's own layer 10."""
+    script.dense = lambda m: {PLAIN: 2000.0, "server": 10.0 if m == 1 else 1000.0}
+    script.ratio = lambda layout, m: 0.5 if m == 1 else 150.0
+    own = replace(OWN, beside_us=beside_us)
+    made = OneByOne(ConvertOptions(tokens=(1, 32), memory=2), 0, own).sparse(linear())
+    assert (made is not None) == is_sparse
 
 
 def test_the_servers_product_is_timed_as_the_others_are(monkeypatch: pytest.MonkeyPatch) -> None:

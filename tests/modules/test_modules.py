@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import re
 from collections.abc import Callable
 
@@ -15,7 +16,8 @@ from torch.nn import functional as F
 
 from sparseinfer import ops
 from sparseinfer.formats import BSR, CSR
-from sparseinfer.modules import SparseLinear
+from sparseinfer.modules import SparseLinear, packed
+from sparseinfer.modules.packed import packings_pickled
 
 PACKINGS = ("csr", "sell", "bitmap", "rowgroup", "rowlist")
 PARTS = ("values", "crow_indices", "col_indices")
@@ -220,6 +222,21 @@ class TestCopies:
         assert_same_layer(twin[0], linear)
         assert {b.data_ptr() for b in twin.buffers()}.isdisjoint(b.data_ptr() for b in sparse.buffers())
         assert twin[0].plan == sparse.plan
+
+    def test_pickle_keeps_packings_where_it_is_told_to(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        linear = dense()
+        sparse = two_buckets(linear)
+        with packings_pickled():
+            pickled = pickle.dumps(sparse)
+        monkeypatch.setattr(packed, "pack_groups", None)  # nothing is packed again
+        twin = pickle.loads(pickled)
+        buffers = dict(sparse.named_buffers())
+        assert len(buffers) == 2
+        assert all(torch.equal(buffer, buffers[name]) for name, buffer in twin.named_buffers())
+        for m in (1, 20):
+            x = tokens(m, 40, integer=True)
+            assert torch.equal(twin(x), linear(x))
+        assert torch.equal(twin.to_format().values, sparse.to_format().values)
 
     def test_pickle_goes_through_the_format(self) -> None:
         linear = dense()

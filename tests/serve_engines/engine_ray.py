@@ -167,11 +167,14 @@ def test_replicas_share_the_weights(
     run: Any, encoder_folder: Path, expected: np.ndarray, texts: list[str]
 ) -> None:
     handle = run(encoder_folder, max_replicas_per_node=2, num_replicas=2, ray_actor_options={"num_cpus": 0.5})
-    assert close(handle.predict.remote(texts[0]).result(timeout_s=TIMEOUT_S), expected[0])
+    answers = [handle.predict.remote(text) for text in texts * 4]  # some to each
+    for i, answer in enumerate(answers):
+        assert close(answer.result(timeout_s=TIMEOUT_S), expected[i % len(texts)])
     shared = [mapped_bytes(pid) for pid in replicas("test")]
     weights = sum(t.nbytes for t in _tensors(Encoder(str(encoder_folder)).model))
     assert len(shared) == 2
-    assert all(mapped > 0.9 * weights for mapped in shared)
+    # Pages that were read: not embeddings of other words, nor packings for other numbers of tokens.
+    assert all(mapped > 0.2 * weights for mapped in shared), (shared, weights)
 
 
 def _tensors(model: Any) -> list[Any]:

@@ -37,17 +37,18 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def generated(caches: dict[str, str]) -> Any:
+def generated(caches: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What vLLM generates with these keywords, each in a process of its own, once."""
 
     @cache
     def run(text: str) -> dict[str, Any]:
-        command = [sys.executable, str(HERE / "vllm_generate.py"), text]
+        file = tmp_path_factory.mktemp("answer") / "answer.json"
+        command = [sys.executable, str(HERE / "vllm_generate.py"), text, str(file)]
         done = subprocess.run(
             command, env={**os.environ, **caches}, capture_output=True, text=True, timeout=900
         )
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        answer: dict[str, Any] = json.loads(file.read_text())
         return answer
 
     return lambda model, **keywords: run(json.dumps({"model": str(model), "dtype": "float32", **keywords}))
@@ -191,7 +192,7 @@ def test_registering_again_changes_nothing() -> None:
 
 
 def test_a_handle_of_no_layer() -> None:
-    from sparseinfer.serve.vllm.operator import held_linear
+    from sparseinfer.serve.vllm.operator import held_call
 
     with pytest.raises(ValueError, match="handle: expected one of a layer of this process"):
-        held_linear(torch.zeros(1, 4), torch.tensor(10**9), None, 4)
+        held_call(torch.zeros(1, 4), torch.tensor(10**9), None, 4)

@@ -19,6 +19,7 @@ _SETTINGS = {
 }
 os.environ.update(_SETTINGS)
 _NODE = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 400 << 20}
+HEAD = "head"  # a resource that only the head node has: what needs some of it runs there
 
 
 class LocalCluster:
@@ -31,7 +32,8 @@ class LocalCluster:
         from ray import serve
         from ray.cluster_utils import Cluster
 
-        self._cluster = Cluster(initialize_head=True, head_node_args={**_NODE, "include_dashboard": False})
+        head = {**_NODE, "include_dashboard": False, "resources": {HEAD: 100}}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self._nodes: list[Any] = []
         ray.init(address=self._cluster.address, _node_ip_address="127.0.0.1", log_to_driver=False)
         with socket.socket() as free:

@@ -1,9 +1,9 @@
-"""Generates greedily with vLLM, in a process of its own, and prints what came as JSON.
+"""Generates greedily with vLLM, in a process of its own, and writes what came as JSON.
 
-    python vllm_generate.py '{"model": "folder", "quantization": "sparseinfer"}'
+    python vllm_generate.py '{"model": "folder", "quantization": "sparseinfer"}' FILE
 
-The argument holds keywords of `vllm.LLM`. Prints {"tokens": [[...], ...], "sparse": [n]}, n layers of each
-rank that are sparse.
+The first argument holds keywords of `vllm.LLM`. Writes {"tokens": [[...], ...], "sparse": [n]}, n layers of
+each rank that are sparse: into a file, since vLLM's processes print, too, even after the last answer.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 SETTINGS = {
@@ -37,7 +38,7 @@ def main() -> None:
     greedy = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True)
     answers = llm.generate(list(PROMPTS), greedy, use_tqdm=False)
     tokens = [list(answer.outputs[0].token_ids) for answer in answers]
-    sys.stdout.write(json.dumps({"tokens": tokens, "sparse": llm.apply_model(sparse_layers)}) + "\n")
+    Path(sys.argv[2]).write_text(json.dumps({"tokens": tokens, "sparse": llm.apply_model(sparse_layers)}))
 
 
 if __name__ == "__main__":

@@ -17,14 +17,16 @@ from sparseinfer.ops import Layout
 class OwnProduct:
     """What a server computes a dense layer with.
 
-    name     of the server, for remembered times
-    make     make(weight [n, k]) -> a function x [m, k] -> [m, n]
-    call_us  microseconds that the server takes longer to call a layer of ours than one of its own
+    name       of the server, for remembered times
+    make       make(weight [n, k]) -> a function x [m, k] -> [m, n]
+    call_us    microseconds that the server takes longer to call a layer of ours than one of its own
+    beside_us  the same of a layer that holds its dense weight beside packings
     """
 
     name: str
     make: Callable[[Tensor], Callable[[Tensor], Tensor]]
     call_us: float
+    beside_us: float
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""Objects that hold tensors, as a pickle and arrays beside it, which Ray maps instead of copying."""
+"""Objects that hold tensors, as a pickle and arrays beside it, which Ray maps instead of copying.
+
+Sparse layers are held by their packings, so that nobody packs again, in memory of his own.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,10 @@ import torch
 from ray import cloudpickle
 from torch import UntypedStorage
 from torch.storage import TypedStorage
+
+from sparseinfer.modules.packed import packings_pickled
+
+_ALIGNED = 64  # as torch allocates
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,8 @@ def freeze(value: object) -> Frozen:
     """Tensors that share memory share it again in what `thaw` returns. ValueError: a tensor on a GPU."""
     file = io.BytesIO()
     pickler = _Pickler(file)
-    pickler.dump(value)
+    with packings_pickled():
+        pickler.dump(value)
     return Frozen(file.getvalue(), tuple(map(_bytes_of, pickler.storages)))
 
 
@@ -84,4 +92,6 @@ def _storage_of(array: np.ndarray[Any, np.dtype[np.uint8]]) -> UntypedStorage:
     with warnings.catch_warnings():
         # That torch does not know memory as read-only; inference writes into no weight.
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        return torch.from_numpy(array).untyped_storage()
+        tensor = torch.from_numpy(array)
+    # Packings are read where they lie, in whole lines. Ray aligns what it maps, but not what is small.
+    return (tensor.clone() if tensor.data_ptr() % _ALIGNED else tensor).untyped_storage()

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig, get_current_vllm_config
 from vllm.logger import init_logger
@@ -21,9 +22,11 @@ from sparseinfer import ops
 from sparseinfer.convert import ConvertOptions
 from sparseinfer.convert.candidates.beside_own import OwnProduct
 from sparseinfer.convert.one_by_one import OneByOne, SparseOrOwn
-from sparseinfer.serve.vllm.operator import Held, handle_of, held_linear
+from sparseinfer.serve.vllm.operator import Held, handle_of, held_call
 
 logger = init_logger("vllm.sparseinfer")
+
+_NATIVE: Any = ops.held_operator()
 
 
 class Packer:
@@ -52,7 +55,7 @@ class Packer:
         made = self._one_by_one.sparse(linear)
         logger.debug("%s: %s", name, made or "as vLLM has it")
         if made is not None:
-            self._sparse.append(name)
+            self._sparse.append(f"{name} {made.own_at}")
             self._tell()
         return made
 
@@ -94,12 +97,19 @@ class SparseLinearMethod(LinearMethodBase):
         if sparse is None:
             layer.quant_method = self._dense
             return
-        layer.sparseinfer_held, layer.sparseinfer_n = held_of(sparse, layer), weight.shape[0]
-        handle = handle_of(layer.sparseinfer_held)
+        layer.sparseinfer_n = weight.shape[0]
+        layer.sparseinfer_is_native = _NATIVE is not None and not sparse.own_at
+        if layer.sparseinfer_is_native:
+            layer.sparseinfer_held = ops.held_linear(list(sparse.layer.buffers()), sparse.layer.plan)
+            handle = torch.tensor(layer.sparseinfer_held.number, dtype=torch.int64, device="cpu")
+        else:
+            layer.sparseinfer_held = held_of(sparse, layer)
+            handle = handle_of(layer.sparseinfer_held)
         layer.register_buffer("sparseinfer_handle", handle, persistent=False)
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        return held_linear(x, layer.sparseinfer_handle, bias, layer.sparseinfer_n)
+        operator = _NATIVE if layer.sparseinfer_is_native else held_call
+        return operator(x, layer.sparseinfer_handle, bias, layer.sparseinfer_n)
 
 
 def _own_product(weight: Tensor) -> Callable[[Tensor], Tensor]:
@@ -110,9 +120,11 @@ def _own_product(weight: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda x: layer.cpu_linear(x, layer.weight, None)
 
 
-# Of 11 to 16 that were measured, as steps of SmolLM2-135M with all layers sparse and with none, less what the
-# kernels saved: graphs call an operator that is Python, with code and data that have left the caches.
-_OWN = OwnProduct("vllm", _own_product, call_us=16.0)
+# An operator that is Python took 11 to 16, as steps of SmolLM2-135M with all layers sparse and with none,
+# less what the kernels saved: graphs call it with code and data that have left the caches. One without Python
+# takes 2.3 in a loop of its own, torch's product 1.5.
+_PYTHON_US = 16.0
+_OWN = OwnProduct("vllm", _own_product, _PYTHON_US if _NATIVE is None else 1.0, _PYTHON_US)
 
 
 def held_of(sparse: SparseOrOwn, layer: Any) -> Held:

@@ -1,9 +1,12 @@
-"""The operator that compiled graphs of vLLM call for a sparse Linear, whatever its plan is.
+"""The operators that compiled graphs of vLLM call for a sparse Linear, whatever its plan is.
 
 vLLM keeps compiled graphs on disk. Plans depend on measurements, and may be others in the next process: a
 graph that named one could be run with packings of another. So graphs get only a handle, a tensor of one
 number, as another input beside x; the call that it stands for is looked up when the graph runs. For the same
 reason equal layers share one graph.
+
+`ops.held_operator` is called without Python. This one is for layers that call vLLM's product for some numbers
+of tokens, and for a torch that lacks what that one needs.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
+
+from sparseinfer.ops import held_fake
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,12 +48,8 @@ def _run(x: Tensor, handle: Tensor, bias: Tensor | None, n: int) -> Tensor:
     return held.run(x, bias)
 
 
-def _fake(x: Tensor, handle: Tensor, bias: Tensor | None, n: int) -> Tensor:
-    return x.new_empty((*x.shape[:-1], n))
+_library.define("held_call(Tensor x, Tensor handle, Tensor? bias, int n) -> Tensor")
+_library.impl("held_call", _run, "CPU")
+torch.library.register_fake("sparseinfer::held_call", held_fake, lib=_library)
 
-
-_library.define("held_linear(Tensor x, Tensor handle, Tensor? bias, int n) -> Tensor")
-_library.impl("held_linear", _run, "CPU")
-torch.library.register_fake("sparseinfer::held_linear", _fake, lib=_library)
-
-held_linear = torch.ops.sparseinfer.held_linear.default
+held_call = torch.ops.sparseinfer.held_call.default

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sparseinfer import ops
 from sparseinfer.modules import SparseLinear
-from sparseinfer.serve.vllm.operator import Held, handle_of, held_linear
+from sparseinfer.serve.vllm.operator import Held, handle_of, held_call
 
 N, K = 24, 16
 
@@ -33,7 +33,7 @@ class Layer(nn.Module):
         self.register_buffer("handle", handle_of(held), persistent=False)
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        return held_linear(x, self.handle, bias, N)
+        return held_call(x, self.handle, bias, N)
 
 
 def integers(*shape: int) -> Tensor:
@@ -52,7 +52,7 @@ def test_the_result_is_that_of_the_layer(shape: tuple[int, ...]) -> None:
 def test_opcheck() -> None:
     held, _ = held_of(0)
     tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(held_linear, (integers(3, K), handle_of(held), None, N), test_utils=tests)
+    torch.library.opcheck(held_call, (integers(3, K), handle_of(held), None, N), test_utils=tests)
 
 
 @torch.inference_mode()
@@ -80,4 +80,4 @@ def test_a_handle_whose_layer_is_gone() -> None:
     handle = handle_of(held)
     del held
     with pytest.raises(ValueError, match="handle: expected one of a layer of this process, got"):
-        held_linear(integers(1, K), handle, None, N)
+        held_call(integers(1, K), handle, None, N)
