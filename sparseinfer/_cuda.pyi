@@ -11,6 +11,7 @@ Matrix = tuple[int, int]  # address, elements from row to row; of y [m, n], whic
 
 __version__: str
 toolkit: tuple[int, int]
+activations: int  # of those that kernels compute, the first ones
 
 def kernels() -> list[dict[str, Any]]: ...
 def device(index: int) -> dict[str, Any]: ...

@@ -81,6 +81,9 @@ void spmm(int64_t kernel, const Place& place, const Packed& packed, const Tokens
           const Matrix& y) {
   gpu::Args args = args_of(place, packed, y);
   check_numbers(x.dtype, epilogue.bias_dtype, epilogue.activation);
+  if (epilogue.activation > static_cast<int64_t>(gpu::kLastActivation)) {
+    throw std::invalid_argument("activation: expected one that kernels for GPUs compute");
+  }
   check_in_features(args.w.k, x.k);
   check_out_features(args.w.n, y.ld);
   args.x = pointer<const void>(x.address);
@@ -104,6 +107,7 @@ PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA kernels of sparseinfer. Private: use sparseinfer.ops.";
   m.attr("__version__") = SPARSEINFER_VERSION;
   m.attr("toolkit") = py::make_tuple(CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+  m.attr("activations") = static_cast<int>(gpu::kLastActivation) + 1;
   m.def("kernels", &kernels);
   m.def("device", &device, py::arg("index"));
   m.def(

@@ -49,10 +49,6 @@ __device__ __forceinline__ uint32_t narrow_pair(float low, float high, F16) {
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
-__device__ __forceinline__ float hardsigmoid(float v) {
-  return v <= -3.0f ? 0.0f : v >= 3.0f ? 1.0f : (v + 3.0f) / 6.0f;
-}
-
 __device__ __forceinline__ float activate(float v, Activation activation) {
   switch (activation) {
     case Activation::kRelu:
@@ -63,15 +59,7 @@ __device__ __forceinline__ float activate(float v, Activation activation) {
       return v / (1.0f + expf(-2.0f * 0.79788456f * v * fmaf(0.044715f * v, v, 1.0f)));
     case Activation::kSilu:
       return v / (1.0f + expf(-v));
-    case Activation::kRelu6:
-      return v < 0.0f ? 0.0f : v > 6.0f ? 6.0f : v;
-    case Activation::kHardswish:
-      return v * hardsigmoid(v);
-    case Activation::kSigmoid:
-      return 1.0f / (1.0f + expf(-v));
-    case Activation::kHardsigmoid:
-      return hardsigmoid(v);
-    case Activation::kNone:
+    default:  // none, or one that the caller computes (kLastActivation)
       break;
   }
   return v;

@@ -10,6 +10,10 @@
 namespace sparseinfer {
 namespace gpu {
 
+// Epilogues compute the activations up to this one; callers compute the others from y. With a copy of the epilogue for
+// each of them the tiled kernels spilled registers.
+constexpr Activation kLastActivation = Activation::kSilu;
+
 // spmm        y[m, n] = activation(x[m, k] . W[n, k]^T + bias[n]); x, W and y have one dtype, all sums are fp32
 // decompress  y[n, k] = W[n, k], zeros included; m and bias say nothing
 struct Args {

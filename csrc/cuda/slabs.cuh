@@ -5,6 +5,7 @@
 #pragma once
 
 #include "cuda/common.cuh"
+#include "cuda/kernel.h"
 #include "cuda/positions.h"
 
 namespace sparseinfer {
@@ -89,9 +90,12 @@ __device__ __forceinline__ void store_activated(const Output& out, const float* 
 template <class T, int kTiles>
 __device__ __forceinline__ void store_sums(const Output& out, const float* sums, int token, int column) {
   switch (out.activation) {
-#define SI_CASE(number, name) \
-  case Activation::number:    \
-    return store_activated<T, kTiles, Activation::number>(out, sums, token, column);
+#define SI_CASE(number, name)                                                   \
+  case Activation::number:                                                      \
+    if constexpr (Activation::number <= kLastActivation) {                      \
+      store_activated<T, kTiles, Activation::number>(out, sums, token, column); \
+    }                                                                           \
+    return;
     SI_ACTIVATIONS(SI_CASE)
 #undef SI_CASE
   }

@@ -35,6 +35,8 @@ def at(address: int, shape: tuple[int, ...], stride: tuple[int, ...], dtype: tor
 class Native:
     """Computes in float64 from the addresses of a call; holds the calls."""
 
+    activations = list(ACTIVATIONS).index("silu") + 1
+
     def __init__(self) -> None:
         self.calls: list[str] = []
         scattered = [row for row in core.gpu_kernels() if row["packing"] != "bsr"]
@@ -62,6 +64,7 @@ class Native:
     ) -> None:
         (_, stream), (header, packed, nbytes), (x, x_dtype, m, k, ldx) = place, packing, tokens
         (bias, bias_dtype, activation), (y, n) = epilogue, result
+        assert activation < self.activations
         assert stream == STREAM
         self.calls.append(self.rows[kernel]["name"])
         assert self.rows[kernel]["most_tokens"] in (0, *range(m, 65))

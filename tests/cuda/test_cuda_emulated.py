@@ -66,7 +66,7 @@ def test_csr_nan_reaches_only_its_own_outputs(library: ctypes.CDLL) -> None:
         assert y.isfinite().sum() == y.numel() - 2
 
 
-@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+@pytest.mark.parametrize("activation", ["none", "relu", "gelu", "gelu_tanh", "silu"])
 def test_activations(library: ctypes.CDLL, activation: str) -> None:
     x = torch.linspace(-30, 30, 64 * 16).view(64, 16)
     y = call(library, "spmm_csr_f32_t32__simt", CSR.from_dense(torch.eye(16)), x, None, activation)

@@ -15,7 +15,7 @@ from sparseinfer.ops.cuda import kernels as cuda_registry
 from sparseinfer.ops.cuda import linear as cuda
 from sparseinfer.ops.cuda import packing as cuda_packing
 from sparseinfer.ops.cuda.tiles import TILED
-from sparseinfer.ops.names import DTYPES
+from sparseinfer.ops.names import ACTIVATIONS, DTYPES
 from sparseinfer.ops.reference import reference_linear
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -44,6 +44,15 @@ def test_the_plan_chooses_by_tokens_and_results_are_the_product(native: Native, 
     ]
     assert native.calls[-1].startswith(dense)
     assert not any(call.startswith(few) for call in native.calls[2:])
+
+
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+def test_activations_that_no_epilogue_computes_follow_it(native: Native, activation: str) -> None:
+    fmt = CSR.from_dense(weight("random", 24, 500, 0.8))
+    x, bias = tokens(4, 500), torch.arange(24.0)
+    y = cuda.run(x, [cuda_packing.pack(fmt, "cpu")], bias, 24, plan_for("f32"), activation)
+    wanted = reference_linear(x, fmt, bias, activation)
+    assert (y - wanted).abs().max() <= 1e-5 * wanted.abs().max()
 
 
 @pytest.mark.parametrize("packing", TILED)

@@ -51,15 +51,17 @@ def product(x: Tensor, packed: Tensor, bias: Tensor | None, n: int, kernel: int,
         y = _decompressed(kernel, rows, packed, held, bias, n, activation)
     else:
         y = rows.new_empty(m, n)
+        is_fused = number < cuda().activations
         address_of_bias = (0, 0) if bias is None else (bias.data_ptr(), DTYPE_NUMBERS[bias.dtype])
         cuda().spmm(
             kernel,
             (index, torch.cuda.current_stream(x.device).cuda_stream),
             (address("header", held.header), packed.data_ptr(), held.info.nbytes),
             (rows.data_ptr(), DTYPE_NUMBERS[rows.dtype], m, k, max(rows.stride(0), k)),
-            (*address_of_bias, number),
+            (*address_of_bias, number if is_fused else 0),
             (y.data_ptr(), n),
         )
+        y = y if is_fused else ACTIVATIONS[activation](y)
     return y.to(x.dtype).view(*x.shape[:-1], n)
 
 
