@@ -35,6 +35,9 @@ class Recorder:
     def __init__(self, module: Any) -> None:
         self.module, self.files = module, list[str]()
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.module, name)
+
     def spmm(self, *args: Any) -> None:
         self.files = frames_since_forward(sys._getframe())
         self.module.spmm(*args)
