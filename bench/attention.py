@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,23 +21,17 @@ from torch.nn import functional as F
 
 from sparseinfer import ops
 from sparseinfer._machine import describe_machine
-from sparseinfer._timing import num_threads
+from sparseinfer._timing import interleave, num_threads
 
 
 def fastest(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, budget: float) -> tuple[float, float]:
     """Milliseconds of torch's attention and of the native one."""
-    scale = q.shape[-1] ** -0.5
-    best, end, runs = [float("inf")] * 2, time.perf_counter() + budget, 0
-    while runs < 3 or time.perf_counter() < end:
-        for which in (0, 1):
-            begin = time.perf_counter()
-            if which:
-                ops.attention(q, k, v, mask, scale)
-            else:
-                F.scaled_dot_product_attention(q, k, v, mask)
-            best[which] = min(best[which], 1e3 * (time.perf_counter() - begin))
-        runs += 1
-    return best[0], best[1]
+    calls = {
+        "torch": [partial(F.scaled_dot_product_attention, q, k, v, mask)],
+        "native": [partial(ops.attention, q, k, v, mask, q.shape[-1] ** -0.5)],
+    }
+    times = interleave(calls, budget_s=budget)
+    return times["torch"].min_us / 1e3, times["native"].min_us / 1e3
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 #include "bindings/bind.h"
 
 #include <array>
-#include <cstring>
 #include <optional>
 #include <string>
 #include <utility>
@@ -21,7 +20,6 @@ namespace py = pybind11;
 
 namespace sparseinfer {
 namespace bindings {
-
 namespace {
 
 // Images x [batch, channels, height, width] and y, contiguous.

@@ -28,22 +28,27 @@ const std::vector<RegisteredKernel>& registry() {
   return all;
 }
 
-const ImageOps& image_ops(Isa isa) {
-#define SI_LEVEL(number, name, ...) \
-  if (isa == Isa::number) return image_ops_##name;
-#include "sparseinfer/levels.inc"
-#undef SI_LEVEL
-  return image_ops_scalar;
-}
+namespace {
 
-const AttentionOps& attention_ops(Isa isa) {
+// What a level has beside kernels.
+struct LevelOps {
+  const ImageOps& images;
+  const AttentionOps& attention;
+};
+
+LevelOps ops_of(Isa isa) {
 #define SI_LEVEL(number, name, ...) \
-  if (isa == Isa::number) return attention_ops_##name;
+  if (isa == Isa::number) return {image_ops_##name, attention_ops_##name};
 #include "sparseinfer/levels.inc"
 #undef SI_LEVEL
-  return attention_ops_scalar;
+  return {image_ops_scalar, attention_ops_scalar};
 }
 #undef SI_OTHER_LEVEL
+
+}  // namespace
+
+const ImageOps& image_ops(Isa isa) { return ops_of(isa).images; }
+const AttentionOps& attention_ops(Isa isa) { return ops_of(isa).attention; }
 
 bool has_kernels(PackingKind packing, Storage storage) {
   // [packing] bit `storage`

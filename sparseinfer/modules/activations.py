@@ -54,7 +54,8 @@ def activation_name(function: object) -> str:
 
 
 def _has_attributes(module: nn.Module, name: str) -> bool:
-    wanted = ACTIVATIONS[name].attributes
+    activation = ACTIVATIONS[name]
+    wanted = [pair for pair in (activation.keyword, *activation.attributes) if pair[0]]
     given = [getattr(module, attribute) for attribute, _ in wanted]
     return all(isinstance(got, (int, float, str)) for got in given) and given == [v for _, v in wanted]
 

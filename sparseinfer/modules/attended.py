@@ -28,7 +28,7 @@ _TORCHS = F.scaled_dot_product_attention
 _FUSED = 1
 _choice: Any = getattr(torch, "_fused_sdp_choice", None)
 
-# Where the native kernel was faster (bench/attention.py, Zen 5, two threads, as many keys as queries): it
+# Where the native kernel was faster (bench/results/attention_zen5.json, but for one cell of 7 us): it
 # prepares all keys first, which a few queries do not pay for.
 _LEAST_QUERIES, _MOST_KEYS, _MOST_DIM, _MOST_KEYS_OF_A_QUERY = 8, 512, 128, 4
 _LEVELS = frozenset({"avx512", "avx512vnni", "avx512bf16", "amx"})

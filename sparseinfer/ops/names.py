@@ -36,7 +36,7 @@ class Activation:
     calls      torch functions of one tensor that compute it
     modules    torch modules that compute it, each recognised by its forward
     keyword    argument and value that select it, where calls and modules compute other activations too
-    attributes of a module, and their values, that select it where its forward computes other activations too
+    attributes of a module, and their values, that select it beside the keyword
     formulas   classes of transformers.activations that compute it by a formula, equal up to rounding
     """
 
@@ -55,21 +55,13 @@ class Activation:
 ACTIVATIONS: dict[str, Activation] = {
     "none": Activation(lambda y: y),
     "relu": Activation(torch.relu, (F.relu, torch.relu), (nn.ReLU,)),
-    "gelu": Activation(
-        F.gelu,
-        (F.gelu,),
-        (nn.GELU,),
-        ("approximate", "none"),
-        ("GELUActivation",),
-        (("approximate", "none"),),
-    ),
+    "gelu": Activation(F.gelu, (F.gelu,), (nn.GELU,), ("approximate", "none"), ("GELUActivation",)),
     "gelu_tanh": Activation(
         lambda y: F.gelu(y, approximate="tanh"),
         (F.gelu,),
         (nn.GELU,),
         ("approximate", "tanh"),
         ("NewGELUActivation", "FastGELUActivation", "AccurateGELUActivation"),
-        (("approximate", "tanh"),),
     ),
     "silu": Activation(F.silu, (F.silu,), (nn.SiLU,)),
     # nn.ReLU6 has the forward of nn.Hardtanh.

@@ -147,7 +147,7 @@ def _is_step(layer: Any) -> bool:
     if kind is nn.Conv2d:
         return _is_dense_step(layer)
     if kind is nn.BatchNorm2d:
-        return is_norm(layer)
+        return _is_norm(layer)
     if kind not in _POOLS:
         return False
     pool: Any = layer
@@ -155,7 +155,7 @@ def _is_step(layer: Any) -> bool:
     return not pool.ceil_mode and not pool.return_indices and all(map(_is_pair, sizes))
 
 
-def is_norm(layer: Any) -> bool:
+def _is_norm(layer: Any) -> bool:
     """Whether it is a batch norm that multiplies and adds fp32 vectors on the CPU."""
     if type(layer) is not nn.BatchNorm2d or layer.running_mean is None or layer.running_var is None:
         return False
@@ -185,7 +185,7 @@ def _pair(size: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def window_of(layer: Any) -> Window:
+def _window_of(layer: Any) -> Window:
     return tuple(_pair(getattr(layer, name)) for name in ("kernel_size", "stride", "padding", "dilation"))
 
 
@@ -264,7 +264,7 @@ class _Lowering:
             return self._sparse(x, layer, pads)
         if isinstance(layer, nn.Conv2d):
             return self._dense(x, layer, pads)
-        return self._new(Step("max_pool", x, window=window_of(layer)))
+        return self._new(Step("max_pool", x, window=_window_of(layer)))
 
     def _new(self, step: Step) -> int:
         self.steps.append(step)
@@ -333,7 +333,7 @@ class _Lowering:
         )
 
     def _dense(self, x: int, conv: nn.Conv2d, pads: Pads) -> int:
-        window, after = _with_pads(window_of(conv), pads)
+        window, after = _with_pads(_window_of(conv), pads)
         step = Step("conv", x, window=window, padding_after=after, n=conv.out_channels, bias=conv.bias)
         if _is_depthwise(conv):
             step.kind, step.weights = "depthwise", conv.weight

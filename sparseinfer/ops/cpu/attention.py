@@ -40,7 +40,8 @@ def attention(
         if mask.dtype not in _KINDS or not mask.is_cpu:
             raise ValueError(f"mask: expected bool or float32 on the CPU, got {mask.dtype} on {mask.device}")
         kind = _KINDS[mask.dtype]
-        mask = mask if mask.stride(-1) == 1 and mask.shape[-1] == keys else _whole_rows(mask, keys)
+        if mask.stride(-1) != 1 or mask.shape[-1] != keys:
+            mask = mask.expand(*mask.shape[:-1], keys).contiguous()
         mask = mask.expand(batch, heads, queries, keys)
         given = _heads(mask)
     y = q.new_empty((batch, queries, heads, dim)).transpose(1, 2)
@@ -53,8 +54,3 @@ def _heads(x: Tensor) -> tuple[int, int, int, int]:
     """The address of [batch, heads, tokens, ...] and its strides."""
     batch, head, token, _ = x.stride()
     return x.data_ptr(), batch, head, token
-
-
-def _whole_rows(mask: Tensor, keys: int) -> Tensor:
-    """The mask with rows of its own."""
-    return mask.expand(*mask.shape[:-1], keys).contiguous()

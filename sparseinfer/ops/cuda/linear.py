@@ -51,9 +51,10 @@ def product(x: Tensor, packed: Tensor, bias: Tensor | None, n: int, kernel: int,
         y = _decompressed(kernel, rows, packed, held, bias, n, activation)
     else:
         y = rows.new_empty(m, n)
-        is_fused = number < cuda().activations
+        native = cuda()
+        is_fused = number < native.activations
         address_of_bias = (0, 0) if bias is None else (bias.data_ptr(), DTYPE_NUMBERS[bias.dtype])
-        cuda().spmm(
+        native.spmm(
             kernel,
             (index, torch.cuda.current_stream(x.device).cuda_stream),
             (address("header", held.header), packed.data_ptr(), held.info.nbytes),
