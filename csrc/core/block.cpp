@@ -48,6 +48,7 @@ std::pair<SpmmArgs, SpmmArgs> args_of(const Block& block, int64_t first, int64_t
 
 // All rows of W for tokens that fit in one workspace, on this thread.
 void run_pass(const SpmmKernel& kernel, SpmmArgs args) {
+  args.alone = true;
   char* scratch = prepare_pass(kernel, args);
   kernel.run(args, 0, args.w->splits, scratch);
 }

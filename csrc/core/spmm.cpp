@@ -112,6 +112,7 @@ void run_passes(int64_t begin, int64_t end, void* ctx) {
   try {
     for (int64_t pass = begin; pass < end; ++pass) {
       SpmmArgs args = tokens_of(*region.args, pass * kPassTokens, kPassTokens);
+      args.alone = region.parts->empty();
       char* scratch = prepare_pass(kernel, args);
       run_splits(kernel, args, *region.parts, 0, args.w->splits, scratch);
     }
@@ -182,6 +183,7 @@ void run_spmm(const SpmmKernel& kernel, const SpmmArgs& call, Spread spread, con
   const int64_t pass = kPassTokens * std::max<int64_t>(1, kMaxWorkspace / pass_bytes(kernel, call));
   for (int64_t done = thread_passes * kPassTokens; done < tokens; done += pass) {
     SpmmArgs args = tokens_of(call, done, std::min(pass, tokens - done));
+    args.alone = parts.empty() && num_ranges(spread) == 1;
     args.workspace = thread_scratch(ScratchSlot::kWorkspace, kernel.workspace_bytes(args));
     Region region{&kernel, &args, &parts};
     const bool small = spread.parts == 0 && args.m * args.w->k < kSerialPrepare;

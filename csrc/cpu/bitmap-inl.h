@@ -183,7 +183,7 @@ struct Bitmap {
 template <class T, TileMode kMode_>
 struct BitmapTile {
   static constexpr TileMode kMode = kMode_;
-  static constexpr bool kReadsPlanes = false;
+  static constexpr bool kForImages = false;
   static constexpr int kRows = 1;
   static constexpr int64_t kPanel = kMode == TileMode::kPairs ? 384 : 128;
   static constexpr int64_t kRoom = kPanel + 2 * kMaskColumns;  // vectors are written whole, and a filling may follow

@@ -28,7 +28,7 @@ struct PixelRun {
   int64_t from;
 };
 
-// The pixels of one tile, from `token` of the whole convolution on. Those from `end` on lie outside of every image.
+// The pixels of one tile, from `token` on. Those from `end` on lie outside of every image.
 template <int kTokens>
 struct Pixels {
   // Where the first weight of the kernel meets each pixel, modulo 2^32: outside at either edge is too large a number.
@@ -36,7 +36,12 @@ struct Pixels {
   PixelRun runs[kTokens];
   int count = 0;
 
-  Pixels(const ConvShape& c, int64_t token, int64_t end) {
+  // Of no convolution: nothing.
+  Pixels(const SpmmArgs& a, int64_t token) {
+    if (a.conv != nullptr) find(*a.conv, a.first_token + token, a.first_token + a.m);
+  }
+
+  void find(const ConvShape& c, int64_t token, int64_t end) {
     const bool aligned = c.stride_h == 1 && c.stride_w == 1 && c.out_w == c.width;
     const int64_t plane = c.out_h * c.out_w;
     int64_t image = token / plane, oy = token % plane / c.out_w, ox = token % c.out_w;
@@ -120,13 +125,29 @@ SI_INLINE void copy_run(const T* x, int64_t from, int64_t size, int64_t step, co
   }
 }
 
-// The x tile of `columns` columns of W from `first` on for the kTokens pixels from `token` on: out[columns][kTokens].
+// One run that is a whole tile, of `count` channels from x[from] on: the vectors that tell what lies inside of the
+// image stay in registers.
+template <int kTokens, class T>
+SI_INLINE void copy_tiles(const T* x, int64_t from, int64_t plane, int64_t count, const float* inside, float* out,
+                          int64_t out_step) {
+  constexpr int kVectors = kTokens / R;
+  typename Row::V keep[kVectors];
+  SI_UNROLL
+  for (int t = 0; t < kVectors; ++t) keep[t] = Row::load(inside + t * R);
+  for (const T* in = x + from; count > 0; --count, in += plane, out += out_step) {
+    SI_UNROLL
+    for (int t = 0; t < kVectors; ++t) {
+      Row::store(out + t * R, Row::select_negative(keep[t], Row::load(in + t * R), Row::zero()));
+    }
+  }
+}
+
+// The x tile of `columns` columns of W from `first` on: out[columns][kTokens].
 //
 // Loop order: weight of the kernel > channel > run, so that what is inside the image is found once for all channels.
 template <int kTokens, class T>
-void pack_pixels(const SpmmArgs& a, int64_t token, int64_t first, int64_t columns, float* out) {
+void pack_pixels(const SpmmArgs& a, const Pixels<kTokens>& pixels, int64_t first, int64_t columns, float* out) {
   const ConvShape& c = *a.conv;
-  const Pixels<kTokens> pixels(c, a.first_token + token, a.first_token + a.m);
   const T* x = static_cast<const T*>(a.x);
   const int64_t plane = c.x_plane, taps = c.kernel_h * c.kernel_w;
   const int64_t size = (c.batch - 1) * c.x_image + (c.channels - 1) * plane + c.height * c.width, step = c.stride_w;
@@ -135,22 +156,89 @@ void pack_pixels(const SpmmArgs& a, int64_t token, int64_t first, int64_t column
     const int64_t tap = (first + i) % taps;
     const int64_t down = tap / c.kernel_w * c.dilation_h, right = tap % c.kernel_w * c.dilation_w;
     pixels.find_inside(c, down, right, inside);
-    int64_t from = (first + i) / taps * plane + down * c.width + right;
-    for (int64_t column = i; column < columns; column += taps, from += plane) {
-      for (int r = 0; r < pixels.count; ++r) {
-        const PixelRun run = pixels.runs[r];
-        copy_run<kTokens>(x, from + run.from, size, step, run, inside, out + column * kTokens);
+    int64_t from = (first + i) / taps * plane + down * c.width + right, column = i;
+    const auto copy_runs = [&](int64_t channels) {
+      for (; channels > 0 && column < columns; --channels, column += taps, from += plane) {
+        for (int r = 0; r < pixels.count; ++r) {
+          const PixelRun run = pixels.runs[r];
+          copy_run<kTokens>(x, from + run.from, size, step, run, inside, out + column * kTokens);
+        }
+      }
+    };
+    if constexpr (kTokens % R == 0) {
+      if (pixels.count == 1 && step == 1) {
+        // Vectors of the first channel may begin before the image, and those of the last end behind it.
+        const int64_t start = pixels.runs[0].from;
+        copy_runs(from + start < 0 ? 1 : 0);
+        const int64_t begin = from + start, left = (columns - column + taps - 1) / taps;
+        const int64_t within = (size - kTokens - begin + plane) / plane, count = left < within ? left : within;
+        if (begin >= 0 && count > 0) {
+          copy_tiles<kTokens>(x, begin, plane, count, inside, out + column * kTokens, taps * kTokens);
+          from += count * plane;
+          column += count * taps;
+        }
       }
     }
+    copy_runs(columns);
   }
 }
+
+// Writes rows of a tile that is whole and lies in one image: sums times factors, plus bias and residual, activated.
+template <int kTokens, class T>
+struct PixelRows {
+  static constexpr int kVectors = kTokens / R;
+  const SpmmArgs& a;
+  T* y;
+  const T* residual;
+  bool fits;  // whether the tile is such a one
+
+  PixelRows(const SpmmArgs& args, int64_t token) : a(args) {
+    const int64_t plane = a.conv->out_h * a.conv->out_w, at = a.first_token + token, pixel = at % plane;
+    fits = kTokens % R == 0 && token + kTokens <= a.m && pixel + kTokens <= plane;
+    y = static_cast<T*>(a.y) + at / plane * a.conv->y_image + pixel;
+    residual = a.residual != nullptr ? static_cast<const T*>(a.residual) + pixel : nullptr;  // of one image
+  }
+
+  SI_INLINE void prefetch(int64_t row) const {
+    SI_UNROLL
+    for (int t = 0; t < kVectors; ++t) __builtin_prefetch(y + row * a.conv->y_plane + t * R, 1);
+  }
+
+  SI_INLINE void put(int64_t row, typename Row::V (&v)[kVectors]) const {
+    const typename Row::V factor = Row::set1(a.factors != nullptr ? a.factors[row] : 1.0f);
+    const typename Row::V bias = Row::set1(a.bias != nullptr ? bias_at<T>(a, row) : 0.0f);
+    SI_UNROLL
+    for (int t = 0; t < kVectors; ++t) v[t] = Row::fma(v[t], factor, bias);
+    if (residual != nullptr) {
+      const T* from = residual + row * a.residual_plane;
+      SI_UNROLL
+      for (int t = 0; t < kVectors; ++t) v[t] = Row::add(v[t], Row::load(from + t * R));
+    }
+    activate_all<Row>(v, a.activation);
+    T* to = y + row * a.conv->y_plane;
+    SI_UNROLL
+    for (int t = 0; t < kVectors; ++t) Row::store(to + t * R, v[t]);
+  }
+};
 
 // sums[rows][kTokens] -> y[image][rows from `row` on][pixels], times factors, plus bias and residual, activated, for
 // the pixels from `token` on.
 template <int kTokens, class T>
 void finish_pixels(const SpmmArgs& a, const float* sums, int64_t row, int64_t rows, int64_t token) {
+  if constexpr (kTokens % R == 0) {
+    const PixelRows<kTokens, T> whole(a, token);
+    if (whole.fits) {
+      for (const int64_t end = row + rows; row < end; ++row, sums += kTokens) {
+        whole.prefetch(row + kRowsAhead);
+        typename Row::V v[kTokens / R];
+        SI_UNROLL
+        for (int t = 0; t < kTokens / R; ++t) v[t] = Row::load(sums + t * R);
+        whole.put(row, v);
+      }
+      return;
+    }
+  }
   const int64_t plane = a.conv->out_h * a.conv->out_w, y_plane = a.conv->y_plane, last = a.first_token + a.m;
-  const Activation activation = a.activation;
   int64_t at = a.first_token + token;
   const int64_t end = last - at < kTokens ? last : at + kTokens;
   while (at < end) {
@@ -165,14 +253,13 @@ void finish_pixels(const SpmmArgs& a, const float* sums, int64_t row, int64_t ro
       for (int64_t i = 0; i < count; i += R) {
         __builtin_prefetch(y + kRowsAhead * y_plane + i, 1);
         const int here = count - i < R ? static_cast<int>(count - i) : R;
-        Row::V v = Row::load(from + i);  // scratch has rows to spare
-        v = a.factors != nullptr ? Row::fma(v, factor, bias) : Row::add(v, bias);
-        if (residual != nullptr) v = Row::add(v, Row::load_partial(residual + i, here));
-        if (activation != Activation::kNone) v = activate<Row>(v, activation);
+        Row::V v[1] = {Row::fma(Row::load(from + i), factor, bias)};  // scratch has rows to spare
+        if (residual != nullptr) v[0] = Row::add(v[0], Row::load_partial(residual + i, here));
+        activate_all<Row>(v, a.activation);
         if (here == R) {
-          Row::store(y + i, v);
+          Row::store(y + i, v[0]);
         } else {
-          Row::store_partial(y + i, v, here);
+          Row::store_partial(y + i, v[0], here);
         }
       }
     }

@@ -43,8 +43,7 @@ struct PixelBytes {
   V in_run[kTokens];      // the pixels of each run that lie inside of the image
   bool is_seen[kTokens];  // whether there is one
 
-  PixelBytes(const SpmmArgs& a, int64_t token, const int32_t* zeros)
-      : conv(*a.conv), pixels(*a.conv, a.first_token + token, a.first_token + a.m) {
+  PixelBytes(const SpmmArgs& a, int64_t token, const int32_t* zeros) : conv(*a.conv), pixels(a, token) {
     uint8_t bytes[kTokens];
     for (int t = 0; t < kTokens; ++t) bytes[t] = static_cast<uint8_t>(zeros[t]);
     memcpy(&outside, bytes, sizeof outside);

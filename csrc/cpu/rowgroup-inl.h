@@ -20,7 +20,7 @@ struct Rowgroup : PackedPanels {
   using Step = sparseinfer::Step<S, Payload>;
   static constexpr TileMode kMode = kMode_;
   static constexpr int kRows = kGroupRows;
-  static constexpr bool kReadsPlanes = kMode == TileMode::kFloat;
+  static constexpr bool kForImages = kMode == TileMode::kFloat;
   static SI_INLINE FilledPlanes planes(const float* x, size_t plane, size_t columns, const float* zeros) {
     return {{x, plane}, columns, zeros};
   }
@@ -88,10 +88,11 @@ struct Rowgroup : PackedPanels {
     }
   }
 
-  // sums [rows of the split][tokens]; x is a tile, or FilledPlanes
-  template <class S, class Columns>
-  static void cell(const PackingHeader* w, int64_t split, int64_t panel, const Columns& x, float* sums, int64_t,
-                   char*) {
+  // The groups of a cell: done(first row of the group in the split, sums). sums [rows of the split][tokens], with
+  // `kFresh` not read; x is a tile, or FilledPlanes.
+  template <class S, bool kFresh, class Columns, class Done>
+  static SI_INLINE void for_groups(const PackingHeader* w, int64_t split, int64_t panel, const Columns& x,
+                                   const float* sums, Done done) {
     using Vec = typename S::Vec;
     const int64_t* split_rows = section<int64_t>(w, w->split_rows);
     const int64_t groups = (split_rows[split + 1] - split_rows[split] + kGroupRows - 1) / kGroupRows;
@@ -105,7 +106,9 @@ struct Rowgroup : PackedPanels {
       SI_UNROLL
       for (int r = 0; r < 4; ++r) {
         SI_UNROLL
-        for (int t = 0; t < S::kSums; ++t) sum[r][t] = Vec::load(sums + r * S::kTokens + t * Vec::L);
+        for (int t = 0; t < S::kSums; ++t) {
+          sum[r][t] = kFresh ? Vec::zero() : Vec::load(sums + r * S::kTokens + t * Vec::L);
+        }
       }
       // clang-format off
 #define SI_PATTERN(p) pattern<S, p>(x, counts->of[p], offsets, values, sum)
@@ -114,12 +117,37 @@ struct Rowgroup : PackedPanels {
       SI_PATTERN(11); SI_PATTERN(12); SI_PATTERN(13); SI_PATTERN(14); SI_PATTERN(15);
 #undef SI_PATTERN
       // clang-format on
+      done(g * kGroupRows, sum);
+    }
+  }
+
+  template <class S, class Columns>
+  static void cell(const PackingHeader* w, int64_t split, int64_t panel, const Columns& x, float* sums, int64_t,
+                   char*) {
+    using V = typename S::Vec::V;
+    for_groups<S, false>(w, split, panel, x, sums, [&](int64_t row, V(&sum)[4][S::kSums]) {
       SI_UNROLL
       for (int r = 0; r < 4; ++r) {
         SI_UNROLL
-        for (int t = 0; t < S::kSums; ++t) Vec::store(sums + r * S::kTokens + t * Vec::L, sum[r][t]);
+        for (int t = 0; t < S::kSums; ++t) S::Vec::store(sums + (row + r) * S::kTokens + t * S::Vec::L, sum[r][t]);
       }
-    }
+    });
+  }
+
+  // The same for the last panel, with `kFresh` the only one: put(row of W, sums) takes each row.
+  template <class S, bool kFresh, class Columns, class Rows>
+  static void last_cell(const PackingHeader* w, int64_t split, int64_t panel, const Columns& x, const float* sums,
+                        const Rows& put) {
+    using V = typename S::Vec::V;
+    const int64_t first = section<int64_t>(w, w->split_rows)[split];
+    const int64_t end = section<int64_t>(w, w->split_rows)[split + 1];
+    for_groups<S, kFresh>(w, split, panel, x, sums, [&](int64_t row, V(&sum)[4][S::kSums]) {
+      SI_UNROLL
+      for (int r = 0; r < 4; ++r) {
+        put.prefetch(first + row + kRowsAhead + r);
+        if (first + row + r < end) put.put(first + row + r, sum[r]);
+      }
+    });
   }
 };
 

@@ -20,7 +20,7 @@ struct Rowlist : PackedPanels {
   using Step = sparseinfer::Step<S, Payload>;
   static constexpr TileMode kMode = kMode_;
   static constexpr int kRows = 1;
-  static constexpr bool kReadsPlanes = kMode == TileMode::kFloat;
+  static constexpr bool kForImages = kMode == TileMode::kFloat;
   // Of a panel; lists are not filled up.
   static SI_INLINE Planes planes(const float* x, size_t plane, size_t, const float*) { return {x, plane}; }
 
@@ -47,16 +47,18 @@ struct Rowlist : PackedPanels {
     step<S, 3 * kOffsets>(x, at, Step<S>::template lane<3>(w), sum[3 % Sets]);
   }
 
-  // sum[tokens] of one row += its list. `kWhole`: the list is one of whole steps; else a last unit may stand alone.
-  template <class S, bool kWhole, class Columns>
-  static SI_INLINE void row(Columns x, const uint16_t* offsets, const Payload* values, int length, float* out) {
+  // sum[tokens] of one row += its list, or = with `kFresh`. `kWhole`: the list is one of whole steps; else a last unit
+  // may stand alone.
+  template <class S, bool kWhole, bool kFresh, class Columns>
+  static SI_INLINE void multiply_row(Columns x, const uint16_t* offsets, const Payload* values, int length,
+                                     const float* sums, typename S::Vec::V (&total)[S::kSums]) {
     using Vec = typename S::Vec;
     constexpr int Sets = S::kSums >= 8 ? 1 : S::kSums >= 4 ? 2 : 4;
     constexpr int kOffsets = Step<S>::kPositions;
     typename Vec::V sum[Sets][S::kSums];
     SI_UNROLL
     for (int t = 0; t < S::kSums; ++t) {
-      sum[0][t] = Vec::load(out + t * Vec::L);
+      sum[0][t] = kFresh ? Vec::zero() : Vec::load(sums + t * Vec::L);
       SI_UNROLL
       for (int s = 1; s < Sets; ++s) sum[s][t] = Vec::zero();
     }
@@ -72,16 +74,23 @@ struct Rowlist : PackedPanels {
     }
     SI_UNROLL
     for (int t = 0; t < S::kSums; ++t) {
-      typename Vec::V total = sum[0][t];
+      total[t] = sum[0][t];
       SI_UNROLL
-      for (int s = 1; s < Sets; ++s) total = Vec::add(total, sum[s][t]);
-      Vec::store(out + t * Vec::L, total);
+      for (int s = 1; s < Sets; ++s) total[t] = Vec::add(total[t], sum[s][t]);
     }
   }
 
-  // sums [rows of the split][tokens]; x is a tile, or Planes
-  template <class S, class Columns>
-  static void cell(const PackingHeader* w, int64_t split, int64_t panel, Columns x, float* sums, int64_t, char*) {
+  template <class S, bool kWhole, class Columns>
+  static SI_INLINE void row(Columns x, const uint16_t* offsets, const Payload* values, int length, float* out) {
+    typename S::Vec::V total[S::kSums];
+    multiply_row<S, kWhole, false>(x, offsets, values, length, out, total);
+    SI_UNROLL
+    for (int t = 0; t < S::kSums; ++t) S::Vec::store(out + t * S::Vec::L, total[t]);
+  }
+
+  // Calls each(where the row stands, length, offsets, values) for the rows of a cell.
+  template <class Each>
+  static SI_INLINE void for_rows(const PackingHeader* w, int64_t split, int64_t panel, Each each) {
     const Cell* cell = section<Cell>(w, w->cells) + split * w->panels + panel;
     const Run* run = section<Run>(w, w->counts) + cell->counts;
     const Run* last = section<Run>(w, w->counts) + cell[1].counts;
@@ -91,8 +100,44 @@ struct Rowlist : PackedPanels {
     for (; run < last; ++run) {
       const int length = run->length;
       for (const uint16_t* end = rows + run->rows; rows < end; ++rows, offsets += length, values += length) {
-        row<S, true>(x, offsets, values, length, sums + *rows * S::kTokens);
+        each(rows, length, offsets, values);
       }
+    }
+  }
+
+  // sums [rows of the split][tokens]; x is a tile, or Planes
+  template <class S, class Columns>
+  static void cell(const PackingHeader* w, int64_t split, int64_t panel, Columns x, float* sums, int64_t, char*) {
+    for_rows(w, split, panel, [&](const uint16_t* r, int length, const uint16_t* offsets, const Payload* values) {
+      row<S, true>(x, offsets, values, length, sums + *r * S::kTokens);
+    });
+  }
+
+  // The same for the last panel, with `kFresh` the only one: put(row of W, sums) takes each row.
+  template <class S, bool kFresh, class Columns, class Rows>
+  static void last_cell(const PackingHeader* w, int64_t split, int64_t panel, Columns x, const float* sums,
+                        const Rows& put) {
+    const int64_t first = section<int64_t>(w, w->split_rows)[split];
+    const int64_t rows = section<int64_t>(w, w->split_rows)[split + 1] - first;
+    const Cell* cell = section<Cell>(w, w->cells) + split * w->panels + panel;
+    const uint16_t* listed = section<uint16_t>(w, w->rows) + cell->rows;
+    const uint16_t* end = section<uint16_t>(w, w->rows) + cell[1].rows;
+    typename S::Vec::V total[S::kSums];
+    for_rows(w, split, panel, [&](const uint16_t* r, int length, const uint16_t* offsets, const Payload* values) {
+      if (r + kRowsAhead < end) put.prefetch(first + r[kRowsAhead]);
+      multiply_row<S, true, kFresh>(x, offsets, values, length, sums + *r * S::kTokens, total);
+      put.put(first + *r, total);
+    });
+    if (end - listed == rows) return;
+    bool is_listed[kMaxSplitRows] = {};
+    for (; listed < end; ++listed) is_listed[*listed] = true;
+    for (int64_t r = 0; r < rows; ++r) {
+      if (is_listed[r]) continue;
+      SI_UNROLL
+      for (int t = 0; t < S::kSums; ++t) {
+        total[t] = kFresh ? S::Vec::zero() : S::Vec::load(sums + r * S::kTokens + t * S::Vec::L);
+      }
+      put.put(first + r, total);
     }
   }
 };

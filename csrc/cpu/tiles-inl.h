@@ -155,7 +155,7 @@ void finish_tile(const SpmmArgs& a, const float* sums, int64_t row, int64_t rows
 
 // What most Bodies say of themselves.
 struct PackedPanels {
-  static constexpr bool kReadsPlanes = false;
+  static constexpr bool kForImages = false;  // reads channels where they lie, and has `last_cell`
   static int64_t panel(const PackingHeader* w) { return w->panel; }
   static int64_t scratch_bytes(const PackingHeader*) { return 0; }
 };
@@ -184,13 +184,21 @@ struct Tiled {
     return kScaleBytes + panels(a.w) * positions(a.w) * kTileTokens * kElement;
   }
   // Whether channels of the image are the columns of a tile, which then is not copied.
-  static bool reads_planes(const SpmmArgs& a) { return Body::kReadsPlanes && channels_are_columns(a); }
-  static int64_t workspace_bytes(const SpmmArgs& a) { return reads_planes(a) ? 0 : tiles(a) * tile_bytes(a); }
+  static bool reads_planes(const SpmmArgs& a) { return Body::kForImages && channels_are_columns(a); }
+  // Whether a panel of x is packed just before it is multiplied by all rows, in memory that never leaves L1.
+  static bool packs_as_it_runs(const SpmmArgs& a) {
+    return kMode == TileMode::kFloat && a.alone && a.w->n <= kChunkRows && !reads_planes(a);
+  }
+  static bool reads_workspace(const SpmmArgs& a) { return !reads_planes(a) && !packs_as_it_runs(a); }
+  static int64_t workspace_bytes(const SpmmArgs& a) { return reads_workspace(a) ? tiles(a) * tile_bytes(a) : 0; }
+  static int64_t panel_bytes(const SpmmArgs& a) {
+    return packs_as_it_runs(a) ? positions(a.w) * kTileTokens * kElement : 0;
+  }
   static constexpr int64_t kSumBytes = (kChunkRows + R) * kTileTokens * 4;  // with rows that the epilogue may read
-  static int64_t scratch_bytes(const SpmmArgs& a) { return kSumBytes + Body::scratch_bytes(a.w); }
+  static int64_t scratch_bytes(const SpmmArgs& a) { return kSumBytes + panel_bytes(a) + Body::scratch_bytes(a.w); }
   static bool by_tokens(const SpmmArgs& a) { return kBytes && a.conv == nullptr; }
   static int64_t prepare_items(const SpmmArgs& a) {
-    return reads_planes(a) ? 0 : tiles(a) * (by_tokens(a) ? kTileTokens / kGroup : panels(a.w));
+    return !reads_workspace(a) ? 0 : tiles(a) * (by_tokens(a) ? kTileTokens / kGroup : panels(a.w));
   }
 
   template <class F>
@@ -220,23 +228,29 @@ struct Tiled {
       const int64_t tile = i / panels(a.w), panel = i % panels(a.w);
       with_shape(a, tile, [&](auto shape) {
         using S = decltype(shape);
-        const int64_t width = Body::panel(a.w), first = panel * width, token = tile * kTileTokens;
-        const int64_t left = a.w->k - first, columns = (left < width ? left : width) / kColumnsPerPosition;
-        char* out = a.workspace + tile * tile_bytes(a) + panel * positions(a.w) * S::kTokens * kElement;
-        memset(out + (positions(a.w) - 1) * S::kTokens * kElement, 0, S::kTokens * kElement);
-        if constexpr (kMode == TileMode::kFloat) {
-          with_type(a.dtype, [&](auto type) {
-            using T = decltype(type);
-            float* to = reinterpret_cast<float*>(out);
-            if (a.conv != nullptr) return pack_pixels<S::kTokens, T>(a, token, first, columns, to);
-            pack_columns<S::kTokens, T>(a, token, first, columns, to);
-          });
-        } else if constexpr (kMode == TileMode::kDwords) {
-          pack_bf16<S::kTokens, Dword>(a, token, first, columns, reinterpret_cast<float*>(out));
-        } else {
-          pack_bf16<S::kTokens, uint16_t>(a, token, first, columns, reinterpret_cast<uint16_t*>(out));
-        }
+        char* to = a.workspace + tile * tile_bytes(a) + panel * positions(a.w) * S::kTokens * kElement;
+        pack_panel<S>(a, Pixels<S::kTokens>(a, tile * kTileTokens), tile, panel, to);
       });
+    }
+  }
+
+  // The columns of one panel for the tokens of one tile, and one column of zeros.
+  template <class S>
+  static void pack_panel(const SpmmArgs& a, const Pixels<S::kTokens>& pixels, int64_t tile, int64_t panel, char* out) {
+    const int64_t width = Body::panel(a.w), first = panel * width, token = tile * kTileTokens;
+    const int64_t left = a.w->k - first, columns = (left < width ? left : width) / kColumnsPerPosition;
+    memset(out + (positions(a.w) - 1) * S::kTokens * kElement, 0, S::kTokens * kElement);
+    if constexpr (kMode == TileMode::kFloat) {
+      with_type(a.dtype, [&](auto type) {
+        using T = decltype(type);
+        float* to = reinterpret_cast<float*>(out);
+        if (a.conv != nullptr) return pack_pixels<S::kTokens, T>(a, pixels, first, columns, to);
+        pack_columns<S::kTokens, T>(a, token, first, columns, to);
+      });
+    } else if constexpr (kMode == TileMode::kDwords) {
+      pack_bf16<S::kTokens, Dword>(a, token, first, columns, reinterpret_cast<float*>(out));
+    } else {
+      pack_bf16<S::kTokens, uint16_t>(a, token, first, columns, reinterpret_cast<uint16_t*>(out));
     }
   }
 
@@ -323,13 +337,24 @@ struct Tiled {
   template <class S>
   static void run_tile(const SpmmArgs& a, int64_t tile, int64_t begin, int64_t end, float* sums, char* scratch) {
     using Element = typename S::Element;
-    if constexpr (Body::kReadsPlanes) {
+    if constexpr (Body::kForImages) {
       if (reads_planes(a)) {
         const float* x = static_cast<const float*>(a.x) + a.first_token + tile * kTileTokens;
         const auto plane = static_cast<size_t>(a.conv->x_plane), width = static_cast<size_t>(Body::panel(a.w));
         alignas(64) const float zeros[S::kTokens] = {};
         return run_panels<S>(a, tile, begin, end, sums, scratch, [&](int64_t i) {
           return Body::planes(x + static_cast<size_t>(i) * width * plane, plane, width, zeros);
+        });
+      }
+    }
+    if constexpr (kMode == TileMode::kFloat) {
+      if (packs_as_it_runs(a)) {
+        const Pixels<S::kTokens> pixels(a, tile * kTileTokens);
+        int64_t packed = -1;
+        return run_panels<S>(a, tile, begin, end, sums, scratch + panel_bytes(a), [&](int64_t i) -> const Element* {
+          if (packed != i) pack_panel<S>(a, pixels, tile, i, scratch);
+          packed = i;
+          return reinterpret_cast<const Element*>(scratch);
         });
       }
     }
@@ -341,22 +366,65 @@ struct Tiled {
   template <class S, class Columns>
   static SI_INLINE void run_panels(const SpmmArgs& a, int64_t tile, int64_t begin, int64_t end, float* sums,
                                    char* scratch, Columns columns) {
+    const int64_t token = tile * kTileTokens;
+    if constexpr (Body::kForImages && S::kTokens % R == 0 && S::Vec::L == R) {
+      if (a.conv != nullptr && a.dtype == DType::kF32 && a.w->scales == 0 && panels(a.w) > 0) {
+        const PixelRows<S::kTokens, float> rows(a, token);
+        if (rows.fits) return end_rows<S>(a, begin, end, sums, scratch, columns, rows);
+      }
+    }
+    for_chunks(a, begin, end, [&](int64_t first, int64_t last, int64_t row, int64_t rows) {
+      memset(sums, 0, rows * S::kTokens * sizeof(float));
+      for (int64_t panel = 0; panel < panels(a.w); ++panel) {
+        multiply<S>(a, first, last, row, panel, columns(panel), sums, scratch);
+      }
+      finish<S>(a, sums, row, rows, token);
+    });
+  }
+
+  // The same where rows are finished in registers, in the last panel.
+  template <class S, class Columns, class Rows>
+  static SI_INLINE void end_rows(const SpmmArgs& a, int64_t begin, int64_t end, float* sums, char* scratch,
+                                 Columns columns, const Rows& put) {
+    const int64_t* split_rows = section<int64_t>(a.w, a.w->split_rows);
+    const int64_t before = panels(a.w) - 1;
+    for_chunks(a, begin, end, [&](int64_t first, int64_t last, int64_t row, int64_t rows) {
+      if (before > 0) memset(sums, 0, rows * S::kTokens * sizeof(float));
+      for (int64_t panel = 0; panel < before; ++panel) {
+        multiply<S>(a, first, last, row, panel, columns(panel), sums, scratch);
+      }
+      const auto x = columns(before);
+      for (int64_t i = first; i < last; ++i) {
+        const float* own = sums + (split_rows[i] - row) * S::kTokens;
+        if (before > 0) {
+          Body::template last_cell<S, false>(a.w, i, before, x, own, put);
+        } else {
+          Body::template last_cell<S, true>(a.w, i, before, x, own, put);
+        }
+      }
+    });
+  }
+
+  // Calls each(first split, end, first row, rows) for chunks of splits whose sums stay in the cache.
+  template <class Each>
+  static SI_INLINE void for_chunks(const SpmmArgs& a, int64_t begin, int64_t end, Each each) {
     const int64_t* split_rows = section<int64_t>(a.w, a.w->split_rows);
     const int64_t most = panels(a.w) > 1 ? kChunkRows : kBlockRows;  // one panel: sums stay in L1
     for (int64_t s = begin; s < end;) {
       int64_t chunk_end = s + 1;
       while (chunk_end < end && split_rows[chunk_end + 1] - split_rows[s] <= most) ++chunk_end;
-      const int64_t row = split_rows[s], rows = split_rows[chunk_end] - row;
-      memset(sums, 0, rows * S::kTokens * sizeof(float));
-      for (int64_t panel = 0; panel < panels(a.w); ++panel) {
-        const auto xp = columns(panel);
-        for (int64_t i = s; i < chunk_end; ++i) {
-          const int64_t at = split_rows[i] - row;
-          Body::template cell<S>(a.w, i, panel, xp, sums + at * S::kTokens, at, scratch);
-        }
-      }
-      finish<S>(a, sums, row, rows, tile * kTileTokens);
+      each(s, chunk_end, split_rows[s], split_rows[chunk_end] - split_rows[s]);
       s = chunk_end;
+    }
+  }
+
+  template <class S, class X>
+  static SI_INLINE void multiply(const SpmmArgs& a, int64_t first, int64_t last, int64_t row, int64_t panel, X x,
+                                 float* sums, char* scratch) {
+    const int64_t* split_rows = section<int64_t>(a.w, a.w->split_rows);
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t at = split_rows[i] - row;
+      Body::template cell<S>(a.w, i, panel, x, sums + at * S::kTokens, at, scratch);
     }
   }
 

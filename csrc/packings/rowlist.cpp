@@ -77,11 +77,16 @@ void pack_split(const PackingHeader& h, const SparseView& w, int64_t begin, int6
 
 int64_t check_cell(const PackingHeader& h, int64_t rows, int64_t width, CellReader& cell) {
   int64_t stored = 0;
+  bool listed[kMaxSplitRows] = {};  // kernels finish a row where they meet it
   while (cell.has_counts()) {
     const Run& run = section<Run>(&h, h.counts)[cell.take_counts(1)];
     require(run.length % rowlist_step(h.storage) == 0, "counts");
     const int64_t first = cell.take_rows(run.rows);
-    for (int64_t i = 0; i < run.rows; ++i) require(section<uint16_t>(&h, h.rows)[first + i] < rows, "rows");
+    for (int64_t i = 0; i < run.rows; ++i) {
+      const uint16_t row = section<uint16_t>(&h, h.rows)[first + i];
+      require(row < rows && !listed[row], "rows");
+      listed[row] = true;
+    }
     const int64_t units = int64_t{run.length} * run.rows;
     stored += units - check_offsets<uint16_t>(h, cell.take_offsets(units), units, width, h.panel);
     cell.take_values(units);

@@ -49,6 +49,8 @@ struct SpmmArgs {
   // The images of storage i8: x rounded to bytes beforehand, as `conv` says, and the scale of each image.
   uint8_t* bytes;            // behind kImageMargin bytes, and before as many
   TokenScale* image_scales;  // [conv->batch]
+
+  bool alone;  // one call of `run` has all rows: what it needs of x may be repacked as it goes, and stay in L1
 };
 
 // Layer normalization of the rows of y after an addition: s = y + residual, then
