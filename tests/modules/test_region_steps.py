@@ -128,7 +128,8 @@ def test_square_windows() -> None:
     check_square_pooling()
 
 
-@pytest.mark.parametrize("isa", sorted({"scalar", *ops.isa_levels()} - {ops.active_isa()}))
+# Those whose vectors are of other lengths.
+@pytest.mark.parametrize("isa", sorted({"scalar", "avx2"} & set(ops.isa_levels())))
 def test_square_windows_of_other_levels(isa: str) -> None:
     code = "import test_region_steps as t; t.check_square_depthwise(); t.check_square_pooling()"
     environment = {**os.environ, "SPARSEINFER_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)}
