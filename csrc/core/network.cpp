@@ -7,6 +7,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "core/arena.h"
+#include "core/passes.h"
 #include "sparseinfer/registry.h"
 #include "sparseinfer/spmm.h"
 
@@ -14,7 +16,6 @@ namespace sparseinfer {
 namespace {
 
 // Channels start at an odd number of cache lines: whole powers of two would share few sets of the cache.
-constexpr int64_t kLine = 16;  // floats
 int64_t padded_plane(int64_t pixels) {
   const int64_t lines = (pixels + kLine - 1) / kLine;
   return (lines | 1) * kLine;
@@ -22,7 +23,6 @@ int64_t padded_plane(int64_t pixels) {
 
 // Floats behind the last channel that vectors may read and write.
 constexpr int64_t kSlack = 64;
-constexpr int64_t kMaxArena = int64_t{1} << 44;  // floats, beyond any memory
 constexpr int64_t kMostInWindow = (int64_t{1} << 31) - 1;
 
 [[noreturn]] void fail(size_t step, const std::string& what) {
@@ -97,51 +97,6 @@ struct Place {
   }
 };
 
-// Free ranges of the arena, in order.
-class Arena {
- public:
-  int64_t take(int64_t elements) {
-    const int64_t rounded = (elements + kLine - 1) / kLine * kLine;
-    for (size_t i = 0; i < free_.size(); ++i) {
-      auto& [begin, end] = free_[i];
-      if (end - begin < rounded) continue;
-      const int64_t offset = begin;
-      begin += rounded;
-      if (begin == end) free_.erase(free_.begin() + static_cast<std::ptrdiff_t>(i));
-      return offset;
-    }
-    // Behind everything, from the last free range on if that reaches the end.
-    int64_t offset = size_;
-    if (!free_.empty() && free_.back().second == size_) {
-      offset = free_.back().first;
-      free_.pop_back();
-    }
-    size_ = offset + rounded;
-    if (size_ > kMaxArena) throw std::bad_alloc();
-    return offset;
-  }
-
-  void give(int64_t offset, int64_t elements) {
-    const int64_t end = offset + (elements + kLine - 1) / kLine * kLine;
-    auto next = std::lower_bound(free_.begin(), free_.end(), std::make_pair(offset, end));
-    next = free_.insert(next, {offset, end});
-    if (next + 1 != free_.end() && next->second == (next + 1)->first) {
-      next->second = (next + 1)->second;
-      free_.erase(next + 1);
-    }
-    if (next != free_.begin() && (next - 1)->second == next->first) {
-      (next - 1)->second = next->second;
-      free_.erase(next);
-    }
-  }
-
-  int64_t size() const { return size_; }
-
- private:
-  std::vector<std::pair<int64_t, int64_t>> free_;
-  int64_t size_ = 0;
-};
-
 // Gives every value of a step its place; what is read for the last time makes room for later ones. A value that is
 // added for the last time is overwritten by the sum. Returns the elements of the arena.
 int64_t place(const std::vector<NetworkStep>& steps, size_t inputs, std::vector<Place>& values) {
@@ -176,14 +131,27 @@ int64_t place(const std::vector<NetworkStep>& steps, size_t inputs, std::vector<
   return arena.size();
 }
 
+// What a thread threw, for the one that waits for it.
+struct Failure {
+  std::mutex lock;
+  std::exception_ptr thrown;
+
+  void keep() {
+    const std::lock_guard<std::mutex> locked(lock);
+    thrown = std::current_exception();
+  }
+  void rethrow() const {
+    if (thrown) std::rethrow_exception(thrown);
+  }
+};
+
 // One call.
 struct ImageRun {
   const std::vector<NetworkStep>& steps;
   size_t inputs;
   std::vector<Place> values;
   int64_t arena_bytes = 0;
-  std::mutex failing;
-  std::exception_ptr failure;
+  Failure failure;
 };
 
 // A step of an image that is spread over channels.
@@ -220,6 +188,44 @@ void run_channels(int64_t begin, int64_t end, void* ctx) {
   }
 }
 
+// A convolution of 1x1 whose rows are too few for the threads, which take pixels of one image instead.
+struct PixelStep {
+  const NetworkStep* step;
+  SpmmArgs args;
+  const Place *x, *y;
+  Failure failure;
+};
+
+// Whether a piece of the pixels is a convolution of its own that gives the same bits.
+bool takes_pixels(const NetworkStep& s) {
+  constexpr std::array<int64_t, 2> kOne{1, 1}, kNone{0, 0};
+  return s.groups.size() == 1 && s.kernel_size == kOne && s.stride == kOne && s.padding == kNone &&
+         s.padding_after == kNone && s.kernel->tile_tokens > 0 && kPassTokens % s.kernel->tile_tokens == 0;
+}
+
+void run_pixels(int64_t begin, int64_t end, void* ctx) {
+  PixelStep& p = *static_cast<PixelStep*>(ctx);
+  const int64_t first = begin * kPassTokens, pixels = p.x->shape[1] * p.x->shape[2];
+  const int64_t count = std::min(end * kPassTokens, pixels) - first;
+  SpmmArgs args = p.args;
+  args.x = static_cast<const float*>(args.x) + first;
+  args.y = static_cast<float*>(args.y) + first;
+  if (args.residual != nullptr) args.residual = static_cast<const float*>(args.residual) + first;
+  const ConvSizes sizes{{1, p.x->shape[0], 1, count},
+                        {1, p.y->shape[0], 1, count},
+                        {1, 1},
+                        {1, 1},
+                        {0, 0},
+                        {1, 1},
+                        p.x->plane,
+                        p.y->plane};
+  try {
+    run_conv(*p.step->kernel, args, sizes, p.step->groups, Spread::serial());
+  } catch (...) {
+    p.failure.keep();
+  }
+}
+
 void run_step(const ImageRun& run, size_t number, float* arena, int64_t image, Spread spread) {
   const NetworkStep& s = run.steps[number];
   const Place& x = run.values[static_cast<size_t>(s.x)];
@@ -243,6 +249,16 @@ void run_step(const ImageRun& run, size_t number, float* arena, int64_t image, S
   args.padded = x.in_arena();
   args.residual_plane = other != nullptr ? other->plane : 0;
   args.activation = s.activation;
+  const int64_t pixels = x.shape[1] * x.shape[2], threads = num_ranges(spread);
+  // Of more pixels, threads take some of their own anyway.
+  const bool few_pixels = pixels > kPassTokens && pixels < 2 * threads * kPassTokens;
+  if (few_pixels && s.groups[0]->splits < threads && takes_pixels(s)) {
+    args.w = s.groups[0];
+    args.m = pixels;
+    PixelStep shared{&s, args, &x, &y, {}};
+    parallel_for((pixels + kPassTokens - 1) / kPassTokens, worth(spread, args), run_pixels, &shared);
+    return shared.failure.rethrow();
+  }
   const ConvSizes sizes{{1, x.shape[0], x.shape[1], x.shape[2]},
                         {1, y.shape[0], y.shape[1], y.shape[2]},
                         s.kernel_size,
@@ -264,8 +280,7 @@ void run_images(int64_t begin, int64_t end, void* ctx) {
   try {
     for (int64_t image = begin; image < end; ++image) run_image(run, image, Spread::serial());
   } catch (...) {
-    const std::lock_guard<std::mutex> lock(run.failing);
-    run.failure = std::current_exception();
+    run.failure.keep();
   }
 }
 
@@ -353,7 +368,7 @@ void Network::run(int64_t batch, const std::vector<InputImages>& inputs, const s
   if (!fits) throw std::invalid_argument("outputs: expected the shapes that follow from the inputs");
   if (batch == 0) return;
 
-  ImageRun images{steps_, inputs.size(), {}, 0, {}, {}};
+  ImageRun images{steps_, inputs.size(), {}, 0, {}};
   for (const ImageShape& shape : all) {
     Place value;
     value.shape = shape;
@@ -375,7 +390,7 @@ void Network::run(int64_t batch, const std::vector<InputImages>& inputs, const s
   // As many images as come out even go to one thread each, the others through all threads one after another.
   const int64_t threads = num_ranges(spread), whole = batch / threads * threads;
   parallel_for(whole, spread, run_images, &images);
-  if (images.failure) std::rethrow_exception(images.failure);
+  images.failure.rethrow();
   for (int64_t image = whole; image < batch; ++image) run_image(images, image, spread);
 }
 

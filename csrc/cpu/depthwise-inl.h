@@ -1,4 +1,5 @@
-// Depthwise convolution of images (image_ops.h), a band of rows of one channel at a time.
+// Depthwise convolution of images (image_ops.h). Usual windows are those of windows-inl.h; with others, a band of rows
+// of one channel is computed at a time.
 //
 // The band of the image is copied to a buffer in L1 with its padding, for strides of s_h x s_w as so many phases: then
 // every tap reads neighbours. Rows of all phases and of the result have one pitch, so that pixel (row, column) of the
@@ -88,8 +89,49 @@ SI_INLINE void sum_taps(const float* band, const Bands& b, const float* weights,
   for (int i = 0; i < N; ++i) Row::store(out + i * R, sums[i]);
 }
 
+// One channel, in windows of kSize x kSize.
+template <int kSize>
+struct WindowSums {
+  Row::V weights[kSize * kSize];
+  Row::V factor, bias;
+  const float* residual;  // of the channel, nullable
+  float* y;               // of the channel
+  Activation activation;
+
+  WindowSums(const float* w, const ImageEpilogue& e, int64_t channel, float* to)
+      : factor(Row::set1(e.factors != nullptr ? e.factors[channel] : 1.0f)),
+        bias(Row::set1(e.bias != nullptr ? e.bias[channel] : 0.0f)),
+        residual(e.residual != nullptr ? e.residual + channel * e.residual_plane : nullptr),
+        y(to),
+        activation(e.activation) {
+    SI_UNROLL
+    for (int i = 0; i < kSize * kSize; ++i) weights[i] = Row::set1(w[i]);
+  }
+
+  static Row::V outside() { return Row::zero(); }
+  static Row::V start() { return Row::zero(); }
+  SI_INLINE Row::V take(Row::V sum, Row::V x, int tap) const { return Row::fma(weights[tap], x, sum); }
+  template <int N>
+  SI_INLINE void finish(Row::V (&v)[N], int64_t pixel, int64_t out_w, int count) const {
+    SI_UNROLL
+    for (int i = 0; i < N; ++i) {
+      v[i] = Row::fma(v[i], factor, bias);
+      if (residual != nullptr) v[i] = Row::add(v[i], Row::load_partial(residual + pixel + i * out_w, count));
+    }
+    activate_all<Row>(v, activation);
+    SI_UNROLL
+    for (int i = 0; i < N; ++i) Row::store_partial(y + pixel + i * out_w, v[i], count);
+  }
+};
+
 void depthwise(const ImagePlanes& x, const PoolWindow& w, const float* weights, const ImageEpilogue& e, float* y,
                int64_t out_h, int64_t out_w, int64_t y_plane, int64_t begin, int64_t end) {
+  const bool done = with_window<3, 5>(w, [&](auto size, auto stride) {
+    for_windows<size, stride>(x, w, out_h, out_w, begin, end, [&](int64_t channel) {
+      return WindowSums<size>(weights + channel * (size * size), e, channel, y + channel * y_plane);
+    });
+  });
+  if (done) return;
   const Bands b(w, out_h, out_w);
   if (b.rows == 0) return depthwise_by_taps(x, w, weights, e, y, out_h, out_w, y_plane, begin, end);
   alignas(64) float band[kBandFloats + kBandSlack] = {}, sums[kBandFloats + kBandSlack];

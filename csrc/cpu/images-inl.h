@@ -1,9 +1,11 @@
-// Pooling, addition and scaling of images (image_ops.h), and depthwise convolution with any window. A row of the output
-// is computed tap by tap, in loops over its pixels that the compiler turns into vectors; it stays in L1 for all taps.
+// Pooling, addition and scaling of images (image_ops.h), and depthwise convolution with any window. Usual windows of
+// pooling are those of windows-inl.h. With others, a row of the output is computed tap by tap, in loops over its pixels
+// that the compiler turns into vectors; it stays in L1 for all taps.
 #pragma once
 
 #include "cpu/activation-inl.h"
 #include "cpu/types-inl.h"
+#include "cpu/windows-inl.h"
 #include "sparseinfer/image_ops.h"
 
 namespace sparseinfer {
@@ -56,17 +58,31 @@ SI_INLINE void for_rows(const ImagePlanes& x, const PoolWindow& w, float* y, int
   }
 }
 
+struct Largest {
+  float* y;  // of the channel
+
+  static Row::V outside() { return Row::set1(-__builtin_inff()); }
+  static Row::V start() { return outside(); }
+  static SI_INLINE Row::V take(Row::V largest, Row::V x, int) { return Row::max_or_nan(largest, x); }
+  template <int N>
+  SI_INLINE void finish(const Row::V (&v)[N], int64_t pixel, int64_t out_w, int count) const {
+    SI_UNROLL
+    for (int i = 0; i < N; ++i) Row::store_partial(y + pixel + i * out_w, v[i], count);
+  }
+};
+
 void max_pool(const ImagePlanes& x, const PoolWindow& w, float* y, int64_t out_h, int64_t out_w, int64_t y_plane,
               int64_t begin, int64_t end) {
+  const bool done = with_window<2, 3>(w, [&](auto size, auto stride) {
+    for_windows<size, stride>(x, w, out_h, out_w, begin, end,
+                              [&](int64_t channel) { return Largest{y + channel * y_plane}; });
+  });
+  if (done) return;
   const int64_t step = w.stride_w;
   const auto nothing = [](int64_t, int64_t, float*) {};
   for_rows(
       x, w, y, out_h, out_w, y_plane, begin, end, -__builtin_inff(),
-      [step](int64_t, int64_t, const float* from, int64_t count, float* to) {
-        if (step == 1) return max_row(from, 1, count, to);
-        if (step == 2) return max_row(from, 2, count, to);
-        max_row(from, step, count, to);
-      },
+      [step](int64_t, int64_t, const float* from, int64_t count, float* to) { max_row(from, step, count, to); },
       nothing);
 }
 

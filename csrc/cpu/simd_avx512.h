@@ -23,6 +23,10 @@ struct F32x16 {
   static V load_partial(const float* p, int count) { return _mm512_maskz_loadu_ps(first(count), p); }
   static V load_partial(const BF16* p, int count) { return widen(_mm256_maskz_loadu_epi16(first(count), p)); }
   static V load_partial(const F16* p, int count) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(count), p)); }
+  // Lanes [begin, end) of a vector, which alone are read; the others are as in `otherwise`.
+  using Lanes = __mmask16;
+  static Lanes lanes_between(int begin, int end) { return static_cast<Lanes>(first(end) & ~first(begin)); }
+  static V load(const float* p, Lanes lanes, V otherwise) { return _mm512_mask_loadu_ps(otherwise, lanes, p); }
   // Dtypes without instructions of their own: one value at a time (halves.h).
   template <class T>
   static V load_partial(const T* p, int count) {
@@ -65,6 +69,10 @@ struct F32x16 {
   // A NaN in b is returned.
   static V min(V a, V b) { return _mm512_min_ps(a, b); }
   static V max(V a, V b) { return _mm512_max_ps(a, b); }
+  // A NaN in either is returned.
+  static V max_or_nan(V a, V b) {
+    return _mm512_mask_mov_ps(_mm512_max_ps(a, b), _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), a);
+  }
   static V abs(V a) { return _mm512_abs_ps(a); }
   static V round(V a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static V select_negative(V sign, V if_negative, V otherwise) {

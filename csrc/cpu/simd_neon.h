@@ -73,6 +73,18 @@ struct F32x4 {
     memcpy(values, p, static_cast<size_t>(count) * sizeof(T));
     return load(values);
   }
+  // Lanes [begin, end) of a vector, which alone are read; the others are as in `otherwise`.
+  struct Lanes {
+    int begin, end;
+  };
+  static Lanes lanes_between(int begin, int end) { return {begin, end}; }
+  static V load(const float* p, Lanes lanes, V otherwise) {
+    if (lanes.begin == 0 && lanes.end == L) return load(p);
+    float values[L];
+    store(values, otherwise);
+    for (int i = lanes.begin; i < lanes.end; ++i) values[i] = p[i];
+    return load(values);
+  }
   template <class T>
   static void store_partial(T* p, V v, int count) {
     if (count == L) return store(p, v);
@@ -88,6 +100,7 @@ struct F32x4 {
   // A NaN in a or b is returned.
   static V min(V a, V b) { return vminq_f32(a, b); }
   static V max(V a, V b) { return vmaxq_f32(a, b); }
+  static V max_or_nan(V a, V b) { return max(a, b); }
   static V abs(V a) { return vabsq_f32(a); }
   static V round(V a) { return vrndnq_f32(a); }
   static V select_negative(V sign, V if_negative, V otherwise) {

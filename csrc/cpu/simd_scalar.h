@@ -32,6 +32,10 @@ struct F32x1 {
   static V load_partial(const T* p, int count) {
     return count > 0 ? load(p) : 0.0f;
   }
+  // Lanes [begin, end) of a vector, which alone are read; the others are as in `otherwise`.
+  using Lanes = bool;
+  static Lanes lanes_between(int begin, int end) { return begin < end; }
+  static V load(const float* p, Lanes lanes, V otherwise) { return lanes ? *p : otherwise; }
   template <class T>
   static void store_partial(T* p, V v, int count) {
     if (count > 0) store(p, v);
@@ -44,6 +48,8 @@ struct F32x1 {
   // A NaN in b is returned.
   static V min(V a, V b) { return a < b ? a : b; }
   static V max(V a, V b) { return a > b ? a : b; }
+  // A NaN in either is returned.
+  static V max_or_nan(V a, V b) { return a != a ? a : max(a, b); }
   static V abs(V a) { return fabsf(a); }
   static V round(V a) { return nearbyintf(a); }
   static V select_negative(V sign, V if_negative, V otherwise) { return sign < 0.0f ? if_negative : otherwise; }

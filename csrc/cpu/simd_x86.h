@@ -122,6 +122,12 @@ struct F32x8 {
     memcpy(p, values, static_cast<size_t>(count) * sizeof(T));
   }
   static V load_partial(const float* p, int count) { return _mm256_maskload_ps(p, first(count)); }
+  // Lanes [begin, end) of a vector, which alone are read; the others are as in `otherwise`.
+  using Lanes = __m256i;
+  static Lanes lanes_between(int begin, int end) { return _mm256_andnot_si256(first(begin), first(end)); }
+  static V load(const float* p, Lanes lanes, V otherwise) {
+    return _mm256_blendv_ps(otherwise, _mm256_maskload_ps(p, lanes), _mm256_castsi256_ps(lanes));
+  }
   static void store_partial(float* p, V v, int count) { _mm256_maskstore_ps(p, first(count), v); }
   static V add(V a, V b) { return _mm256_add_ps(a, b); }
   static V sub(V a, V b) { return _mm256_sub_ps(a, b); }
@@ -131,6 +137,8 @@ struct F32x8 {
   // A NaN in b is returned.
   static V min(V a, V b) { return _mm256_min_ps(a, b); }
   static V max(V a, V b) { return _mm256_max_ps(a, b); }
+  // A NaN in either is returned.
+  static V max_or_nan(V a, V b) { return _mm256_blendv_ps(_mm256_max_ps(a, b), a, _mm256_cmp_ps(a, a, _CMP_UNORD_Q)); }
   static V abs(V a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
   static V round(V a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static V select_negative(V sign, V if_negative, V otherwise) {

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -13,8 +16,10 @@ from torch.nn import functional as F
 
 from sparseinfer import ops
 from sparseinfer.convert.assembly.joining import region_of
+from sparseinfer.formats import CSR
 from sparseinfer.modules.regions.captured import Captured
 from sparseinfer.modules.regions.lower import Native
+from sparseinfer.ops.cpu.kernels import kernel_id
 from sparseinfer.ops.cpu.network import Network, Step
 
 EPS = torch.finfo(torch.float32).eps
@@ -71,6 +76,108 @@ def test_depthwise_of_any_window(seed: int) -> None:
     x, w = image(rng.randint(1, 3), channels, *size), image(channels, 1, *kernel)
     window: Any = (tuple(stride), tuple(before), tuple(dilation))
     check_depthwise(x, w, window, (after[0], after[1]), rng.choice(("none", "relu", "relu6")))
+
+
+# Heights and widths around those of a vector and of the rows that are computed together.
+SIZES = ((1, 1), (3, 4), (6, 5), (7, 7), (8, 16), (14, 15), (15, 33), (13, 70))
+
+
+def check_square_depthwise() -> None:
+    """Windows of 3x3 and 5x5 with their usual strides, and paddings up to beyond the image."""
+    for size in SIZES:
+        for side in (3, 5):
+            for stride in (1, 2):
+                for before, after in ((side // 2, side // 2), (0, side - 1), (side + 2, 1)):
+                    x, w = image(1, 3, *size), image(3, 1, side, side)
+                    window = ((stride, stride), (before, before), (1, 1))
+                    check_depthwise(x, w, window, (after, after), "relu6")
+    # What lies outside of the image is zeros, and what is no number stays where it is.
+    x, w = torch.full((1, 1, 9, 20), torch.inf), torch.ones(1, 1, 3, 3)
+    x[0, 0, 4, 7] = torch.nan
+    step = Step("depthwise", 0, window=((3, 3), (1, 1), (1, 1), (1, 1)), weights=w, n=1)
+    (y,) = Network(1, [step], [1]).run([x])
+    assert torch.equal(
+        y.isnan().nonzero()[:, 2:], torch.cartesian_prod(torch.arange(3, 6), torch.arange(6, 9))
+    )
+    assert y[~y.isnan()].isinf().all()
+
+
+def check_square_pooling() -> None:
+    """Windows of 2x2 and 3x3 with their usual strides; NaN and infinities as torch has them."""
+    draw = torch.Generator().manual_seed(3)
+    for size in SIZES:
+        for side in (2, 3):
+            for stride in (1, 2):
+                for padding in (0, 1):
+                    if min(size) + 2 * padding < side:
+                        continue
+                    x = image(1, 4, *size)
+                    some = torch.rand(x.shape, generator=draw)
+                    x[some < 0.06], x[some > 0.97] = torch.nan, torch.inf
+                    x[:, 1] = -torch.inf
+                    x[:, 2] = torch.where(some[:, 2] < 0.5, -torch.inf, torch.nan)
+                    window = ((side, side), (stride, stride), (padding, padding), (1, 1))
+                    (y,) = Network(1, [Step("max_pool", 0, window=window)], [1]).run([x])
+                    expected = F.max_pool2d(x, side, stride, padding)
+                    assert torch.equal(y.isnan(), expected.isnan())
+                    assert torch.equal(y.nan_to_num(0.0), expected.nan_to_num(0.0))
+
+
+def test_square_windows() -> None:
+    check_square_depthwise()
+    check_square_pooling()
+
+
+# Those whose vectors are of other lengths.
+@pytest.mark.parametrize("isa", sorted({"scalar", "avx2"} & set(ops.isa_levels())))
+def test_square_windows_of_other_levels(isa: str) -> None:
+    code = "import test_region_steps as t; t.check_square_depthwise(); t.check_square_pooling()"
+    environment = {**os.environ, "SPARSEINFER_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = [sys.executable, "-c", f"{code}; assert t.ops.active_isa() == {isa!r}"]
+    found = subprocess.run(run, env=environment, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+
+
+@pytest.mark.parametrize(
+    ("side", "stride", "kind"), [(3, 1, "depthwise"), (5, 2, "depthwise"), (3, 2, "max_pool")]
+)
+def test_bits_of_windows_do_not_depend_on_the_split(side: int, stride: int, kind: str) -> None:
+    x, w = image(1, 37, 29, 40), image(37, 1, side, side)
+    step = Step(kind, 0, window=((side, side), (stride, stride), (1, 1), (1, 1)))
+    if kind == "depthwise":
+        step.weights, step.n = w, 37
+    network = Network(1, [step], [1])
+    (once,) = network.run([x], parts=1)
+    assert all(torch.equal(once, network.run([x], parts=parts)[0]) for parts in (2, 3, 8))
+
+
+KERNELS = [
+    kernel
+    for kernel in ops.kernels()
+    if kernel.conv and (kernel.isa, kernel.storage, kernel.format) == (ops.active_isa(), "f32", "csr")
+]
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.packing)
+def test_pixels_of_a_convolution_are_shared(kernel: Any) -> None:
+    # 1x1, with so few rows that threads take pixels: pieces of them give the bits of the whole.
+    for height, width, residual in ((14, 14, True), (9, 15, False), (8, 8, True), (16, 31, True)):
+        x, w = image(1, 40, height, width), image(24, 40)
+        w[image(24, 40).abs() < 0.9] = 0
+        packed = ops.pack(CSR.from_dense(w), kernel.packing, storage=kernel.storage, isa=kernel.isa)
+        other = image(1, 24, height, width)
+        bias = image(24)
+        step = Step("conv", 0, kernel=kernel_id(kernel.name), packings=[packed], n=24, bias=bias)
+        step.other, step.activation = (1 if residual else -1), "relu"
+        network = Network(2, [step], [2])
+        (once,) = network.run([x, other], parts=1)
+        expected = F.conv2d(x.double(), w.double()[..., None, None], bias.double())
+        expected = torch.relu(expected + other if residual else expected)
+        sizes = (
+            F.conv2d(x.abs().double(), w.abs().double()[..., None, None], bias.abs().double()) + other.abs()
+        )
+        assert ((once.double() - expected).abs() <= 2 * EPS * (40 + 4) * sizes).all()
+        assert all(torch.equal(once, network.run([x, other], parts=parts)[0]) for parts in (2, 3, 4, 5))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@
 #include "exact.h"
 #include "tested.h"
 #include "tile_unit.h"
+#include "windows.h"
 
 namespace native_tests {
 namespace {
@@ -346,6 +347,7 @@ int main_(int argc, char** argv) {
   check_convolutions();
   check_bad_convolutions();
   check_attention();
+  check_windows();
 
   std::set<std::string> levels;
   int64_t products = 0, round_trips = 0, damaged = 0, refused = 0;

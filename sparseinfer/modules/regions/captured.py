@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -221,7 +221,8 @@ def _objects_of(modules: Sequence[nn.Module]) -> list[Any]:
     found: dict[int, Any] = {}
     for module in modules:
         for value in vars(module).values():
+            # Every module has a dozen OrderedDicts for hooks, whose attributes nobody uses.
             plain = not isinstance(value, (nn.Module, Tensor, type, Holder)) and not callable(value)
-            if plain and hasattr(value, "__dict__"):
+            if plain and type(value) is not OrderedDict and hasattr(value, "__dict__"):
                 found[id(value)] = value
     return list(found.values())

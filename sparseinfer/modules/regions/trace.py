@@ -8,6 +8,7 @@ with tensors besides its input, is refused.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,13 +85,15 @@ class Call:
         leaves = pytree.tree_leaves((self.args, self.kwargs))
         return [leaf.number for leaf in leaves if isinstance(leaf, Value)]
 
+    @functools.cached_property
+    def _flat(self) -> tuple[list[Any], Any]:
+        return pytree.tree_flatten((self.args, self.kwargs))
+
     def of(self, values: Sequence[Any]) -> Any:
         """The result, with these values in the place of those that stand for them."""
-
-        def given(leaf: Any) -> Any:
-            return values[leaf.number] if isinstance(leaf, Value) else leaf
-
-        args, kwargs = pytree.tree_map(given, (self.args, self.kwargs))
+        leaves, structure = self._flat
+        given = [values[leaf.number] if isinstance(leaf, Value) else leaf for leaf in leaves]
+        args, kwargs = pytree.tree_unflatten(given, structure)
         return self.function(*args, **kwargs)
 
 
