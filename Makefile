@@ -9,6 +9,7 @@
 # make lint    ruff, clang-format, mypy
 # make dev     editable install that rebuilds the native module whenever it is imported
 # make bench-models   whole models, dense against converted; rewrites bench/results/models_*.json
+# make bench-profile  where each millisecond of whole models goes, as a picture, and their memory; KIND=zen5 names the files
 # make bench-prune    what each pruning method costs real models; rewrites bench/results/prune_*.json, quantize_*.json
 # make sweep   a hundred and more architectures of transformers and of timm, each converted in every way, against dense
 # make cuda-build   the CUDA kernels, in build-cuda; needs no GPU
@@ -62,7 +63,7 @@ endef
 NVCC_PACKAGES := $(addsuffix ==13.0.*,nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime nvidia-cuda-cccl)
 NVCC := $(or $(CUDACXX),$(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
 
-.PHONY: demo test wheel-test bench-peers bench-suites fuzz fuzz-files test-native test-asan test-tiles test-neon cuda-build bench bench-models bench-prune serve-test serve-test-own sweep sweep-transformers sweep-timm docs docs-links lint dev clean \
+.PHONY: demo test wheel-test bench-peers bench-suites fuzz fuzz-files test-native test-asan test-tiles test-neon cuda-build bench bench-models bench-profile bench-prune serve-test serve-test-own sweep sweep-transformers sweep-timm docs docs-links lint dev clean \
     $(addprefix serve-test-,$(ENGINES))
 .DELETE_ON_ERROR:
 
@@ -143,6 +144,10 @@ bench-models: $(VENV)/.models
 	    --json bench/results/models_mobile.json
 	$(BIN)/sparseinfer bench --model bert-base resnet-50 --sparsity 0 0.2 --threads 2 --budget 6 \
 	    --json bench/results/models_dense.json
+
+bench-profile: $(VENV)/.models
+	$(BIN)/python bench/profile_parts.py bench/results/profile_parts$(KIND:%=_%) --model resnet-50 bert-base mobilenet-v2
+	$(BIN)/python bench/memory.py bench/results/memory_resnet$(KIND:%=_%).json --model resnet-50 --batch 16
 
 bench-prune: $(VENV)/.models
 	$(BIN)/python bench/prune/quality.py smollm2 crepe --json bench/results

@@ -28,14 +28,18 @@ from sparseinfer._timing import num_threads
 from sparseinfer.bench.models import MODELS
 from sparseinfer.modules import chain, normed
 from sparseinfer.modules.products import products_of
+from sparseinfer.ops.cpu.network import Network
 
+NETWORK = "network"
 # What is timed, and the name of each call of it.
 _TIMED: tuple[tuple[Any, str, Callable[..., str]], ...] = (
     (ops, "linear_block", lambda x, products, norm=None: f"{len(products)} products and layer norm"),
     (ops, "linear_parts", lambda *args: "q, k and v"),
     (ops, "linear", lambda *args: "one product"),
     (ops, "attention", lambda *args: "attention"),
+    (F, "linear", lambda *args: "one product"),
     (F, "layer_norm", lambda *args: "layer norm"),
+    (Network, "run", lambda *args: NETWORK),
 )
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from sparseinfer._machine import private_bytes
 from sparseinfer.convert.assembly.pooling import FasterPool
+from sparseinfer.convert.assembly.regions import InRegion
 from sparseinfer.convert.assembly.replacements import Build
 from sparseinfer.convert.decisions import Decision
 from sparseinfer.convert.plan import Plan
@@ -21,6 +22,9 @@ from sparseinfer.convert.timing.times import SOURCES
 from sparseinfer.modules import SharedInputLinear, SparseLinear
 from sparseinfer.modules.chain import held_bytes
 from sparseinfer.ops import Layout
+from sparseinfer.ops.cpu.kernels import kernels
+from sparseinfer.ops.cpu.network import Step
+from sparseinfer.ops.cpu.packing import describe
 from sparseinfer.ops.dense import DENSE_WAYS
 from sparseinfer.ops.names import STORAGES
 
@@ -38,17 +42,26 @@ def rows_of(survey: Survey, decisions: Sequence[Decision], built: Build) -> tupl
     return tuple(row for fqn in (*survey.modules, *survey.pools) for row in by_fqn[fqn])
 
 
-def in_regions(rows: Sequence[LayerReport], regions: Mapping[str, str]) -> tuple[LayerReport, ...]:
-    """The rows, which say so where a layer runs in a region: in that of the module with this name."""
+def in_regions(rows: Sequence[LayerReport], regions: Mapping[str, InRegion]) -> tuple[LayerReport, ...]:
+    """The rows, which say so where a layer runs in a region, and how."""
 
     def told(row: LayerReport) -> LayerReport:
-        region = regions.get(row.layer)
-        if region is None:
+        placed = regions.get(row.layer)
+        if placed is None:
             return row
-        place = f"the region {region}" if region else "a region that is the whole model"
-        return replace(row, reason=f"{row.reason}; runs in {place}")
+        place = f"the region {placed.region}" if placed.region else "a region that is the whole model"
+        return replace(row, reason=f"{row.reason}; runs in {place}{_step(placed.step)}")
 
     return tuple(map(told, rows))
+
+
+def _step(step: Step | None) -> str:
+    """Kernel, packing and panel of a step that multiplies; a plan names those of layers by themselves."""
+    if step is None or not step.packings:
+        return ""
+    kernel, info = kernels()[step.kernel], describe(step.packings[0])
+    panel = f", panels of {info.panel} columns" if kernel.panelled else ""
+    return f" by {kernel.base_name}, packing {info.packing}{panel}"
 
 
 def _row(decision: Decision, site: Site, built: Build) -> LayerReport:

@@ -101,6 +101,21 @@ def test_memory_formats_and_strides_of_the_input(
         assert fast_block(x).stride() == block(x).stride()
 
 
+def test_explain_names_the_kernels_of_a_network(resnet: tuple[nn.Module, nn.Module]) -> None:
+    (holder,) = regions(resnet[1]).values()
+    reasons = {row.layer: row.reason for row in si.explain(resnet[1]).rows}
+    steps = {step.kernel for _, step in holder.layers() if step is not None}
+    told = [
+        name for name, reason in reasons.items() if "runs in a region that is the whole model by" in reason
+    ]
+    assert {*told} == {name for name, m in resnet[0].named_modules() if isinstance(m, nn.Conv2d)}
+    assert (
+        "by spmm_bitmap_f32_t64, packing bitmap" in reasons["layer1.0.conv2"]
+    )  # the plan's, of little memory
+    assert "packing rowgroup, panels of" in reasons["conv1"]  # the dense stem, which has no plan
+    assert len(steps) == 2
+
+
 @pytest.mark.parametrize("batch", [1, 2, 3, 5])
 def test_bits_do_not_depend_on_threads_or_batch(resnet: tuple[nn.Module, nn.Module], batch: int) -> None:
     x, fast = image(batch, 3, 64, 64), resnet[1]

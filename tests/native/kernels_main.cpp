@@ -13,6 +13,7 @@
 #include "convolutions.h"
 #include "damage.h"
 #include "exact.h"
+#include "networks.h"
 #include "tested.h"
 #include "tile_unit.h"
 #include "windows.h"
@@ -346,9 +347,12 @@ int main_(int argc, char** argv) {
   check_damage();
   check_convolutions();
   check_bad_convolutions();
+  check_networks();
   check_attention();
   check_windows();
 
+  const bool any = std::any_of(g_tested.begin(), g_tested.end(), [](Tested& t) { return t.checks["networks"] > 0; });
+  if (!any) fail("no network ran");
   std::set<std::string> levels;
   int64_t products = 0, round_trips = 0, damaged = 0, refused = 0;
   for (const Tested& t : g_tested) {

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import nn
 
 from sparseinfer.convert.assembly.joining import hold_region_, leave_region_, region_of
 from sparseinfer.modules import FoldedLayer, SparseConv2d
 from sparseinfer.modules.regions import Refused, is_layer
+from sparseinfer.ops.cpu.network import Step
+
+
+@dataclass(frozen=True)
+class InRegion:
+    """Where a layer runs.
+
+    region  name of the module whose forward it is; "" is the model itself
+    step    that multiplies in its stead; None: it is part of another layer's
+    """
+
+    region: str
+    step: Step | None
 
 
 def capture_all_(model: nn.Module) -> None:
@@ -42,13 +57,13 @@ def _input_channels(module: nn.Module) -> int | None:
     return first.in_channels
 
 
-def layers_in_regions(model: nn.Module) -> dict[str, str]:
-    """The region of each layer that is in one, both by the names of modules; "" is the model itself."""
+def layers_in_regions(model: nn.Module) -> dict[str, InRegion]:
+    """Of each layer that is in a region, by its name."""
     names = {module: name for name, module in model.named_modules()}
     return {
-        names[layer]: name
+        names[layer]: InRegion(name, step)
         for module, name in names.items()
         if (holder := region_of(module)) is not None
-        for layer in holder.layers()
+        for layer, step in holder.layers()
         if layer in names
     }

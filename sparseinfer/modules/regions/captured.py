@@ -16,6 +16,7 @@ from sparseinfer.modules._tracing import is_observed
 from sparseinfer.modules.regions.lower import Native, Part, lowered
 from sparseinfer.modules.regions.trace import Refused, Value, recorded
 from sparseinfer.ops import watched
+from sparseinfer.ops.cpu.network import Step
 from sparseinfer.ops.schema import in_channels_last
 
 # What a call may be given besides its input; the course of a forward may depend on it.
@@ -52,7 +53,7 @@ class Captured:
         convolutions = sum(step.kind in ("conv", "depthwise") for step in steps)
         if convolutions < _LEAST_CONVOLUTIONS or kept > (1 - _LEAST_NATIVE) * len(found.calls):
             raise Refused("little of it would be native")
-        self.layers = [layer for part in natives for layer in part.layers]
+        self.layers = [(layer, part.computed.get(layer)) for part in natives for layer in part.layers]
         self._channels, self._leaves, self._structure = channels, found.leaves, found.structure
         self._values = len(found.calls) + 1
         self._unchanged = _Unchanged(found.modules)
@@ -154,8 +155,8 @@ class Holder:
         self._captured[call.key, channels] = captured
         return captured
 
-    def layers(self) -> list[nn.Module]:
-        """Those that networks compute, of the calls that were captured."""
+    def layers(self) -> list[tuple[nn.Module, Step | None]]:
+        """Those that networks compute, of the calls that were captured, with the steps that multiply."""
         captured = [one for one in self._captured.values() if one is not None]
         return [layer for one in captured for layer in one.layers]
 

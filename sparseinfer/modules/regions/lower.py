@@ -50,6 +50,7 @@ class Native:
     inputs    numbers of the values it reads
     outputs   numbers of the values it makes that are used elsewhere, each with its place among the results
     layers    the layers in it
+    computed  the step of each layer that multiplies
     copied    values of the model's that the network has a copy of
     """
 
@@ -57,6 +58,7 @@ class Native:
     inputs: list[int]
     outputs: dict[int, int]
     layers: list[nn.Module]
+    computed: dict[nn.Module, Step]
     copied: list[Copied]
 
 
@@ -208,6 +210,7 @@ class _Lowering:
     places: dict[int, int] = field(default_factory=dict)  # of values, in the network
     shared: set[int] = field(default_factory=set)  # places that several values have
     layers: list[nn.Module] = field(default_factory=list)
+    computed: dict[nn.Module, Step] = field(default_factory=dict)
     copied: list[Copied] = field(default_factory=list)
 
     def parts(self) -> list[Part]:
@@ -225,7 +228,7 @@ class _Lowering:
             return list(self.run)
         network = Network(len(self.inputs), self.steps, wanted)
         outputs = {number: wanted.index(self.places[number]) for number in outside}
-        return [Native(network, self.inputs, outputs, self.layers, self.copied)]
+        return [Native(network, self.inputs, outputs, self.layers, self.computed, self.copied)]
 
     def _pays(self) -> bool:
         return any(step.kind in ("conv", "depthwise") for step in self.steps)
@@ -260,10 +263,11 @@ class _Lowering:
         layer = function.plain if isinstance(function, FoldedLayer) else function
         if isinstance(layer, nn.BatchNorm2d):
             return self._norm(read[0], layer)
-        if isinstance(layer, SparseConv2d):
-            return self._sparse(x, layer, pads)
-        if isinstance(layer, nn.Conv2d):
-            return self._dense(x, layer, pads)
+        if isinstance(layer, (SparseConv2d, nn.Conv2d)):
+            lower: Any = self._sparse if isinstance(layer, SparseConv2d) else self._dense
+            place: int = lower(x, layer, pads)
+            self.computed[function] = self.steps[-1]
+            return place
         return self._new(Step("max_pool", x, window=_window_of(layer)))
 
     def _new(self, step: Step) -> int:
