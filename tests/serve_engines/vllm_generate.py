@@ -3,8 +3,8 @@
     python vllm_generate.py '{"model": "folder", "quantization": "sparseinfer"}' FILE
 
 The first argument holds keywords of `vllm.LLM`; with "own_from", too, packed layers leave their buckets from
-this number on to vLLM's own product. Writes {"tokens": [[...], ...], "sparse": [n]}, n layers of each rank that
-are sparse: into a file, since vLLM's processes print, too, even after the last answer.
+this number on to vLLM's own product. Writes {"tokens": [[...], ...], "sparse": [n]}, n layers of each rank
+that are sparse: into a file, since vLLM's processes print, too, even after the last answer.
 """
 
 from __future__ import annotations
