@@ -4,7 +4,7 @@
     python bench/serving/vllm_tokens.py DIR/dense --dtype bfloat16 --json FILE
 
 Both engines are in one process and take turns; a rate is that of the fastest turn. --config are options of
-the plug-in: with {"memory": 2} layers hold vLLM's dense weights, too, where those are faster for many tokens.
+the plug-in: with {"memory": "compact"} every layer is packed, not only those that are faster for any tokens.
 Runs in the environment of `make serve-test-vllm`. Rows are added to those of the file.
 """
 

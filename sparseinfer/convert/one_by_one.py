@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from sparseinfer.convert.candidates.beside_own import BesideOwn, OwnProduct
 from sparseinfer.convert.candidates.choose import candidates_of
 from sparseinfer.convert.decisions import Decision
 from sparseinfer.convert.options import COMPACT, ConvertOptions
-from sparseinfer.convert.plan import plan
+from sparseinfer.convert.plan import Plan, plan
 from sparseinfer.convert.survey.survey import products_of, survey_of
 from sparseinfer.convert.timing.timer import Timer
 from sparseinfer.convert.timing.times import Times
@@ -63,21 +63,30 @@ class OneByOne:
         if all(each.weights.sparsity < each.min_sparsity for each in candidates.variants):
             return None  # without timing the dense ways
         timed = BesideOwn(candidates, self._own)
-        for call_us in (self._own.call_us, self._own.beside_us):
-            measure = partial(self._in_server, call_us)
-            planned = plan(timed, tokens, measure, self._options.memory_limit, (_OWN_INSIDE,))
-            if not planned.dense_at:
-                break
-        chosen = zip(planned.times, planned.chosen, strict=True)
-        loses = any(times.ratio(each) > EQUAL for times, each in chosen)
+        alone = self._plan(timed, tokens, 0.0)
+        beside = self._plan(timed, tokens, self._own.choice_us, _OWN_INSIDE)
+        planned = min((each for each in (alone, beside) if each.is_sparse), key=_slowness, default=alone)
+        loses = _slowness(planned)[0] > EQUAL
         if not planned.is_sparse or (loses and self._options.memory_limit != COMPACT):
             return None
         (made,) = multipliers(Decision(product, replace(planned, dense_at=())))
         assert isinstance(made, SparseLinear)
         return SparseOrOwn(made, planned.dense_at)
 
-    def _in_server(self, more: float, candidates: Timed, layouts: Iterable[Layout], tokens: int) -> Times:
-        """Times of calls in the server, where a layer of ours takes `more`, whatever it calls inside."""
-        times = self._timer(candidates, layouts, tokens)
-        dense = {**times.dense, _OWN_INSIDE: times.dense[self._own.name] + more}
-        return replace(times, dense=dense, sparse={each: us + more for each, us in times.sparse.items()})
+    def _plan(self, timed: Timed, tokens: Sequence[int], choice_us: float, *beside: str) -> Plan:
+        measure = partial(self._in_server, choice_us)
+        return plan(timed, tokens, measure, self._options.memory_limit, beside)
+
+    def _in_server(
+        self, choice_us: float, candidates: Timed, layouts: Iterable[Layout], tokens: int
+    ) -> Times:
+        """Times of calls in the server, of layers that choose between packings and its own product."""
+        times, call_us = self._timer(candidates, layouts, tokens), self._own.call_us + choice_us
+        dense = {**times.dense, _OWN_INSIDE: times.dense[self._own.name] + choice_us}
+        return replace(times, dense=dense, sparse={each: us + call_us for each, us in times.sparse.items()})
+
+
+def _slowness(planned: Plan) -> tuple[float, float]:
+    """At worst, and in all: times over those of the best dense implementations."""
+    ratios = [times.ratio(each) for times, each in zip(planned.times, planned.chosen, strict=True)]
+    return max(EQUAL, *ratios), sum(ratios)

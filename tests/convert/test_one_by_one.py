@@ -16,7 +16,7 @@ from sparseinfer.convert.timing.ranking import Ranking
 from sparseinfer.modules import SparseLinear
 from sparseinfer.ops.dense import PLAIN
 
-OWN = OwnProduct("server", lambda weight: lambda x: x @ weight.T, call_us=1.0, beside_us=1.0)
+OWN = OwnProduct("server", lambda weight: lambda x: x @ weight.T, call_us=1.0, choice_us=1.0)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_a_call_of_ours_takes_longer_in_the_server(script: Script, ratio: float,
 def test_with_memory_for_both_a_layer_is_sparse_for_few_tokens_only(
     script: Script, own_us: float, is_sparse: bool
 ) -> None:
-    """Where the server's own is inside a layer of ours, its calls take longer as well."""
+    """Where the server's own is inside a layer of ours, the choice takes longer."""
     script.dense = lambda m: {PLAIN: 200.0, "server": 10.0 if m == 1 else own_us}
     script.ratio = lambda layout, m: 0.5 if m == 1 else 15.0
     assert OneByOne(ConvertOptions(tokens=(1, 32)), 0, OWN).sparse(linear()) is None
@@ -63,16 +63,26 @@ def test_with_memory_for_both_a_layer_is_sparse_for_few_tokens_only(
     assert made is None or made.own_at == (1,)
 
 
-@pytest.mark.parametrize(("beside_us", "is_sparse"), [(4.0, True), (6.0, False)])
-def test_a_layer_that_holds_both_may_be_called_in_another_way(
-    script: Script, beside_us: float, is_sparse: bool
+@pytest.mark.parametrize(("choice_us", "is_sparse"), [(3.5, True), (5.0, False)])
+def test_a_layer_that_holds_both_takes_the_choice_too(
+    script: Script, choice_us: float, is_sparse: bool
 ) -> None:
-    """For one token it takes 5 us and those of its call, the server's own layer 10."""
+    """For one token it takes 5 us, one of its call and the choice, the server's own layer 10."""
     script.dense = lambda m: {PLAIN: 2000.0, "server": 10.0 if m == 1 else 1000.0}
     script.ratio = lambda layout, m: 0.5 if m == 1 else 150.0
-    own = replace(OWN, beside_us=beside_us)
+    own = replace(OWN, choice_us=choice_us)
     made = OneByOne(ConvertOptions(tokens=(1, 32), memory=2), 0, own).sparse(linear())
     assert (made is not None) == is_sparse
+
+
+def test_a_layer_that_chooses_nothing_does_not_take_the_choice(script: Script) -> None:
+    """Packings alone never lose, with the server's own for many tokens they would."""
+    script.dense = lambda m: {PLAIN: 200.0, "server": 10.0}
+    script.ratio = lambda layout, m: 0.5 if m == 1 else 0.91
+    own = replace(OWN, choice_us=6.0)
+    made = OneByOne(ConvertOptions(tokens=(1, 32), memory=2), 0, own).sparse(linear())
+    assert made is not None
+    assert not made.own_at
 
 
 def test_the_servers_product_is_timed_as_the_others_are(monkeypatch: pytest.MonkeyPatch) -> None:

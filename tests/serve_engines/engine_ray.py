@@ -133,6 +133,14 @@ def test_the_first_model_has_to_load(run: Any, tmp_path: Path) -> None:
         run(tmp_path)
 
 
+def test_replicas_are_replaced_when_they_are_to_load_otherwise() -> None:
+    first, same, other = (
+        application(load, path) for load, path in ((Encoder, "a"), (Encoder, "b"), (str, "a"))
+    )
+    versions = [each._bound_deployment.version for each in (first, same, other)]
+    assert versions[0] == versions[1] != versions[2]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -76,10 +76,16 @@ def test_zeros_are_packed_while_a_dense_folder_is_loaded(folders: Path, generate
 
 
 def test_layers_are_packed_where_that_is_faster(folders: Path, generated: Any, dense: Any) -> None:
-    options = {"quant_method": "sparseinfer", "memory": 2}
-    answer = generated(folders / "dense", hf_overrides={"quantization_config": options})
+    answer = generated(folders / "dense", quantization="sparseinfer")
     assert answer["tokens"] == dense
     assert 0 <= answer["sparse"][0] <= 4 * LAYERS  # those that are faster
+
+
+def test_layers_that_hold_both_weights(folders: Path, generated: Any, dense: Any) -> None:
+    """Steps are packed, prompts are not, in one graph."""
+    answer = generated(folders / "dense", own_from=1, **PACKED)
+    assert answer["tokens"] == dense
+    assert answer["sparse"] == [4 * LAYERS]
 
 
 def test_a_folder_of_sparse_weights(folders: Path, generated: Any, dense: Any) -> None:
@@ -115,31 +121,76 @@ def test_options_come_from_the_folders_config(folders: Path, generated: Any, den
     assert answer["sparse"] == [LAYERS]  # the projections of the attention's output
 
 
+class Layer(torch.nn.Module):
+    """As vLLM has a packed one whose buckets with these numbers are its own product's."""
+
+    def __init__(self, kernels: list[int | None], own_at: tuple[int, ...]) -> None:
+        from sparseinfer.convert.one_by_one import SparseOrOwn
+        from sparseinfer.modules import SparseLinear
+        from sparseinfer.ops import Bucket, parse_plan
+        from sparseinfer.serve.vllm.linear import SparseLinearMethod
+
+        super().__init__()
+        self.dense = torch.nn.Linear(16, 24, bias=False)
+        self.dense.weight.copy_(torch.randint(-4, 5, (24, 16)))
+        self.dense.weight[:, ::2] = 0
+        packed = SparseLinear.from_linear(self.dense)
+        buckets = [Bucket(limit, 0, parse_plan(packed.plan)[0].kernel) for limit in kernels]
+        made = SparseOrOwn(SparseLinear(list(packed.buffers()), buckets=buckets), own_at)
+        packer = SimpleNamespace(packed=lambda weight, name: made)
+        self.quant_method = SparseLinearMethod(packer)  # type: ignore[arg-type]
+        self.weight, self.prefix = self.dense.weight, "layer"
+        self.quant_method.process_weights_after_loading(self)
+
+    def forward(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        return self.quant_method.apply(self, x, bias)
+
+
+BUCKETS = [
+    ([4, None], (1,), {5, 9, 40}),
+    ([4, None], (0,), {1, 3, 4}),
+    ([4, 16, None], (0, 2), {1, 3, 4, 40}),
+    ([4, 16, None], (1,), {5, 9}),
+    ([None], (), set()),
+]
+
+
+@pytest.mark.parametrize(("kernels", "own_at", "own_tokens"), BUCKETS)
+@torch.no_grad()
+def test_where_vllms_own_product_is_faster_it_computes_the_layer(
+    kernels: list[int | None], own_at: tuple[int, ...], own_tokens: set[int]
+) -> None:
+    layer, bias, called = Layer(kernels, own_at), torch.randint(-4, 5, (24,)).float(), set()
+    product = getattr(layer, "cpu_linear", None)
+
+    def noted(x: torch.Tensor, *others: Any) -> Any:
+        called.add(len(x))
+        return product(x, *others)  # type: ignore[misc]
+
+    layer.cpu_linear = noted  # type: ignore[assignment]
+    for tokens in (1, 3, 4, 5, 9, 40):
+        x = torch.randint(-4, 5, (tokens, 16)).float()
+        assert torch.equal(layer(x, bias), layer.dense(x) + bias)
+    assert called == own_tokens
+
+
+@pytest.mark.parametrize(("kernels", "own_at"), [each[:2] for each in BUCKETS])
 @torch.inference_mode()
-def test_where_vllms_own_product_is_faster_it_computes_the_layer() -> None:
-    from sparseinfer.convert.one_by_one import SparseOrOwn
-    from sparseinfer.modules import SparseLinear
-    from sparseinfer.ops import Bucket, parse_plan
-    from sparseinfer.serve.vllm.linear import held_of
+def test_one_graph_serves_any_number_of_tokens(kernels: list[int | None], own_at: tuple[int, ...]) -> None:
+    torch.compiler.reset()
+    layer = Layer(kernels, own_at)
+    graphs = []
 
-    dense = torch.nn.Linear(16, 24, bias=False)
-    dense.weight[:, ::2] = 0
-    packed = SparseLinear.from_linear(dense)
-    kernel = parse_plan(packed.plan)[0].kernel
-    buckets = [Bucket(4, 0, kernel), Bucket(None, 0, kernel)]
-    sparse = SparseOrOwn(SparseLinear(list(packed.buffers()), buckets=buckets), own_at=(1,))
-    rows: list[int] = []
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
+        graphs.append(graph)
+        return graph.forward
 
-    def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        rows.append(len(x))
-        return torch.nn.functional.linear(x, weight, bias)
-
-    held = held_of(sparse, SimpleNamespace(cpu_linear=product, weight=dense.weight))
-    bias = torch.randn(24)
-    for tokens in (0, 1, 4, 5, 9):
-        x = torch.randn(tokens, 16)
-        torch.testing.assert_close(held.run(x, bias), dense(x) + bias)
-    assert rows == [5, 9]
+    compiled = torch.compile(layer, backend=backend, fullgraph=True, dynamic=True)
+    for tokens in (3, 4, 5, 9, 40):
+        x = torch.randint(-4, 5, (tokens, 16)).float()
+        torch._dynamo.mark_dynamic(x, 0)
+        assert torch.equal(compiled(x), layer.dense(x))
+    assert len(graphs) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -189,10 +240,3 @@ def test_registering_again_changes_nothing() -> None:
     register()
     register()
     assert QUANTIZATION_METHODS.count("sparseinfer") == 1
-
-
-def test_a_handle_of_no_layer() -> None:
-    from sparseinfer.serve.vllm.operator import held_call
-
-    with pytest.raises(ValueError, match="handle: expected one of a layer of this process"):
-        held_call(torch.zeros(1, 4), torch.tensor(10**9), None, 4)

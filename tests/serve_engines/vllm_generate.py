@@ -2,8 +2,9 @@
 
     python vllm_generate.py '{"model": "folder", "quantization": "sparseinfer"}' FILE
 
-The first argument holds keywords of `vllm.LLM`. Writes {"tokens": [[...], ...], "sparse": [n]}, n layers of
-each rank that are sparse: into a file, since vLLM's processes print, too, even after the last answer.
+The first argument holds keywords of `vllm.LLM`; with "own_from", too, packed layers leave their buckets from
+this number on to vLLM's own product. Writes {"tokens": [[...], ...], "sparse": [n]}, n layers of each rank
+that are sparse: into a file, since vLLM's processes print, too, even after the last answer.
 """
 
 from __future__ import annotations
@@ -30,11 +31,28 @@ def sparse_layers(model: Any) -> int:
     return sum(hasattr(module, "sparseinfer_handle") for module in model.modules())
 
 
+def hold_both(own_from: int) -> None:
+    """Whatever is faster."""
+    from sparseinfer.convert.one_by_one import OneByOne
+    from sparseinfer.ops import parse_plan
+
+    decide = OneByOne.sparse
+
+    def sparse(self: Any, linear: Any) -> Any:
+        made = decide(self, linear)
+        return made and made._replace(own_at=tuple(range(own_from, len(parse_plan(made.layer.plan)))))
+
+    OneByOne.sparse = sparse  # type: ignore[method-assign]
+
+
 def main() -> None:
     os.environ.update(SETTINGS)
     from vllm import LLM, SamplingParams
 
-    llm = LLM(max_model_len=256, gpu_memory_utilization=0.3, seed=0, **json.loads(sys.argv[1]))
+    keywords = json.loads(sys.argv[1])
+    if "own_from" in keywords:
+        hold_both(keywords.pop("own_from"))
+    llm = LLM(max_model_len=256, gpu_memory_utilization=0.3, seed=0, **keywords)
     greedy = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True)
     answers = llm.generate(list(PROMPTS), greedy, use_tqdm=False)
     tokens = [list(answer.outputs[0].token_ids) for answer in answers]

@@ -20,13 +20,13 @@ class OwnProduct:
     name       of the server, for remembered times
     make       make(weight [n, k]) -> a function x [m, k] -> [m, n]
     call_us    microseconds that the server takes longer to call a layer of ours than one of its own
-    beside_us  the same of a layer that holds its dense weight beside packings
+    choice_us  what it takes more to choose between both by the number of tokens
     """
 
     name: str
     make: Callable[[Tensor], Callable[[Tensor], Tensor]]
     call_us: float
-    beside_us: float
+    choice_us: float
 
 
 @dataclass(frozen=True)

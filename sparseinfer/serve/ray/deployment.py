@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 import time
@@ -11,12 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ray import serve
+from ray import cloudpickle, serve
 from ray.serve import Application
 from ray.util.metrics import Counter, Histogram
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
+from sparseinfer import __version__
 from sparseinfer.serve.ray.shared import Load, Predictor, shared
 
 logger = logging.getLogger("ray.serve")
@@ -78,14 +80,19 @@ def application(load: Load, path: str, *, name: str = "sparseinfer", **options: 
              threads a replica computes with), max_ongoing_requests, autoscaling_config, ...
 
     To replace the model, run the application again with another path or version: replicas load it while they
-    serve the old one.
+    serve the old one. Another `load` replaces the replicas, one after another. That the code of the same one
+    changed in its module is not seen: delete the application before.
     """
     config = {"path": str(path), **{key: options.pop(key) for key in Settings.names() & options.keys()}}
     settings = Settings.of(config)
     # Two batches: one that is computed, and the next.
     options.setdefault("max_ongoing_requests", 2 * settings.max_batch_size)
     options.setdefault("health_check_period_s", 5)
-    made = serve.deployment(Replica).options(name=name, user_config=config, **options)
+    # Ray draws one for each run, as if all code were new, and would then replace the replicas.
+    version = hashlib.sha256(cloudpickle.dumps((__version__, load))).hexdigest()
+    made = serve.deployment(Replica).options(
+        name=name, version=version, user_config=config, _internal=True, **options
+    )
     return made.bind(load)
 
 

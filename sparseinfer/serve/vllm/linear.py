@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import operator
+import sys
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import torch
@@ -22,11 +25,12 @@ from sparseinfer import ops
 from sparseinfer.convert import ConvertOptions
 from sparseinfer.convert.candidates.beside_own import OwnProduct
 from sparseinfer.convert.one_by_one import OneByOne, SparseOrOwn
-from sparseinfer.serve.vllm.operator import Held, handle_of, held_call
 
 logger = init_logger("vllm.sparseinfer")
 
-_NATIVE: Any = ops.held_operator()
+# Compiled graphs are kept on disk, but packings and kernels depend on measurements and may be others in the
+# next process. So a graph gets only a handle, a tensor of one number, and equal layers share one graph.
+_HELD: Any = ops.held_operator()
 
 
 class Packer:
@@ -37,6 +41,11 @@ class Packer:
     """
 
     def __init__(self, options: ConvertOptions) -> None:
+        """RuntimeError: this torch cannot call packed layers without Python."""
+        if _HELD is None:
+            raise RuntimeError(
+                f"torch: expected the C functions that torch has from 2.11, got {torch.__version__}"
+            )
         self._options, self._nbytes = options, 0
         self._one_by_one: OneByOne | None = None
         self._sparse: list[str] = []
@@ -55,7 +64,7 @@ class Packer:
         made = self._one_by_one.sparse(linear)
         logger.debug("%s: %s", name, made or "as vLLM has it")
         if made is not None:
-            self._sparse.append(f"{name} {made.own_at}")
+            self._sparse.append(f"{name} {own_ranges(made)}")
             self._tell()
         return made
 
@@ -98,18 +107,33 @@ class SparseLinearMethod(LinearMethodBase):
             layer.quant_method = self._dense
             return
         layer.sparseinfer_n = weight.shape[0]
-        layer.sparseinfer_is_native = _NATIVE is not None and not sparse.own_at
-        if layer.sparseinfer_is_native:
-            layer.sparseinfer_held = ops.held_linear(list(sparse.layer.buffers()), sparse.layer.plan)
-            handle = torch.tensor(layer.sparseinfer_held.number, dtype=torch.int64, device="cpu")
-        else:
-            layer.sparseinfer_held = held_of(sparse, layer)
-            handle = handle_of(layer.sparseinfer_held)
+        layer.sparseinfer_own_ranges = own_ranges(sparse)
+        layer.sparseinfer_held = ops.held_linear(list(sparse.layer.buffers()), sparse.layer.plan)
+        handle = torch.tensor(layer.sparseinfer_held.number, dtype=torch.int64, device="cpu")
         layer.register_buffer("sparseinfer_handle", handle, persistent=False)
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        operator = _NATIVE if layer.sparseinfer_is_native else held_call
-        return operator(x, layer.sparseinfer_handle, bias, layer.sparseinfer_n)
+        def packed(x: Tensor) -> Tensor:
+            return _HELD(x, layer.sparseinfer_handle, bias, layer.sparseinfer_n)
+
+        def own(x: Tensor) -> Tensor:
+            return layer.cpu_linear(x, layer.weight, bias)
+
+        if not layer.sparseinfer_own_ranges:
+            return packed(x)
+        tokens = math.prod(x.shape[:-1])
+        is_own = reduce(
+            operator.or_, [(tokens > low) & (tokens <= high) for low, high in layer.sparseinfer_own_ranges]
+        )
+        if not torch.compiler.is_compiling():
+            return own(x) if is_own else packed(x)
+        return torch.cond(is_own, own, packed, (x,))  # one graph for any number of tokens
+
+
+def own_ranges(sparse: SparseOrOwn) -> tuple[tuple[int, int], ...]:
+    """(more than, at most) tokens for which vLLM's own product is faster."""
+    limits = [bucket.max_tokens or sys.maxsize for bucket in ops.parse_plan(sparse.layer.plan)]
+    return tuple((limits[i - 1] if i else -1, limits[i]) for i in sparse.own_at)
 
 
 def _own_product(weight: Tensor) -> Callable[[Tensor], Tensor]:
@@ -120,28 +144,5 @@ def _own_product(weight: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda x: layer.cpu_linear(x, layer.weight, None)
 
 
-# An operator that is Python took 11 to 16, as steps of SmolLM2-135M with all layers sparse and with none,
-# less what the kernels saved: graphs call it with code and data that have left the caches. One without Python
-# takes 2.3 in a loop of its own, torch's product 1.5.
-_PYTHON_US = 16.0
-_OWN = OwnProduct("vllm", _own_product, _PYTHON_US if _NATIVE is None else 1.0, _PYTHON_US)
-
-
-def held_of(sparse: SparseOrOwn, layer: Any) -> Held:
-    """What computes the layer: packings, or vLLM's own product where that is faster."""
-    packings, plan, n = list(sparse.layer.buffers()), sparse.layer.plan, sparse.layer.out_features
-
-    def run(x: Tensor, bias: Tensor | None) -> Tensor:
-        return ops.linear(x, packings, bias, n, plan, "none")
-
-    if not sparse.own_at:
-        return Held(run)
-    limits = [bucket.max_tokens for bucket in ops.parse_plan(plan)]
-    ranges = [(limit or math.inf, i in sparse.own_at) for i, limit in enumerate(limits)]
-
-    def run_either(x: Tensor, bias: Tensor | None) -> Tensor:
-        tokens = math.prod(x.shape[:-1])
-        is_own = next(own for limit, own in ranges if tokens <= limit)
-        return layer.cpu_linear(x, layer.weight, bias) if is_own else run(x, bias)
-
-    return Held(run_either)
+# Torch's product takes 1.5 in a loop of its own, ours 2.3; the choice of a compiled graph 2.4.
+_OWN = OwnProduct("vllm", _own_product, call_us=1.0, choice_us=2.4)
