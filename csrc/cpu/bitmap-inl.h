@@ -2,7 +2,8 @@
 // weights is expanded in registers once and multiplied for up to 8 tokens.
 //
 // rows: uint64 masks [n][ceil(k / 64)], bit c set where column c is stored; values: row by row. Values are read a
-// vector at a time, so up to 64 bytes past the last one. Weights that are not stored never meet a NaN or an infinity of x.
+// vector at a time, so up to 64 bytes past the last one. Weights that are not stored never meet a NaN or an infinity.
+//
 // Registers: T sums, the expanded weights; x is read from L1 as an operand. From 4 tokens on loads of x are what binds:
 // where x is finite, zeros may be multiplied too, and two rows share each load.
 #pragma once
@@ -81,7 +82,7 @@ struct Bitmap {
     constexpr int64_t kWordBytes = T * kMaskColumns * static_cast<int64_t>(sizeof(Element));
     constexpr int64_t kPanelWords = kPanelBytes / kWordBytes;
     const int64_t panel_words = words <= kPanelWords + kPanelWords / 2 ? words : kPanelWords;
-    bool shares = kAsksFinite && T >= 4;
+    bool shares = kAsksFinite && T >= 4 && words > 0;
     for (int t = 0; shares && t < T; ++t) shares = finite_flags(a, sizeof(Element))[token + t] != 0;
     if (panel_words == words && !shares) {
       for (int64_t row = 0; row < rows; ++row, masks += words) {

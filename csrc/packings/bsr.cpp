@@ -53,7 +53,8 @@ void pack_split(const PackingHeader& h, const SparseView& w, int64_t begin, int6
     }
     std::iota(order.begin(), order.end(), uint16_t{0});
     if (sorts_strips(h)) {
-      std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return stop[a] - at[a] > stop[b] - at[b]; });
+      std::stable_sort(order.begin(), order.end(),
+                       [&](size_t a, size_t b) { return stop[a] - at[a] > stop[b] - at[b]; });
       std::copy(order.begin(), order.end(), SplitStreams::extend<uint16_t>(out.rows, strips));
     }
     for (const size_t s : order) {

@@ -85,7 +85,8 @@ struct Packing {
   const char* format = nullptr;  // what it is made from: "csr" or "bsr"
   bool pads_steps = false;       // of bsr: blocks need no whole number of steps of the storage
   int64_t block_rows = 1;        // of bsr: what the number of rows of a block has to be a multiple of
-  // Fewer rows in a split are not worth a thread; chosen, not measured. Splits begin at multiples of `row_multiple` rows.
+  // Fewer rows in a split are not worth a thread; chosen, not measured. Splits begin at multiples of `row_multiple`
+  // rows.
   int64_t (*min_rows)(const PackingHeader& h) = always<1>;
   int64_t (*row_multiple)(const PackingHeader& h) = always<1>;
   const CellPacking* cells = nullptr;  // nullptr: it does not consist of cells
