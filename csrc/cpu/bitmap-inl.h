@@ -2,8 +2,10 @@
 // weights is expanded in registers once and multiplied for up to 8 tokens.
 //
 // rows: uint64 masks [n][ceil(k / 64)], bit c set where column c is stored; values: row by row. Values are read a
-// vector at a time, so up to 64 bytes past the last one. Weights that are not stored are never multiplied by x.
-// Registers: T sums, the expanded weights; x is read from L1 as an operand.
+// vector at a time, so up to 64 bytes past the last one. Weights that are not stored never meet a NaN or an infinity.
+//
+// Registers: T sums, the expanded weights; x is read from L1 as an operand. From 4 tokens on loads of x are what binds:
+// where x is finite, zeros may be multiplied too, and two rows share each load.
 #pragma once
 
 #include "cpu/rowlist-inl.h"
@@ -23,7 +25,9 @@ struct BitmapWidened {
     Row::Mask mask;
     Weights(const T* payloads, Row::Mask stored) : values(Row::expand(Row::load(payloads), stored)), mask(stored) {}
     SI_INLINE Row::V multiply(const float* x, Row::V sum) const { return Row::fma_masked(mask, values, x, sum); }
+    SI_INLINE Row::V multiply_all(Row::V x, Row::V sum) const { return Row::fma(values, x, sum); }
   };
+  static SI_INLINE Row::V load(const float* x) { return Row::load(x); }
 };
 
 struct BitmapPairs {
@@ -39,7 +43,9 @@ struct BitmapPairs {
     SI_INLINE Row::V multiply(const uint16_t* x, Row::V sum) const {
       return Row::dot(sum, Row::load_pairs_masked(x, mask), values);
     }
+    SI_INLINE Row::V multiply_all(Row::P x, Row::V sum) const { return Row::dot(sum, x, values); }
   };
+  static SI_INLINE Row::P load(const uint16_t* x) { return Row::load_pairs(x); }
 };
 
 // Several tokens of many columns do not stay in L1. Then a few rows together walk through x a panel of columns at a
@@ -48,6 +54,7 @@ template <class Kind>
 struct Bitmap {
   using Element = typename Kind::Element;
   using Payload = typename Kind::Payload;
+  static constexpr bool kAsksFinite = Level::kRegisters >= 32;  // two rows of sums have to fit
   static constexpr int kMaxTokens = 8;
   static constexpr int kColumns = Kind::kColumns, kParts = kMaskColumns / kColumns;
   static constexpr int64_t kBlockRows = 16;
@@ -74,17 +81,20 @@ struct Bitmap {
 
     constexpr int64_t kWordBytes = T * kMaskColumns * static_cast<int64_t>(sizeof(Element));
     constexpr int64_t kPanelWords = kPanelBytes / kWordBytes;
-    if (words <= kPanelWords + kPanelWords / 2) {
+    const int64_t panel_words = words <= kPanelWords + kPanelWords / 2 ? words : kPanelWords;
+    bool shares = kAsksFinite && T >= 4 && words > 0;
+    for (int t = 0; shares && t < T; ++t) shares = finite_flags(a, sizeof(Element))[token + t] != 0;
+    if (panel_words == words && !shares) {
       for (int64_t row = 0; row < rows; ++row, masks += words) {
-        Sums<T> sums;
-        clear<T>(sums);
-        values = walk<T>(masks, words, values, kPrefetchBytes, x, stride, sums);
-        put<T>(sums, out + row);
+        Sums<T> sums[1];
+        clear<T>(sums[0]);
+        walk<T>(masks, words, words, &values, kPrefetchBytes, x, stride, sums);
+        put<T>(sums[0], out + row);
       }
     } else {
       for (int64_t row = 0; row < rows; row += kBlockRows, masks += kBlockRows * words) {
         const int64_t here = rows - row < kBlockRows ? rows - row : kBlockRows;
-        values = block<T>(masks, words, kPanelWords, here, values, x, stride, waiting, out + row);
+        values = block<T>(masks, words, panel_words, here, shares, values, x, stride, waiting, out + row);
       }
     }
     for (int t = 0; t < T; ++t) finish_rows(a, out + t * kMaxSplitRows, token + t, begin, rows);
@@ -92,7 +102,7 @@ struct Bitmap {
 
   // out[t][row] of a block of rows; returns the values behind them.
   template <int T>
-  static const Payload* block(const uint64_t* masks, int64_t words, int64_t panel_words, int64_t rows,
+  static const Payload* block(const uint64_t* masks, int64_t words, int64_t panel_words, int64_t rows, bool shares,
                               const Payload* values, const Element* x, int64_t stride, float* waiting, float* out) {
     const Payload *next[kBlockRows], *start = values;
     for (int64_t r = 0; r < rows; ++r) {
@@ -101,50 +111,81 @@ struct Bitmap {
     }
     // What the next block reads lies directly behind what this one reads.
     const int64_t ahead = (values - start) * static_cast<int64_t>(sizeof(Payload));
+    constexpr int64_t kRowFloats = sets(T) * T * R;
     for (int64_t first = 0; first < words; first += panel_words) {
       const int64_t here = words - first < panel_words ? words - first : panel_words;
-      float* sums_at = waiting;
-      for (int64_t r = 0; r < rows; ++r) {
-        Sums<T> sums;
-        if (first == 0) {
-          clear<T>(sums);
-        } else {
-          each<T>([&](int s, int t) { sums[s][t] = Row::load(sums_at + (s * T + t) * R); });
+      auto multiply = [&](int64_t r, auto together) {
+        constexpr int kRows = decltype(together)::value;
+        Sums<T> sums[kRows];
+        for (int i = 0; i < kRows; ++i) {
+          const float* from = waiting + (r + i) * kRowFloats;
+          if (first == 0) {
+            clear<T>(sums[i]);
+          } else {
+            each<T>([&](int s, int t) { sums[i][s][t] = Row::load(from + (s * T + t) * R); });
+          }
         }
-        next[r] = walk<T>(masks + r * words + first, here, next[r], ahead, x + first * kMaskColumns, stride, sums);
-        if (first + here == words) {
-          put<T>(sums, out + r);
-        } else {
-          each<T>([&](int s, int t) { Row::store(sums_at + (s * T + t) * R, sums[s][t]); });
+        walk<T>(masks + r * words + first, words, here, next + r, ahead, x + first * kMaskColumns, stride, sums);
+        for (int i = 0; i < kRows; ++i) {
+          float* to = waiting + (r + i) * kRowFloats;
+          if (first + here == words) {
+            put<T>(sums[i], out + r + i);
+          } else {
+            each<T>([&](int s, int t) { Row::store(to + (s * T + t) * R, sums[i][s][t]); });
+          }
         }
-        sums_at += sets(T) * T * R;
+      };
+      int64_t r = 0;
+      if constexpr (kAsksFinite && T >= 4) {
+        for (; shares && r + 2 <= rows; r += 2) multiply(r, Int<2>{});
       }
+      for (; r < rows; ++r) multiply(r, Int<1>{});
     }
     return values;
   }
 
-  // sums += the columns of these words of one row; returns the values behind them. What lies `ahead` bytes behind what
-  // is read is fetched.
-  template <int T>
-  static SI_INLINE const Payload* walk(const uint64_t* masks, int64_t words, const Payload* values, int64_t ahead,
-                                       const Element* x, int64_t stride, Sums<T>& sums) {
+  // sums += the columns of these words of some rows, whose masks lie `row_words` apart; `next`: their values, which are
+  // moved on. What lies `ahead` bytes behind what is read is fetched. More rows than one: x is finite.
+  template <int T, int kRows>
+  static SI_INLINE void walk(const uint64_t* masks, int64_t row_words, int64_t words, const Payload** next,
+                             int64_t ahead, const Element* x, int64_t stride, Sums<T> (&sums)[kRows]) {
     constexpr int kSets = sets(T);
+    const Payload* values[kRows];
+    SI_UNROLL
+    for (int i = 0; i < kRows; ++i) values[i] = next[i];
     for (int64_t word = 0; word < words; ++word, x += kMaskColumns) {
-      const uint64_t mask = masks[word];
-      __builtin_prefetch(reinterpret_cast<const char*>(values) + ahead, 0, 2);
+      SI_UNROLL
+      for (int i = 0; i < kRows; ++i) __builtin_prefetch(reinterpret_cast<const char*>(values[i]) + ahead, 0, 2);
       SI_UNROLL
       for (int part = 0; part < kParts; ++part) {
-        constexpr uint64_t kOnes = (uint64_t{1} << kColumns) - 1;
-        const typename Kind::Weights weights(values, Kind::mask(masks + word, part));
-        values += __builtin_popcountll(mask >> (part * kColumns) & kOnes);
-        SI_UNROLL
-        for (int t = 0; t < T; ++t) {
-          Row::V& to = sums[part % kSets][t];
-          to = weights.multiply(x + t * stride + part * kColumns, to);
+        auto weights = [&](int i) __attribute__((always_inline)) {
+          constexpr uint64_t kOnes = (uint64_t{1} << kColumns) - 1;
+          const uint64_t* mask = masks + i * row_words + word;
+          const typename Kind::Weights expanded(values[i], Kind::mask(mask, part));
+          values[i] += __builtin_popcountll(*mask >> (part * kColumns) & kOnes);
+          return expanded;
+        };
+        if constexpr (kRows == 1) {
+          const auto own = weights(0);
+          SI_UNROLL
+          for (int t = 0; t < T; ++t) {
+            Row::V& to = sums[0][part % kSets][t];
+            to = own.multiply(x + t * stride + part * kColumns, to);
+          }
+        } else {
+          static_assert(kRows == 2);
+          const auto first = weights(0), second = weights(1);
+          SI_UNROLL
+          for (int t = 0; t < T; ++t) {
+            const auto xv = Kind::load(x + t * stride + part * kColumns);
+            sums[0][part % kSets][t] = first.multiply_all(xv, sums[0][part % kSets][t]);
+            sums[1][part % kSets][t] = second.multiply_all(xv, sums[1][part % kSets][t]);
+          }
         }
       }
     }
-    return values;
+    SI_UNROLL
+    for (int i = 0; i < kRows; ++i) next[i] = values[i];
   }
 
   template <int T, class Do>

@@ -4,7 +4,7 @@
 //
 // counts: one byte, blocks per (strip, panel); offsets: one byte per (strip, block), block column within the panel;
 // values: [strip][block][columns of the block][rows of the strip]; pair storage [column pairs][rows][2], i8
-// [fours of columns][rows][4].
+// [fours of columns][rows][4]. Of sorted strips rows: uint16 row within the split.
 #pragma once
 
 #include "cpu/steps-inl.h"
@@ -52,6 +52,33 @@ struct Bsr : PackedPanels {
     multiply(kLane % 2, size_t{at >> 8 * kLane & 255}, weight);
   }
 
+  // The first `count` of four neighbours.
+  template <class S, class Multiply>
+  static SI_INLINE void up_to_four(int count, uint32_t at, const int8_t* values, Multiply multiply) {
+    const auto weights = S::Vec::Floats::load_quad(reinterpret_cast<const float*>(values));
+    one_of_four<S, 0>(at, weights, multiply);
+    if (count > 1) one_of_four<S, 1>(at, weights, multiply);
+    if (count > 2) one_of_four<S, 2>(at, weights, multiply);
+    if (count > 3) one_of_four<S, 3>(at, weights, multiply);
+  }
+
+  // All blocks of a row, of one position each. Behind the last offsets and values others may be read.
+  template <class S, class Multiply>
+  static SI_INLINE void quads(const uint8_t* offsets, int blocks, const int8_t* values, Multiply multiply) {
+    int block = 0;
+    for (; block + 8 <= blocks; block += 8, values += 8 * kColumns) {
+      uint64_t at;
+      memcpy(&at, offsets + block, sizeof at);
+      up_to_four<S>(4, static_cast<uint32_t>(at), values, multiply);
+      up_to_four<S>(4, static_cast<uint32_t>(at >> 32), values + 4 * kColumns, multiply);
+    }
+    for (; block < blocks; block += 4, values += 4 * kColumns) {
+      uint32_t at;
+      memcpy(&at, offsets + block, sizeof at);
+      up_to_four<S>(blocks - block, at, values, multiply);
+    }
+  }
+
   // A strip of one row of integers, whose sums may be added up in any order: two sets of them, each of every second
   // block, because one would be limited by the latency of the multiply-add.
   template <class S>
@@ -60,44 +87,37 @@ struct Bsr : PackedPanels {
     using Vec = typename S::Vec;
     typename Vec::V sum[2][S::kSums];
     SI_UNROLL
-    for (int t = 0; t < 2 * S::kSums; ++t) sum[t / S::kSums][t % S::kSums] = Vec::zero();
+    for (int t = 0; t < S::kSums; ++t) {
+      sum[0][t] = Vec::load(sums + t * Vec::L);
+      sum[1][t] = Vec::zero();
+    }
     auto multiply = [&](int set, size_t position, auto weight) __attribute__((always_inline)) {
       typename Step<S>::X xv[S::kSums];
       load<S>(tokens_of<S>(x, position), xv);
       SI_UNROLL
       for (int t = 0; t < S::kSums; ++t) sum[set][t] = Step<S>::multiply(weight, xv[t], sum[set][t]);
     };
-    int block = 0;
-    if constexpr (Vec::L >= 8) {
-      for (; positions == 1 && block + 4 <= blocks; block += 4, values += 4 * kColumns) {
-        uint32_t at;
-        memcpy(&at, offsets + block, sizeof at);
-        const auto weights = Vec::Floats::load_quad(reinterpret_cast<const float*>(values));
-        one_of_four<S, 0>(at, weights, multiply);
-        one_of_four<S, 1>(at, weights, multiply);
-        one_of_four<S, 2>(at, weights, multiply);
-        one_of_four<S, 3>(at, weights, multiply);
+    if (Vec::L >= 8 && positions == 1) {
+      if constexpr (Vec::L >= 8) quads<S>(offsets, blocks, values, multiply);
+    } else {
+      // One position at a time, of every second block in the second set.
+      int block = 0;
+      for (; block + 2 <= blocks; block += 2) {
+        const int64_t first = offsets[block] * positions, second = offsets[block + 1] * positions;
+        for (int64_t c = 0; c < positions; ++c, values += kColumns) {
+          multiply(0, static_cast<size_t>(first + c), Step<S>::weight(values));
+          multiply(1, static_cast<size_t>(second + c), Step<S>::weight(values + positions * kColumns));
+        }
+        values += positions * kColumns;
       }
-    }
-    // One position at a time, of every second block in the second set.
-    for (; block + 2 <= blocks; block += 2) {
-      const int64_t first = offsets[block] * positions, second = offsets[block + 1] * positions;
-      for (int64_t c = 0; c < positions; ++c, values += kColumns) {
-        multiply(0, static_cast<size_t>(first + c), Step<S>::weight(values));
-        multiply(1, static_cast<size_t>(second + c), Step<S>::weight(values + positions * kColumns));
-      }
-      values += positions * kColumns;
-    }
-    if (block < blocks) {
-      for (int64_t c = 0; c < positions; ++c, values += kColumns) {
-        multiply(0, static_cast<size_t>(offsets[block] * positions + c), Step<S>::weight(values));
+      if (block < blocks) {
+        for (int64_t c = 0; c < positions; ++c, values += kColumns) {
+          multiply(0, static_cast<size_t>(offsets[block] * positions + c), Step<S>::weight(values));
+        }
       }
     }
     SI_UNROLL
-    for (int t = 0; t < S::kSums; ++t) {
-      float* to = sums + t * Vec::L;
-      Vec::store(to, Vec::add(Vec::load(to), Vec::add(sum[0][t], sum[1][t])));
-    }
+    for (int t = 0; t < S::kSums; ++t) Vec::store(sums + t * Vec::L, Vec::add(sum[0][t], sum[1][t]));
   }
 
   // Strips of kStored rows, of which kStrip are multiplied together.
@@ -113,8 +133,11 @@ struct Bsr : PackedPanels {
     const int64_t positions = w->block_cols / kColumns;
 
     if constexpr (kMode == TileMode::kQuads && kStored == 1) {
-      for (int64_t s = 0; s < count; offsets += counts[s], values += counts[s] * positions * kColumns, ++s) {
-        if (counts[s] > 0) row<S>(x, offsets, counts[s], positions, values, sums + s * S::kTokens);
+      const uint16_t* rows = section<uint16_t>(w, w->rows) + cell.rows;
+      for (int64_t s = 0; s < count && counts[s] > 0; ++s) {
+        row<S>(x, offsets, counts[s], positions, values, sums + rows[s] * S::kTokens);
+        offsets += counts[s];
+        values += counts[s] * positions * kColumns;
       }
       return;
     }

@@ -5,6 +5,8 @@
 
 #include <string.h>
 
+#include <type_traits>
+
 #include "cpu/activation-inl.h"
 #include "cpu/quantize-inl.h"
 #include "cpu/types-inl.h"
@@ -28,6 +30,24 @@ struct RoundsX<Body, decltype(void(Body::kRoundsX))> {
   static constexpr bool value = Body::kRoundsX;
 };
 
+// Whether a kernel multiplies what is zero where x is finite (`finite_flags`).
+template <class Body, class = void>
+struct AsksFinite {
+  static constexpr bool value = false;
+};
+template <class Body>
+struct AsksFinite<Body, decltype(void(Body::kAsksFinite))> {
+  static constexpr bool value = Body::kAsksFinite;
+};
+
+// Values of a row of the prepared x, and zeros behind a row, as many as a kernel may look ahead.
+SI_INLINE int64_t row_stride(const SpmmArgs& a) { return (a.w->k + kMaxWindow + 15) / 16 * 16; }
+
+// Of bodies that ask: one byte for each token, behind the prepared x of elements of this size.
+SI_INLINE uint8_t* finite_flags(const SpmmArgs& a, size_t element) {
+  return reinterpret_cast<uint8_t*>(a.workspace) + a.m * row_stride(a) * static_cast<int64_t>(element);
+}
+
 // Body: `Element` of the prepared x (float, uint16_t or uint8_t), `kMaxTokens`, perhaps `kRoundsX`, and
 // `tokens<T>(args, split, x, stride, token)`, which computes T tokens of one split.
 template <class Body>
@@ -38,10 +58,10 @@ struct Rows {
   static constexpr bool kBytes = sizeof(Element) == 1;
   static constexpr int64_t kTileTokens = 0;
 
-  // Zeros behind a row, as many as a kernel may look ahead.
-  static int64_t stride(const SpmmArgs& a) { return (a.w->k + kMaxWindow + 15) / 16 * 16; }
+  static int64_t stride(const SpmmArgs& a) { return row_stride(a); }
   static int64_t x_bytes(const SpmmArgs& a) { return a.m * stride(a) * static_cast<int64_t>(sizeof(Element)); }
   static int64_t workspace_bytes(const SpmmArgs& a) {
+    if (AsksFinite<Body>::value) return x_bytes(a) + a.m;
     return x_bytes(a) + (kBytes ? a.m * static_cast<int64_t>(sizeof(TokenScale)) : 0);
   }
   static int64_t scratch_bytes(const SpmmArgs&) { return Body::kScratchBytes; }
@@ -74,6 +94,10 @@ struct Rows {
         if (RoundsX<Body>::value && a.dtype == DType::kF32) round_in_place(out, k);
       }
       memset(out + k, 0, static_cast<size_t>(stride(a) - k) * sizeof(Element));
+      if constexpr (AsksFinite<Body>::value) {
+        using Value = std::conditional_t<sizeof(Element) == 2, BF16, float>;
+        finite_flags(a, sizeof(Element))[token] = find_range(reinterpret_cast<const Value*>(out), k).odd == 0.0f;
+      }
     }
   }
 

@@ -64,7 +64,7 @@ constexpr CellPacking kCells = [] {
 
 constexpr Packing bitmap_packing = [] {
   Packing packing = packing_of_rows<visit<uint32_t>, visit<uint16_t>, visit<uint8_t>>(&kCells);
-  packing.min_rows = 32;
+  packing.min_rows = always<32>;
   return packing;
 }();
 

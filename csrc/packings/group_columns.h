@@ -150,7 +150,7 @@ constexpr Packing group_packing(const CellPacking* cells) {
   Packing packing = packing_of_cells(cells);
   packing.format = "bsr";
   packing.pads_steps = true;
-  packing.min_rows = 16;
+  packing.min_rows = always<16>;
   packing.row_multiple = row_multiple;
   packing.unpack[0] = unpack_blocks<uint32_t>;
   packing.unpack[1] = unpack_blocks<uint16_t>;

@@ -42,7 +42,7 @@ std::vector<int64_t> row_bounds(const SparseView& w, const Packing& packing, con
     for (int64_t r = begin; r < end; ++r) work[g] += w.crow[r / w.block_rows + 1] - w.crow[r / w.block_rows];
   }
   std::vector<int64_t> bounds =
-      split_rows(work, max_splits, std::max<int64_t>(1, packing.min_rows / multiple), kMaxSplitRows / multiple);
+      split_rows(work, max_splits, std::max<int64_t>(1, packing.min_rows(h) / multiple), kMaxSplitRows / multiple);
   for (int64_t& b : bounds) b = std::min(w.n, b * multiple);
   return bounds;
 }

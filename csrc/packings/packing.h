@@ -30,7 +30,10 @@ inline int payload_size(Storage storage) {
 
 // Choices that several packings make.
 
-inline int64_t any_row(const PackingHeader&) { return 1; }
+template <int64_t kRows>
+int64_t always(const PackingHeader&) {
+  return kRows;
+}
 inline int64_t all_columns(const PackingHeader& h) { return std::max<int64_t>(1, h.k); }
 
 // Bytes of this machine's L1 data cache; 32 KB where the system does not say.
@@ -82,9 +85,11 @@ struct Packing {
   const char* format = nullptr;  // what it is made from: "csr" or "bsr"
   bool pads_steps = false;       // of bsr: blocks need no whole number of steps of the storage
   int64_t block_rows = 1;        // of bsr: what the number of rows of a block has to be a multiple of
-  int64_t min_rows = 1;          // fewer in a split are not worth a thread; chosen, not measured
-  int64_t (*row_multiple)(const PackingHeader& h) = any_row;  // splits begin at multiples of this many rows
-  const CellPacking* cells = nullptr;                         // nullptr: it does not consist of cells
+  // Fewer rows in a split are not worth a thread; chosen, not measured. Splits begin at multiples of `row_multiple`
+  // rows.
+  int64_t (*min_rows)(const PackingHeader& h) = always<1>;
+  int64_t (*row_multiple)(const PackingHeader& h) = always<1>;
+  const CellPacking* cells = nullptr;  // nullptr: it does not consist of cells
 
   Blob (*pack)(const Packing& packing, const PackInput& input) = nullptr;
   void (*check)(const Packing& packing, const PackingHeader& h) = nullptr;

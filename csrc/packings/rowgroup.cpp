@@ -140,7 +140,7 @@ constexpr CellPacking kCells = [] {
 
 constexpr Packing rowgroup_packing = [] {
   Packing packing = packing_of_rows<visit<uint32_t>, visit<uint16_t>, visit<uint8_t>>(&kCells);
-  packing.min_rows = 16;
+  packing.min_rows = always<16>;
   packing.row_multiple = row_multiple;
   return packing;
 }();

@@ -127,7 +127,7 @@ constexpr CellPacking kCells = [] {
 
 constexpr Packing rowlist_packing = [] {
   Packing packing = packing_of_rows<visit<uint32_t>, visit<uint16_t>, visit<uint8_t>>(&kCells);
-  packing.min_rows = 128;  // more rows in a split mean longer runs of equal length
+  packing.min_rows = always<128>;  // more rows in a split mean longer runs of equal length
   return packing;
 }();
 

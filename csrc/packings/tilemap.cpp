@@ -178,7 +178,7 @@ constexpr CellPacking kCells = [] {
 
 constexpr Packing tilemap_packing = [] {
   Packing packing = packing_of_rows<visit<uint32_t>, visit<uint16_t>, visit<uint8_t>>(&kCells);
-  packing.min_rows = 32;
+  packing.min_rows = always<32>;
   packing.row_multiple = row_multiple;
   return packing;
 }();

@@ -316,6 +316,18 @@ def test_nan_and_inf_reach_only_their_own_outputs(kernel: ops.KernelInfo) -> Non
 
 
 @kernel
+def test_tokens_that_are_not_finite_change_no_bit_of_others(kernel: ops.KernelInfo) -> None:
+    w_dtype, x_dtype = DTYPES[kernel.storage][0]
+    fmt = formats_for(kernel, weight_for(kernel, 24, 2504, 0.5).to(w_dtype))[0]
+    x = torch.randn(12, 2504).to(x_dtype)  # kernels take 8 of them together, and 4
+    y = forced(kernel, fmt, x)
+    odd = torch.tensor([3, 11])
+    x[odd, odd] = float("inf")
+    others = ~torch.isin(torch.arange(12), odd)
+    assert torch.equal(forced(kernel, fmt, x)[others], y[others])
+
+
+@kernel
 def test_packing_is_exact_both_ways(kernel: ops.KernelInfo) -> None:
     w = weight(192, 320, 0.7)
     w[0, 0], w[5, 7] = float("nan"), float("-inf")

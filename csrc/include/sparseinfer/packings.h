@@ -56,8 +56,8 @@ struct PackingHeader {
   int64_t cells;                   // Cell[splits * panels + 1]
   int64_t counts;    // csr: int64 crow[n + 1]; rowgroup: PatternCounts[]; rowlist: Run[]; bsr: uint8[]; sell: uint32[];
                      // tilemap: TileStrip[]; grouplist, grouptile: uint16[]
-  int64_t rows;      // rowlist: uint16[] row within the split; sell: uint32[] first columns; bitmap: uint64[] masks;
-                     // tilemap: masks of tiles, in pieces of 64 bytes
+  int64_t rows;      // rowlist, bsr of sorted strips: uint16[] row within the split; sell: uint32[] first columns;
+                     // bitmap: uint64[] masks; tilemap: masks of tiles, in pieces of 64 bytes
   int64_t offsets;   // rowgroup, rowlist, grouplist, grouptile: uint16[] column in the panel; sell, bsr: uint8[];
                      // csr, tilemap: uint32[]
   int64_t values;    // payloads in loop order
@@ -128,6 +128,8 @@ static inline bool consists_of_tiles(Storage storage, int64_t block_rows, int64_
   return multiplied && block_rows % kTileOutputs == 0 && block_cols % tile_inputs(storage) == 0;
 }
 static inline int64_t strip_rows(int64_t block_rows) { return block_rows % 4 == 0 ? 4 : block_rows % 2 == 0 ? 2 : 1; }
+// Strips of one row of i8 are short lists: sorted by length within a cell, so that loop exits are predicted.
+static inline bool sorts_strips(const PackingHeader& h) { return h.storage == Storage::kI8 && h.strip == 1; }
 
 // grouplist, grouptile: rows that share a list of columns; a group never crosses a block.
 constexpr int64_t kListRows = 16;
