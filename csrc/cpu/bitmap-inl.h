@@ -154,6 +154,9 @@ struct Bitmap {
     SI_UNROLL
     for (int i = 0; i < kRows; ++i) values[i] = next[i];
     for (int64_t word = 0; word < words; ++word, x += kMaskColumns) {
+      // Were it known to stay, all its multiples would be kept, most of them in memory, and loads are what binds.
+      int64_t step = stride;
+      __asm__("" : "+r"(step));
       SI_UNROLL
       for (int i = 0; i < kRows; ++i) __builtin_prefetch(reinterpret_cast<const char*>(values[i]) + ahead, 0, 2);
       SI_UNROLL
@@ -170,14 +173,14 @@ struct Bitmap {
           SI_UNROLL
           for (int t = 0; t < T; ++t) {
             Row::V& to = sums[0][part % kSets][t];
-            to = own.multiply(x + t * stride + part * kColumns, to);
+            to = own.multiply(x + t * step + part * kColumns, to);
           }
         } else {
           static_assert(kRows == 2);
           const auto first = weights(0), second = weights(1);
           SI_UNROLL
           for (int t = 0; t < T; ++t) {
-            const auto xv = Kind::load(x + t * stride + part * kColumns);
+            const auto xv = Kind::load(x + t * step + part * kColumns);
             sums[0][part % kSets][t] = first.multiply_all(xv, sums[0][part % kSets][t]);
             sums[1][part % kSets][t] = second.multiply_all(xv, sums[1][part % kSets][t]);
           }
