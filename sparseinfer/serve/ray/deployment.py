@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from importlib.metadata import version
 from typing import Any
 
 from ray import cloudpickle, serve
@@ -18,7 +19,6 @@ from ray.util.metrics import Counter, Histogram
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from sparseinfer import __version__
 from sparseinfer.serve.ray.shared import Load, Predictor, shared
 
 logger = logging.getLogger("ray.serve")
@@ -89,9 +89,9 @@ def application(load: Load, path: str, *, name: str = "sparseinfer", **options: 
     options.setdefault("max_ongoing_requests", 2 * settings.max_batch_size)
     options.setdefault("health_check_period_s", 5)
     # Ray draws one for each run, as if all code were new, and would then replace the replicas.
-    version = hashlib.sha256(cloudpickle.dumps((__version__, load))).hexdigest()
+    code = hashlib.sha256(cloudpickle.dumps((version("sparseinfer"), load))).hexdigest()
     made = serve.deployment(Replica).options(
-        name=name, version=version, user_config=config, _internal=True, **options
+        name=name, version=code, user_config=config, _internal=True, **options
     )
     return made.bind(load)
 
