@@ -81,8 +81,6 @@ CASES = [
     Case(size=(200, 1), kernel=(3, 1), padding=(1, 0)),
     Case(size=(3, 2), padding=(6, 5)),
     Case(size=(16, 64), b=1),
-    Case(size=(16, 16), b=3, c=20, n=30),
-    Case(kernel=(1, 1), padding=(0, 0), size=(16, 16), c=9, n=530),
     Case(size=(33, 65), b=1, c=3, n=5),
     Case(groups=2),
     Case(groups=4, stride=(2, 2)),
@@ -161,23 +159,8 @@ def test_integers_are_exact(kernel: ops.KernelInfo, case: Case) -> None:
 
 
 @kernel
-def test_rows_that_not_every_panel_holds(kernel: ops.KernelInfo) -> None:
-    """Rows that end early, begin late, or are empty, among whole tiles and others."""
-    case = Case(b=2, c=60, size=(10, 8), n=24)
-    w = case.w(sparsity=0.5)
-    w[::3, 30:] = 0
-    w[1::3, :30] = 0
-    w[::5] = 0
-    bias = values(case.n, integer=True)
-    w_dtype, x_dtype = DTYPES[kernel.storage][0]
-    y = forced(kernel, case, case.x().to(x_dtype), w.to(w_dtype), bias, "relu")
-    wanted = ops.reference_conv(case.x(), w, bias, **case.geometry).relu()
-    assert torch.equal(y, wanted.to(x_dtype))
-
-
-@kernel
 @pytest.mark.parametrize(
-    "case", [CASES[3], CASES[6], CASES[20], CASES[29]], ids=["same", "s2", "7", "groups"]
+    "case", [CASES[3], CASES[6], CASES[20], CASES[27]], ids=["same", "s2", "7", "groups"]
 )
 def test_every_dtype(kernel: ops.KernelInfo, case: Case) -> None:
     bias = values(case.n, integer=True)
