@@ -205,10 +205,11 @@ void prepare_bytes(const TileTokens& to, const T* x, int64_t k, int64_t tile, in
 // The pixels of a token tile from `token` of the pass on, as rows.
 template <class T>
 void unfold(const SpmmArgs& a, const TileTokens& to, int64_t token, float* rows) {
+  const Pixels<kTileRows> pixels(a, token);
   float gathered[(kUnfoldColumns + R) * kTileRows];
   for (int64_t first = 0; first < a.w->k; first += kUnfoldColumns) {
     const int64_t left = a.w->k - first, columns = left < kUnfoldColumns ? left : kUnfoldColumns;
-    pack_pixels<kTileRows, T>(a, token, first, columns, gathered);
+    pack_pixels<kTileRows, T>(a, pixels, first, columns, gathered);
     memset(gathered + columns * kTileRows, 0, R * kTileRows * sizeof(float));
     for (int64_t c = 0; c < columns; c += R) {
       turn_tile(gathered + c * kTileRows, kTileRows, rows + first + c, to.unfolded);
