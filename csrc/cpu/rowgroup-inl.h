@@ -125,13 +125,15 @@ struct Rowgroup : PackedPanels {
   static void cell(const PackingHeader* w, int64_t split, int64_t panel, const Columns& x, float* sums, int64_t,
                    char*) {
     using V = typename S::Vec::V;
-    for_groups<S, false>(w, split, panel, x, sums, [&](int64_t row, V(&sum)[4][S::kSums]) {
-      SI_UNROLL
-      for (int r = 0; r < 4; ++r) {
-        SI_UNROLL
-        for (int t = 0; t < S::kSums; ++t) S::Vec::store(sums + (row + r) * S::kTokens + t * S::Vec::L, sum[r][t]);
-      }
-    });
+    for_groups<S, false>(w, split, panel, x, sums,
+                         [&](int64_t row, V(&sum)[4][S::kSums]) __attribute__((always_inline)) {
+                           SI_UNROLL
+                           for (int r = 0; r < 4; ++r) {
+                             SI_UNROLL
+                             for (int t = 0; t < S::kSums; ++t)
+                               S::Vec::store(sums + (row + r) * S::kTokens + t * S::Vec::L, sum[r][t]);
+                           }
+                         });
   }
 
   // The same for the last panel, with `kFresh` the only one: put(row of W, sums) takes each row.
@@ -141,13 +143,14 @@ struct Rowgroup : PackedPanels {
     using V = typename S::Vec::V;
     const int64_t first = section<int64_t>(w, w->split_rows)[split];
     const int64_t end = section<int64_t>(w, w->split_rows)[split + 1];
-    for_groups<S, kFresh>(w, split, panel, x, sums, [&](int64_t row, V(&sum)[4][S::kSums]) {
-      SI_UNROLL
-      for (int r = 0; r < 4; ++r) {
-        put.prefetch(first + row + kRowsAhead + r);
-        if (first + row + r < end) put.put(first + row + r, sum[r]);
-      }
-    });
+    for_groups<S, kFresh>(w, split, panel, x, sums,
+                          [&](int64_t row, V(&sum)[4][S::kSums]) __attribute__((always_inline)) {
+                            SI_UNROLL
+                            for (int r = 0; r < 4; ++r) {
+                              put.prefetch(first + row + kRowsAhead + r);
+                              if (first + row + r < end) put.put(first + row + r, sum[r]);
+                            }
+                          });
   }
 };
 

@@ -108,9 +108,9 @@ struct Rowlist : PackedPanels {
   // sums [rows of the split][tokens]; x is a tile, or Planes
   template <class S, class Columns>
   static void cell(const PackingHeader* w, int64_t split, int64_t panel, Columns x, float* sums, int64_t, char*) {
-    for_rows(w, split, panel, [&](const uint16_t* r, int length, const uint16_t* offsets, const Payload* values) {
-      row<S, true>(x, offsets, values, length, sums + *r * S::kTokens);
-    });
+    for_rows(w, split, panel,
+             [&](const uint16_t* r, int length, const uint16_t* offsets, const Payload* values)
+                 __attribute__((always_inline)) { row<S, true>(x, offsets, values, length, sums + *r * S::kTokens); });
   }
 
   // The same for the last panel, with `kFresh` the only one: put(row of W, sums) takes each row.
@@ -123,11 +123,13 @@ struct Rowlist : PackedPanels {
     const uint16_t* listed = section<uint16_t>(w, w->rows) + cell->rows;
     const uint16_t* end = section<uint16_t>(w, w->rows) + cell[1].rows;
     typename S::Vec::V total[S::kSums];
-    for_rows(w, split, panel, [&](const uint16_t* r, int length, const uint16_t* offsets, const Payload* values) {
-      if (r + kRowsAhead < end) put.prefetch(first + r[kRowsAhead]);
-      multiply_row<S, true, kFresh>(x, offsets, values, length, sums + *r * S::kTokens, total);
-      put.put(first + *r, total);
-    });
+    for_rows(w, split, panel,
+             [&](const uint16_t* r, int length, const uint16_t* offsets, const Payload* values)
+                 __attribute__((always_inline)) {
+                   if (r + kRowsAhead < end) put.prefetch(first + r[kRowsAhead]);
+                   multiply_row<S, true, kFresh>(x, offsets, values, length, sums + *r * S::kTokens, total);
+                   put.put(first + *r, total);
+                 });
     if (end - listed == rows) return;
     bool is_listed[kMaxSplitRows] = {};
     for (; listed < end; ++listed) is_listed[*listed] = true;
