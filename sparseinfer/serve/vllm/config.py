@@ -23,8 +23,6 @@ from sparseinfer.serve.vllm.linear import Packer, SparseLinearMethod
 class SparseInferConfig(QuantizationConfig):
     """What is converted: as `sparseinfer.SparseInferConfig` of transformers says, with the same keywords.
 
-    `memory` is 2 unless given: one packing seldom is the fastest for steps of a token and for prompts.
-
     Names in `targets` and `ignore` are those of vLLM's layers, or of the layers fused in them; a fused layer
     is left out if one of its parts is.
     """
@@ -32,7 +30,7 @@ class SparseInferConfig(QuantizationConfig):
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         """config: the folder's `quantization_config`; TypeError, ValueError: unknown or wrong keywords."""
         super().__init__()
-        options = {"memory": 2.0, **hf.SparseInferConfig(**(config or {})).options}
+        options = dict(hf.SparseInferConfig(**(config or {})).options)
         self._targets, self._ignore = options.pop("targets", None), options.pop("ignore", None)
         for name, patterns in (("targets", self._targets), ("ignore", self._ignore)):
             if patterns is not None:
