@@ -93,8 +93,8 @@ def plan(
     tried = {m: tuple(dict.fromkeys(_each(variant.layouts(m) for variant in variants))) for m in counts}
     times = _timed(candidates, tried, timer)
     fastest, limit = _sparse_ways(variants, times, SPEED), memory * candidates.dense_weights.weight.nbytes
-    if not fastest or best(fastest).nbytes > limit or best(fastest).worst > EQUAL:
-        # The likeliest of each bucket are too much together, or lose: look for those that serve several.
+    if not fastest or best(fastest).nbytes > limit:
+        # The best of each bucket are too much together: look for those that serve several.
         compact = (variant.compact_layout() for variant in variants)
         every = tuple(dict.fromkeys((*_each(tried.values()), *compact)))
         times = _timed(candidates, dict.fromkeys(counts, every), timer)

@@ -75,18 +75,6 @@ class TestMemory:
         for name, memory in (("rowgroup", sizes["rowgroup"] + 0.01), ("bitmap", sizes["rowgroup"] - 0.02)):
             assert name in convert(dense, tokens=(128,), memory=memory)[0].plan
 
-    @pytest.mark.parametrize("memory", [1.0, "speed"])
-    def test_where_the_likeliest_lose_those_of_other_counts_are_tried(
-        self, script: Script, memory: float | str
-    ) -> None:
-        script.ratio = lambda layout, m: 0.5 if layout in script.calls[0][0] else 1.5
-        fast = convert(layer(0.5), tokens=(1, 128), memory=memory)
-        (few, _), (many, _) = script.calls[:2]
-        assert few
-        assert many
-        assert not set(few) & set(many)
-        assert kinds(fast) == [SparseLinear]
-
     def test_nothing_fits(self) -> None:
         fast = convert(layer(0.4), memory=0.1)
         assert kinds(fast) == [nn.Linear]
