@@ -95,8 +95,12 @@ struct Rows {
       }
       memset(out + k, 0, static_cast<size_t>(stride(a) - k) * sizeof(Element));
       if constexpr (AsksFinite<Body>::value) {
-        using Value = std::conditional_t<sizeof(Element) == 2, BF16, float>;
-        finite_flags(a, sizeof(Element))[token] = find_range(reinterpret_cast<const Value*>(out), k).odd == 0.0f;
+        const auto is_finite = [k](const auto* values) { return find_range(values, k).odd == 0.0f; };
+        if constexpr (sizeof(Element) == 2) {
+          finite_flags(a, sizeof(Element))[token] = is_finite(reinterpret_cast<const BF16*>(out));
+        } else {
+          finite_flags(a, sizeof(Element))[token] = is_finite(reinterpret_cast<const float*>(out));
+        }
       }
     }
   }
